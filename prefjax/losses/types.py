@@ -1,0 +1,129 @@
+"""What every objective receives (`Responses`) and what it declares about itself (`Objective`)."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# Every optional input of an objective, and what puts it into the batch: the second half of a "needs" error.
+PROVIDED_BY: Mapping[str, str] = {
+    "reference_logp": "the responses scored under the frozen reference, live or precomputed",
+    "length": "the response token counts, summed beside logp",
+    "target": "labels, rewards or scores in the preference records",
+    "value": "a value network read at the last prompt token",
+    "baseline_logp": "a mismatched response (one to another prompt), packed as the baseline branch of every prompt",
+    "baseline_reference_logp": "that baseline branch scored under the frozen reference",
+    "auxiliary_logp": "a regulariser target, packed as the auxiliary branch of every prompt",
+}
+
+
+@flax.struct.dataclass(kw_only=True)
+class Responses:
+    """Log-probs of B prompts with K responses each. Chosen is 0 and rejected is 1 when K = 2. Nats, float32.
+
+    logp                     [B, K] SUM over response tokens of log pi(token | everything before it), EOS included
+    reference_logp           [B, K] the same under the frozen reference
+    length                   [B, K] response tokens summed in logp
+    target                   [B, K] 1/0 label (KTO), reward (DRO), score; (1, 0) for pairs
+    valid                    [B, K] an invalid slot contributes exactly nothing; None means all valid
+    value                    [B]    V(x) of the prompt alone (DRO-V)
+    baseline_logp            [B]    KTO's mismatched response under this prompt
+    baseline_reference_logp  [B]    the same under the frozen reference
+    auxiliary_logp           [B]    SLiC's regulariser target under this prompt
+    """
+
+    logp: Float[Array, "B K"]
+    reference_logp: Float[Array, "B K"] | None = None
+    length: Float[Array, "B K"] | None = None
+    target: Float[Array, "B K"] | None = None
+    valid: Bool[Array, "B K"] | None = None
+    value: Float[Array, "B"] | None = None
+    baseline_logp: Float[Array, "B"] | None = None
+    baseline_reference_logp: Float[Array, "B"] | None = None
+    auxiliary_logp: Float[Array, "B"] | None = None
+
+    def require(self, *fields: str, group_size: int | None = None, objective: str = "this objective") -> None:
+        """Raises a ValueError that names the first of `fields` the batch lacks, or a K other than `group_size`."""
+        for field in fields:
+            if getattr(self, field) is None:
+                raise ValueError(f"{objective} needs {field}: {PROVIDED_BY[field]}")
+        if group_size is not None and self.logp.shape[-1] != group_size:
+            raise ValueError(
+                f"{objective} compares exactly K = {group_size} responses per prompt, but logp has shape "
+                f"{self.logp.shape}: choose {group_size} responses per prompt when preparing the data"
+            )
+
+    def valid_slots(self) -> Bool[Array, "B K"]:
+        """Which slots hold a response: `valid`, or all of them when it is None."""
+        return jnp.ones(self.logp.shape, bool) if self.valid is None else self.valid
+
+    def masked(self, *, whole_groups: bool = False) -> "Responses":
+        """The same batch with zeros wherever nothing valid stands, and `valid` filled in.
+
+        This is the inner half of a "double where": an invalid slot may hold NaN or inf, and masking only the loss
+        would let 0 * NaN through the backward pass. The outer half is `prompt_mean` (or a `where` on `valid`).
+
+        whole_groups  one invalid slot makes all K slots of its prompt invalid (pairs).
+        """
+        valid = self.valid_slots()
+        if whole_groups:
+            valid = jnp.broadcast_to(jnp.all(valid, axis=-1, keepdims=True), valid.shape)
+        masks = {1: jnp.any(valid, axis=-1), 2: valid}
+        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        zeroed = {name: jnp.where(masks[x.ndim], x, 0) for name, x in arrays.items() if x is not None}
+        return self.replace(**(zeroed | {"valid": valid}))
+
+    def prompt_mean(self, x: Float[Array, "B K"]) -> Float[Array, "B"]:
+        """Mean of `x` over the valid slots of each prompt; exactly 0 for a prompt without any."""
+        valid = self.valid_slots()
+        count = jnp.maximum(jnp.sum(valid, axis=-1), 1)
+        return jnp.sum(jnp.where(valid, x, 0), axis=-1) / count
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """One entry of the zoo: a pure loss and the facts the trainer needs to call it rightly.
+
+    loss        (responses, **options) -> [B] per-prompt losses; no reduction, no I/O, no state. Its keyword-only
+                parameters are the objective's options: Python numbers or strings, constants under jit.
+    group_size  K the loss is defined for; None means any K >= 1 (the per-prompt loss averages over valid responses).
+    needs       names of the `Responses` fields it reads besides logp and valid, with default options.
+    reads       what it reads of `target`: "nothing", "labels" (1 desirable, 0 undesirable) or "rewards" (any number).
+    coupled     True when a per-prompt loss depends on other prompts of the batch (a batch statistic).
+    at_init     (responses, **options) -> [B] closed-form per-prompt loss when policy == reference, or None
+                when there is none (reference-free objectives).
+    """
+
+    name: str
+    loss: Callable[..., Float[Array, "B"]]
+    group_size: int | None
+    needs: frozenset[str]
+    reads: str = "nothing"
+    coupled: bool = False
+    at_init: Callable[..., Float[Array, "B"]] | None = None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """Hyper-parameter names and defaults, read from the loss's keyword-only parameters."""
+        parameters = inspect.signature(self.loss).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises a ValueError that names an option the objective does not take and lists those it takes."""
+        for name in options:
+            if name not in self.options:
+                takes = ", ".join(f"{known}={default!r}" for known, default in self.options.items()) or "none"
+                raise ValueError(f"{self.name} takes no option {name!r}; its options and defaults: {takes}")
+
+    def check_inputs(self, responses: Responses) -> None:
+        """Raises a ValueError that names a field the objective needs and the batch lacks, or a K it does not take."""
+        responses.require(*sorted(self.needs), group_size=self.group_size, objective=self.name)
+
+    def valid_prompts(self, responses: Responses) -> Bool[Array, "B"]:
+        """The prompts that count: with all K slots valid where `group_size` fixes K, else with at least one."""
+        over_slots = jnp.any if self.group_size is None else jnp.all
+        return over_slots(responses.valid_slots(), axis=-1)
