@@ -1,0 +1,211 @@
+"""The accepted shapes of a row, and how each becomes a Record.
+
+    pair           {chosen, rejected}             + optional score_chosen, score_rejected
+    unpaired       {completion, label | reward}   label: true or false; with both, the reward becomes the score
+    ranked         {completions, scores}          higher is better
+    demonstration  {completion}
+
+All have a `prompt`, except that a pair may leave it out and give the whole conversation twice; all may have a
+`weight`. Text is a string or a list of {role, content} messages. Where only some texts are messages, a string prompt is
+the user's turn and a string response the assistant's. Other columns are not read, and that is counted.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prefjax.data.prompts import NoPrompt, join
+from prefjax.data.records import TIES, Message, Record, Text, inspect
+from prefjax.data.report import Finding, Notice, Rejection
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordFormat:
+    """How rows are read.
+
+    ties             "drop" or "keep" pairs whose two scores are equal; counted either way
+    boundaries       texts after which a response may begin: a pair of plain text without a prompt is split after the
+                     last one inside the common prefix
+    auxiliary_field  the column of the regulariser target (SLiC's y_ref), or None
+    """
+
+    ties: str = "drop"
+    boundaries: tuple[str, ...] = ("\n\nAssistant:",)
+    auxiliary_field: str | None = None
+
+    def __post_init__(self):
+        if self.ties not in TIES:
+            raise ValueError(f"ties must be one of {TIES}, got {self.ties!r}")
+        if isinstance(self.boundaries, str) or not all(self.boundaries):
+            raise ValueError(f"boundaries must be a tuple of texts that are not empty, got {self.boundaries!r}")
+        if self.auxiliary_field in _KNOWN_COLUMNS:
+            raise ValueError(f"auxiliary_field {self.auxiliary_field!r} has another meaning already")
+
+
+class _RejectedRow(Exception):
+    """Ends the reading of a row from any depth, inside this file. `args` are (reason, field, detail)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Judged:
+    """The responses of a row by field name, and what the row says about them."""
+
+    kind: str
+    responses: Mapping[str, Text]
+    targets: tuple[float, ...]
+    scores: tuple[float, ...] | None
+
+
+def parse(row: Any, source: str, record_format: RecordFormat | None = None) -> Iterator[Record | Finding]:
+    """One row of a file -> everything found in it and, unless something rejects it, its Record.
+
+    Args:
+        row: the decoded row, normally a mapping of column names to values; null counts as absent.
+        source: "file:line".
+        record_format: None means `RecordFormat()`.
+    """
+    record_format = record_format or RecordFormat()
+    try:
+        record, notices = _read(row, source, record_format)
+    except (_RejectedRow, NoPrompt) as rejected:
+        reason, field, detail = rejected.args
+        yield Rejection(reason, source, field, detail)
+        return
+    findings = [*inspect(record, record_format.ties), *notices]
+    yield from findings
+    if not any(isinstance(finding, Rejection) for finding in findings):
+        yield record
+
+
+def _read(row: Any, source: str, record_format: RecordFormat) -> tuple[Record, list[Notice]]:
+    if not isinstance(row, Mapping):
+        raise _RejectedRow("wrong_type", "", f"a row must be an object, got {type(row).__name__}")
+    columns = {name: value for name, value in row.items() if value is not None}
+    shapes = [shape for shape in _SHAPES if shape in columns or shape == "chosen" and "rejected" in columns]
+    if len(shapes) > 1:
+        raise _RejectedRow("ambiguous_shape", "", f"{' and '.join(shapes)}: keep the columns of one shape")
+    if not shapes:
+        raise _RejectedRow("missing_field", "chosen", "a row needs chosen and rejected, or completion, or completions")
+    read_responses, own_columns = _SHAPES[shapes[0]]
+    judged = read_responses(columns)
+
+    texts, auxiliary = dict(judged.responses), record_format.auxiliary_field
+    if auxiliary is not None:
+        texts[auxiliary] = _text(columns, auxiliary)
+    prompt = _text(columns, "prompt") if "prompt" in columns else None
+    prompt, texts, repeated = join(prompt, texts, record_format.boundaries)
+    weight = _number(columns, "weight") if "weight" in columns else 1.0
+    if weight < 0:
+        raise _RejectedRow("bad_weight", "weight", f"{weight:g}")
+
+    notices = []
+    if repeated:
+        notices.append(Notice("prompt_repeated", source, repeated[0]))
+    goes_on = [f for f, text in texts.items() for b in record_format.boundaries if isinstance(text, str) and b in text]
+    if goes_on:
+        notices.append(Notice("several_messages", source, goes_on[0]))
+    unread = columns.keys() - own_columns - {"prompt", "weight", auxiliary}
+    if unread:
+        notices.append(Notice("unread_column", source, "", ", ".join(sorted(map(str, unread)))))
+    responses = tuple(texts[field] for field in judged.responses)
+    record = Record(
+        prompt=prompt,
+        responses=responses,
+        targets=judged.targets,
+        kind=judged.kind,
+        scores=judged.scores,
+        auxiliary=texts.get(auxiliary),
+        weight=weight,
+        source=source,
+    )
+    return record, notices
+
+
+def _pair(columns: Mapping[str, Any]) -> _Judged:
+    texts = {field: _text(columns, field) for field in ("chosen", "rejected")}
+    names = ("score_chosen", "score_rejected")
+    scored = any(name in columns for name in names)
+    scores = tuple(_number(columns, name) for name in names) if scored else None
+    return _Judged("pair", texts, (1.0, 0.0), scores)
+
+
+def _single(columns: Mapping[str, Any]) -> _Judged:
+    texts = {"completion": _text(columns, "completion")}
+    scores = (_number(columns, "reward"),) if "reward" in columns else None
+    if "label" in columns:
+        label = columns["label"]
+        if not isinstance(label, bool | int | float) or label not in (0, 1):
+            raise _RejectedRow("bad_label", "label", f"must be true, false, 1 or 0, got {label!r}")
+        return _Judged("unpaired", texts, (float(label),), scores)
+    return _Judged("unpaired", texts, scores, scores) if scores else _Judged("demonstration", texts, (1.0,), None)
+
+
+def _ranked(columns: Mapping[str, Any]) -> _Judged:
+    for field in ("completions", "scores"):
+        if not isinstance(_get(columns, field), list | tuple):
+            raise _RejectedRow("wrong_type", field, f"must be a list, got {type(columns[field]).__name__}")
+    texts = {f"completions[{k}]": text for k, text in enumerate(columns["completions"])}
+    scores = {f"scores[{k}]": score for k, score in enumerate(columns["scores"])}
+    if len(texts) != len(scores):
+        raise _RejectedRow("length_mismatch", "scores", f"{len(texts)} completions, {len(scores)} scores")
+    if not texts:
+        raise _RejectedRow("empty_response", "completions", "the list is empty")
+    numbers = tuple(_number(scores, name) for name in scores)
+    return _Judged("ranked", {name: _text(texts, name) for name in texts}, numbers, numbers)
+
+
+# The column that makes a row this shape -> its reader, and all columns that the shape reads besides the common ones.
+_SHAPES = {
+    "chosen": (_pair, {"chosen", "rejected", "score_chosen", "score_rejected"}),
+    "completion": (_single, {"completion", "label", "reward"}),
+    "completions": (_ranked, {"completions", "scores"}),
+}
+_KNOWN_COLUMNS = {"prompt", "weight"}.union(*(columns for _, columns in _SHAPES.values()))
+
+
+def _get(columns: Mapping[str, Any], field: str) -> Any:
+    value = columns.get(field)
+    if value is None:
+        raise _RejectedRow("missing_field", field, "")
+    return value
+
+
+def _number(columns: Mapping[str, Any], field: str) -> float:
+    value = _get(columns, field)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _RejectedRow("wrong_type", field, f"must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise _RejectedRow("not_finite", field, f"{value}")
+    return float(value)
+
+
+def _text(columns: Mapping[str, Any], field: str) -> Text:
+    value = _get(columns, field)
+    if isinstance(value, str):
+        return _unicode(value, field)
+    if not isinstance(value, list | tuple):
+        raise _RejectedRow("wrong_type", field, f"must be text or a list of messages, got {type(value).__name__}")
+    return tuple(_message(message, f"{field}[{turn}]") for turn, message in enumerate(value))
+
+
+def _message(value: Any, field: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise _RejectedRow("wrong_type", field, f"a message has role and content, got {type(value).__name__}")
+    for key in ("role", "content"):
+        if value.get(key) is None:
+            raise _RejectedRow("missing_field", f"{field}.{key}", "")
+        if not isinstance(value[key], str):
+            raise _RejectedRow("wrong_type", f"{field}.{key}", f"must be text, got {type(value[key]).__name__}")
+    extra = sorted(str(key) for key, entry in value.items() if key not in ("role", "content") and entry is not None)
+    if extra:
+        raise _RejectedRow("unsupported_field", field, f"{', '.join(extra)}: put it into content, or remove it")
+    return Message(value["role"], _unicode(value["content"], f"{field}.content"))
+
+
+def _unicode(value: str, field: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # JSON can spell half of a character outside the basic plane
+        raise _RejectedRow("wrong_type", field, f"no valid text: {error.reason} at character {error.start}") from error
+    return value

@@ -1,0 +1,192 @@
+"""A preference file, or the synthetic world, made into prepared token trees: read, split, adapt, encode, store.
+
+What was prepared once is found again by a key over everything it depends on: the files' bytes, the options, the
+tokenizer. The manifest beside the trees says what happened to every record.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from prefjax.data import statistics
+from prefjax.data.encoding import EncodingPolicy, encode_all, end_id
+from prefjax.data.formats import RecordFormat
+from prefjax.data.readers import find_files, read_records
+from prefjax.data.records import Record
+from prefjax.data.store import PreparedTrees, open_trees, write_trees
+from prefjax.data.synthetic import World, write_jsonl
+from prefjax.data.tokenizers import Tokenizer
+from prefjax.data.transforms import Normalization, adapt, normalize_targets
+
+SYNTHETIC = "synthetic"
+SPLITS = ("train", "eval")
+_PARTS = 10_000  # resolution of the held-out share
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldOptions:
+    """The synthetic world's draws. temperature and flip_rate make training labels noisy; held-out labels are clean."""
+
+    train_examples: int = 8192
+    eval_examples: int = 512
+    temperature: float = 0.0
+    flip_rate: float = 0.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which records, and how they become token trees.
+
+    train, eval        "synthetic", or a file or glob of .jsonl, .jsonl.gz, .parquet. An empty `eval` holds out
+                       `holdout` of the training prompts (the synthetic world has a held-out split of its own).
+    tokenizer          "byte", or a Hugging Face tokenizer folder.
+    chat_template      None: the tokenizer's own; "plain", or a Jinja template.
+    rankings           "best_worst", "adjacent", "all": which pairs a ranking makes; None: the objective decides.
+    pair_targets       "labels": 1 and 0; "scores": the file's scores, for objectives that read rewards.
+    normalize_targets  mean 0, variance 1 over the training set (DRO's rewards).
+    """
+
+    train: str = SYNTHETIC
+    eval: str = ""
+    holdout: float = 0.05
+    tokenizer: str = "byte"
+    chat_template: str | None = None
+    rankings: str | None = None
+    pair_targets: str = "labels"
+    normalize_targets: bool = False
+    format: RecordFormat = RecordFormat()
+    encoding: EncodingPolicy = EncodingPolicy()
+    world: WorldOptions = WorldOptions()
+
+    def __post_init__(self):
+        if not self.train:
+            raise ValueError("data.train is empty: give 'synthetic', or a preference file")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"data.holdout={self.holdout} must be a share in [0, 1)")
+        if not self.eval and self.train != SYNTHETIC and not self.holdout:
+            raise ValueError("nothing to evaluate on: set data.eval to a file or data.holdout above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """What an objective asks of records: see `transforms.adapt`."""
+
+    group_size: int | None
+    reads: str = "nothing"
+    best_only: bool = False
+
+
+def prepare(
+    config: DataConfig, need: Need, tokenizer: Tokenizer, directory: Path, *, split: str, progress: bool = True
+) -> PreparedTrees:
+    """Prepared trees of one split, found in `directory` or made there.
+
+    Raises:
+      ValueError: no record is left; the message holds the counts by reason.
+    """
+    source = _source(config, need, split, directory)
+    key = _key(config, need, tokenizer, split, source)
+    target = Path(directory) / f"{split}-{key}"
+    if (target / "manifest.json").exists():
+        return open_trees(target)
+    records, report = read_records(source, config.format, progress=progress)
+    if not config.eval and config.train != SYNTHETIC:
+        records = [record for record in records if _is_held_out(record, config.holdout) == (split == "eval")]
+    options = dict(rankings=config.rankings, pair_targets=config.pair_targets)
+    if need.best_only:
+        options = dict(best_only=True)
+    records, adapted = adapt(records, group_size=need.group_size, reads=need.reads, **options)
+    report += adapted
+    constants = None
+    if config.normalize_targets and not need.best_only:
+        constants = _normalization(config, need, tokenizer, directory, split)
+        if records:
+            records, constants = normalize_targets(records, constants)
+    trees, encoded = encode_all(records, tokenizer, config.encoding, progress=progress)
+    report += encoded
+    if not trees:
+        raise ValueError(f"{source}: no record of the {split} split is left\n\n{report}")
+    facts = {
+        "source": str(source),
+        "split": split,
+        "need": dataclasses.asdict(need),
+        "tokenizer": {"name": config.tokenizer, "fingerprint": tokenizer.fingerprint},
+        "end_id": end_id(tokenizer, chat=any(record.is_chat for record in records)),
+        "options": _options(config),
+        "normalization": None if constants is None else dataclasses.asdict(constants),
+        "report": report.as_dict(),
+        "report_text": str(report),
+        "statistics": statistics.describe(trees).as_dict(),
+        "statistics_text": str(statistics.describe(trees)),
+    }
+    return write_trees(target, trees, manifest=facts)
+
+
+def _source(config: DataConfig, need: Need, split: str, directory: Path) -> str:
+    """The file to read; the synthetic world's records are written down first, so that they can be looked at."""
+    given = config.eval if split == "eval" and config.eval else config.train
+    if given != SYNTHETIC:
+        return given
+    options, world = config.world, World(config.world.seed)
+    count = options.train_examples if split == "train" else options.eval_examples
+    noise = dict(temperature=options.temperature, flip_rate=options.flip_rate) if split == "train" else {}
+    if need.best_only:
+        kind, records = "demonstrations", world.demonstrations(count, split=split)
+    elif need.group_size is None and need.reads == "rewards":
+        # Held-out rewards come two to a prompt, so that reward accuracy can be read.
+        kind = "rewarded" if split == "train" else "rankings"
+        records = world.rewarded(count) if split == "train" else world.rankings(count, 2, split=split)
+    elif need.group_size is None and split == "train":
+        kind, records = "unpaired", world.unpaired(count, split=split, **noise)
+    else:
+        kind, records = "pairs", world.pairs(count, split=split, **noise)
+    identity = hashlib.sha256(repr((options, kind, split)).encode()).hexdigest()[:8]
+    path = Path(directory) / f"synthetic-{kind}-{split}-{identity}.jsonl"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        write_jsonl(partial, records)
+        partial.rename(path)
+    return str(path)
+
+
+def _key(config: DataConfig, need: Need, tokenizer: Tokenizer, split: str, source: str) -> str:
+    digest = hashlib.sha256()
+    for path in find_files(source):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    facts = [_options(config), dataclasses.asdict(need), tokenizer.fingerprint, split]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _options(config: DataConfig) -> dict[str, Any]:
+    """The options that decide what a given file becomes."""
+    facts = dataclasses.asdict(config)
+    for elsewhere in ("train", "tokenizer", "world"):
+        del facts[elsewhere]
+    return facts
+
+
+def _is_held_out(record: Record, share: float) -> bool:
+    """By a hash of the prompt, so that all records of one prompt fall on one side, whatever else the file holds."""
+    digest = hashlib.sha256(repr(record.prompt).encode()).digest()
+    return int.from_bytes(digest[:8], "big") % _PARTS < share * _PARTS
+
+
+def _normalization(
+    config: DataConfig, need: Need, tokenizer: Tokenizer, directory: Path, split: str
+) -> Normalization | None:
+    """None on the training set, which measures its own constants; those of the training set elsewhere."""
+    if split == "train":
+        return None
+    train = prepare(config, need, tokenizer, directory, split="train")
+    return Normalization(**train.manifest["normalization"])
+
+
+def full_report(trees: PreparedTrees) -> str:
+    """Counts by reason and length statistics of prepared trees, as text."""
+    return "\n\n".join([trees.manifest["report_text"], trees.manifest["statistics_text"]])

@@ -1,0 +1,140 @@
+"""One preference record: a prompt and K responses with targets, and what can be wrong with it."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from prefjax.data.report import Finding, Notice, Rejection
+
+KINDS = ("pair", "unpaired", "ranked", "demonstration")
+TIES = ("drop", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+Text = str | tuple[Message, ...]  # plain text, or a chat
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One prompt with K responses, before tokenization. Prompt and responses are all plain text or all chats.
+
+    prompt     the text, or the turns, before the first response token
+    responses  K continuations; of a chat, the turns that follow, beginning with the assistant's
+    targets    K numbers for `Responses.target`: (1, 0) for a pair (chosen first), 1/0 label, reward, or score
+    kind       "pair" (K = 2), "unpaired" (K = 1 with a label or reward), "ranked" (K >= 1 with scores, higher is
+               better), "demonstration" (K = 1 with no judgement: it can be imitated only)
+    scores     K ratings as the file gives them, or None; transforms can make them the targets
+    auxiliary  a regulariser target under the same prompt (SLiC's y_ref), or None
+    weight     per-prompt loss weight
+    source     "file:line", for messages
+    """
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    targets: tuple[float, ...]
+    kind: str
+    scores: tuple[float, ...] | None = None
+    auxiliary: Text | None = None
+    weight: float = 1.0
+    source: str = "memory"
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, got {self.kind!r}")
+        count = len(self.responses)
+        if count < 1 or count != {"pair": 2, "ranked": count}.get(self.kind, 1):
+            raise ValueError(f"a record of kind {self.kind!r} cannot have {count} responses")
+        if len(self.targets) != count or (self.scores is not None and len(self.scores) != count):
+            raise ValueError(f"{count} responses need as many targets and scores: {self.targets}, {self.scores}")
+        texts = (self.prompt, *self.responses, *(() if self.auxiliary is None else (self.auxiliary,)))
+        if len({isinstance(text, str) for text in texts}) > 1:
+            raise ValueError("prompt, responses and auxiliary must be all plain text or all chats")
+
+    @property
+    def is_chat(self) -> bool:
+        return not isinstance(self.prompt, str)
+
+    def field(self, response: int) -> str:
+        """The name the file gives response k."""
+        if self.kind == "pair":
+            return ("chosen", "rejected")[response]
+        return f"completions[{response}]" if self.kind == "ranked" else "completion"
+
+    def select(self, responses: tuple[int, ...], targets: tuple[float, ...], kind: str) -> "Record":
+        """The record with some of its responses, in the order given; the source names them as file:line[k,...]."""
+        return dataclasses.replace(
+            self,
+            responses=tuple(self.responses[k] for k in responses),
+            targets=targets,
+            scores=None if self.scores is None else tuple(self.scores[k] for k in responses),
+            kind=kind,
+            source=f"{self.source}[{','.join(map(str, responses))}]",
+        )
+
+
+def is_blank(text: Text) -> bool:
+    """Whether nothing but white space is there: no text, or no message with text."""
+    if isinstance(text, str):
+        return not text.strip()
+    return all(not message.content.strip() for message in text)
+
+
+def inspect(record: Record, ties: str = "drop") -> Iterator[Finding]:
+    """Everything wrong with, or notable about, what a record says: rejections first, in order of gravity.
+
+    Every reason is given at most once. Whether a pair of equal scores is dropped or only counted is `ties`; identical
+    responses are always dropped, as their loss has no gradient.
+    """
+    if ties not in TIES:
+        raise ValueError(f"ties must be one of {TIES}, got {ties!r}")
+    yield from _rejections(record, ties)
+    if record.kind == "ranked":
+        yield from _ranking_notices(record)
+    if record.kind == "pair" and record.scores is not None and record.scores[0] < record.scores[1]:
+        detail = f"chosen {record.scores[0]:g}, rejected {record.scores[1]:g}"
+        yield Notice("contradicting_scores", record.source, "score_chosen", detail)
+    if record.is_chat:
+        yield from _chat_notices(record)
+
+
+def _rejections(record: Record, ties: str) -> Iterator[Finding]:
+    if is_blank(record.prompt):
+        yield Rejection("empty_prompt", record.source, "prompt")
+    fields = {record.field(k): response for k, response in enumerate(record.responses)}
+    if record.auxiliary is not None:
+        fields["auxiliary"] = record.auxiliary
+    for field, response in fields.items():
+        if is_blank(response) or (record.is_chat and any(is_blank((message,)) for message in response)):
+            yield Rejection("empty_response", record.source, field)
+            break
+    if len(record.responses) > 1 and len(set(record.responses)) == 1:
+        yield Rejection("identical_responses", record.source, record.field(1))
+    if record.kind == "pair" and record.scores is not None and record.scores[0] == record.scores[1]:
+        tie = Rejection if ties == "drop" else Notice
+        yield tie("tie", record.source, "score_rejected", f"both {record.scores[0]:g}")
+
+
+def _ranking_notices(record: Record) -> Iterator[Finding]:
+    count, distinct = len(record.responses), len(set(record.responses))
+    if 1 < distinct < count:
+        yield Notice("duplicate_responses", record.source, "completions", f"{count}, {distinct} of them distinct")
+    if count > 1 and len(set(record.scores or record.targets)) == 1:
+        yield Notice("all_scores_equal", record.source, "scores")
+
+
+def _chat_notices(record: Record) -> Iterator[Finding]:
+    if any(a.role == b.role for a, b in itertools.pairwise(record.prompt)):
+        yield Notice("consecutive_roles", record.source, "prompt")
+    elif any(a.role == b.role for r in record.responses for a, b in itertools.pairwise(record.prompt[-1:] + r)):
+        yield Notice("consecutive_roles", record.source, "responses")
+    if any(len(response) > 1 for response in record.responses):
+        yield Notice("several_messages", record.source, "responses")
+    if not is_blank(record.prompt) and any(is_blank((message,)) for message in record.prompt):
+        yield Notice("blank_message", record.source, "prompt")

@@ -1,0 +1,194 @@
+"""What happened to every record of a stage: counts by reason, with the first places to look at."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+EXAMPLES = 3  # findings shown per reason
+
+REASONS: Mapping[str, str] = {
+    # the file
+    "malformed_json": "the line is not valid JSON",
+    # the shape of a row
+    "missing_field": "a field that this shape needs is absent or null",
+    "ambiguous_shape": "the row has the fields of several shapes",
+    "wrong_type": "the field is of another type",
+    "unsupported_field": "a chat message carries more than role and content",
+    "length_mismatch": "completions and scores differ in number",
+    "bad_label": "a label is neither true nor false, or a target is not a label",
+    "not_finite": "a number is NaN or infinite",
+    "bad_weight": "a weight is negative",
+    "bad_role": "a response does not begin with the assistant's turn",
+    "no_boundary": "no prompt can be told from the responses without guessing",
+    # what a row says
+    "empty_prompt": "the prompt has no text",
+    "empty_response": "a response, or one of its messages, has no text",
+    "identical_responses": "all responses are the same, so they teach no preference",
+    "tie": "equal scores, so nothing is preferred",
+    # what an objective needs
+    "wrong_kind": "the objective needs another kind of record",
+    "undesirable": "labelled 0: not to be imitated",
+    # encoding
+    "special_text": "the text spells one of the tokenizer's special tokens",
+    "template_error": "the chat template refuses the conversation",
+    "unstable_template": "the chat template renders the prompt differently once a response follows",
+    "prompt_too_long": "the prompt exceeds max_prompt_length",
+    "response_too_long": "a response exceeds max_response_length",
+    "sequence_too_long": "prompt and longest response exceed max_length",
+    # counted only
+    "unread_column": "columns that nothing reads",
+    "consecutive_roles": "two messages in a row of one role",
+    "several_messages": "a response goes on over several turns; all of them are scored",
+    "blank_message": "a prompt message has no text",
+    "prompt_repeated": "a response starts with the prompt (removed from chat messages, left in plain text)",
+    "duplicate_responses": "some responses of a ranking are the same",
+    "all_scores_equal": "a ranking that prefers nothing",
+    "contradicting_scores": "the rejected response has the higher score",
+    "tied_pair": "two responses of a ranking with equal scores: no pair made of them",
+    "same_text_pair": "two responses of a ranking with equal text: no pair made of them",
+    "tied_best": "several responses share the top score; the first one is taken",
+    "trimmed_prompt": "the prompt was cut from the left",
+    "trimmed_response": "a response was cut from the right and has no EOS",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing found in one record: a key of REASONS, the place as "file:line", and the name of the field there."""
+
+    reason: str
+    source: str
+    field: str = ""
+    detail: str = ""
+
+    def __post_init__(self):
+        if self.reason not in REASONS:
+            raise ValueError(f"unknown reason {self.reason!r}; add it to REASONS")
+
+    def __str__(self) -> str:
+        where = f"{self.source}:{self.field}" if self.field else self.source
+        return f"{where}: {self.detail}" if self.detail else where
+
+
+class Rejection(Finding):
+    """A finding for which the record is dropped."""
+
+
+class Notice(Finding):
+    """A finding that is counted only; the record is kept."""
+
+
+@dataclasses.dataclass
+class Stage:
+    """Counts of one stage.
+
+    read      records that came in
+    kept      records that were not dropped (a record may become several outputs, as a ranking becomes pairs)
+    outputs   records that went out
+    dropped   reason -> records dropped for it; a record with several rejections is charged to the first one, so these
+              numbers sum to read - kept
+    found     reason -> how often it was found, in kept and dropped records alike, so overlaps count for every reason
+    examples  reason -> the first few findings, as text
+    """
+
+    read: int = 0
+    kept: int = 0
+    outputs: int = 0
+    dropped: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    found: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def add(self, findings: list[Finding], outputs: int) -> None:
+        """Book one incoming record."""
+        rejection = next((finding for finding in findings if isinstance(finding, Rejection)), None)
+        if (rejection is None) != (outputs > 0):
+            raise AssertionError(f"a record must go out or be rejected with a reason: {findings}, {outputs} outputs")
+        self.read += 1
+        self.outputs += outputs
+        if rejection is None:
+            self.kept += 1
+        else:
+            self.dropped[rejection.reason] += 1
+        for finding in findings:
+            self.found[finding.reason] += 1
+            shown = self.examples.setdefault(finding.reason, [])
+            repeats = finding.detail and shown and shown[-1].endswith(finding.detail)
+            if len(shown) < EXAMPLES and not repeats:
+                shown.append(str(finding))
+
+    def __add__(self, other: "Stage") -> "Stage":
+        return Stage(
+            read=self.read + other.read,
+            kept=self.kept + other.kept,
+            outputs=self.outputs + other.outputs,
+            dropped=self.dropped + other.dropped,
+            found=self.found + other.found,
+            examples={
+                reason: (self.examples.get(reason, []) + other.examples.get(reason, []))[:EXAMPLES]
+                for reason in (*self.examples, *other.examples)
+            },
+        )
+
+
+@dataclasses.dataclass
+class Report:
+    """The stages records went through, by name and in order. `a + b` adds stages of one name up; str() is a table."""
+
+    stages: dict[str, Stage] = dataclasses.field(default_factory=dict)
+
+    def __getitem__(self, stage: str) -> Stage:
+        return self.stages[stage]
+
+    def __add__(self, other: "Report") -> "Report":
+        names = [*self.stages, *(name for name in other.stages if name not in self.stages)]
+        return Report({name: self.stages.get(name, Stage()) + other.stages.get(name, Stage()) for name in names})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON manifest."""
+        return {
+            name: {**vars(stage), "dropped": dict(stage.dropped), "found": dict(stage.found)}
+            for name, stage in self.stages.items()
+        }
+
+    def __str__(self) -> str:
+        return "\n\n".join(_table(name, stage) for name, stage in self.stages.items())
+
+
+def _table(name: str, stage: Stage) -> str:
+    produced = f", made {stage.outputs}" if stage.outputs != stage.kept else ""
+    lines = [f"{name}: {stage.read} in, kept {stage.kept}, dropped {stage.read - stage.kept}{produced}"]
+    if not stage.found:
+        return lines[0]
+    width = max(map(len, stage.found))
+    lines.append(f"  {'reason':<{width}} {'found':>7} {'dropped':>7}")
+    order = sorted(stage.found, key=lambda reason: (-stage.dropped[reason], -stage.found[reason], reason))
+    for reason in order:
+        dropped = stage.dropped[reason] or "-"
+        lines.append(f"  {reason:<{width}} {stage.found[reason]:>7} {dropped:>7}  {REASONS[reason]}")
+        lines.extend(f"  {'':<{width}} {'':>15}    {example}" for example in stage.examples[reason])
+    return "\n".join(lines)
+
+
+def collect(
+    stage: str, inputs: Iterable[In], step: Callable[[In], Iterable[Out | Finding]]
+) -> tuple[list[Out], Report]:
+    """Run `step` on every input: what it yields is either an output or a finding. Nothing can go missing uncounted.
+
+    Returns:
+        the outputs in order, and a report with one stage.
+    Raises:
+        AssertionError: a step yields neither an output nor a Rejection, or both.
+    """
+    counts = Stage()
+    outputs: list[Out] = []
+    for item in inputs:
+        findings, results = [], []
+        for result in step(item):
+            (findings if isinstance(result, Finding) else results).append(result)
+        counts.add(findings, len(results))
+        outputs.extend(results)
+    return outputs, Report({stage: counts})

@@ -1,0 +1,250 @@
+"""Token trees on disk (TFDS, array_record) or in memory, behind one random-access interface with a content hash."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import UInt64
+
+from prefjax.data.packing import TreeLengths, node_lengths
+from prefjax.data.trees import TokenTree
+
+_FORMAT = 1  # of index.npz and manifest.json
+_SPLIT = "trees"
+_OWN_KEYS = frozenset({"format", "examples", "content_hash", "index_hash"})
+
+
+@runtime_checkable
+class TreeSource(Protocol):
+    """n token trees by index; tree i has example_id i."""
+
+    lengths: TreeLengths
+    prompt_hashes: UInt64[np.ndarray, "n"]  # equal iff the prompts are (up to 64-bit collisions)
+    content_hash: str  # sha256 over tokens, targets and weights, in order
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> TokenTree: ...
+
+
+def _flat(tree: TokenTree) -> tuple[np.ndarray, np.ndarray]:
+    """The tree as two vectors: lengths of (prompt, responses, baseline, auxiliary), and all tokens in that order."""
+    absent = np.zeros(0, np.int32)
+    extras = [absent if branch is None else branch for branch in (tree.baseline, tree.auxiliary)]
+    nodes = [tree.prompt, *tree.responses, *extras]
+    return np.array([len(node) for node in nodes], np.int32), np.concatenate(nodes)
+
+
+def _digest(lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray, weight: float) -> bytes:
+    """sha256 (32 bytes) over everything a tree holds except its example_id."""
+    parts = (np.asarray(lengths, "<i4"), np.asarray(tokens, "<i4"), np.asarray(targets, "<f4"), np.float32(weight))
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
+
+
+def _prompt_hash(tree: TokenTree) -> int:
+    return int.from_bytes(hashlib.sha256(np.asarray(tree.prompt, "<i4").tobytes()).digest()[:8], "little")
+
+
+def _checked(tree: TokenTree, index: int) -> TokenTree:
+    """The tree under its final example_id and with the dtypes that are stored; refuses what no layout can hold."""
+    branches = tree.branches
+    if len(tree.prompt) < 1 or not tree.responses or any(len(branch) < 1 for branch in branches):
+        raise ValueError(f"tree {index} has an empty prompt, an empty branch or no responses: drop it when encoding")
+    if len(tree.targets) != len(tree.responses):
+        raise ValueError(f"tree {index} has {len(tree.responses)} responses, but {len(tree.targets)} targets")
+    return dataclasses.replace(
+        tree,
+        prompt=np.asarray(tree.prompt, np.int32),
+        responses=tuple(np.asarray(response, np.int32) for response in tree.responses),
+        targets=np.asarray(tree.targets, np.float32),
+        baseline=None if tree.baseline is None else np.asarray(tree.baseline, np.int32),
+        auxiliary=None if tree.auxiliary is None else np.asarray(tree.auxiliary, np.int32),
+        weight=float(np.float32(tree.weight)),
+        example_id=index,
+    )
+
+
+class MemoryTrees:
+    """Token trees held in memory, for small runs; the same interface and content hash as `PreparedTrees`."""
+
+    def __init__(self, trees: Iterable[TokenTree]):
+        self._trees = [_checked(tree, index) for index, tree in enumerate(trees)]
+        self.lengths = TreeLengths.of(self._trees)
+        self.prompt_hashes = np.array([_prompt_hash(tree) for tree in self._trees], np.uint64)
+        self.content_hash = hashlib.sha256(
+            b"".join(_digest(*_flat(tree), tree.targets, tree.weight) for tree in self._trees)
+        ).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._trees)
+
+    def __getitem__(self, index: int) -> TokenTree:
+        return self._trees[index]
+
+
+def _numbers(dtype: type) -> tfds.features.Tensor:
+    """A vector of any length: TFDS reads and writes it several times faster than its `Sequence`."""
+    return tfds.features.Tensor(shape=(None,), dtype=dtype)
+
+
+class _TokenTrees(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes trees in the given order (unshuffled, so row ids are stable) and gathers the index on the way."""
+
+    name = "token_trees"
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = (
+        None  # nothing is downloaded; TFDS's search for checksums needs importlib_resources, which may be absent
+    )
+
+    def __init__(self, trees: Iterable[TokenTree], *, data_dir: str):
+        self._trees = trees
+        self.lengths: list[tuple[int, list[int], int, int]] = []
+        self.digests: list[bytes] = []
+        self.prompt_hashes: list[int] = []
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="One prompt with K responses per record, as token ids.",
+            disable_shuffling=True,
+            features=tfds.features.FeaturesDict(
+                {
+                    "lengths": _numbers(np.int32),  # prompt, responses, baseline, auxiliary (0 when absent)
+                    "tokens": _numbers(np.int32),  # the same nodes, concatenated
+                    "targets": _numbers(np.float32),
+                    "weight": tfds.features.Scalar(np.float32),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {_SPLIT: self._generate_examples()}
+
+    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, given in enumerate(self._trees):
+            tree = _checked(given, index)
+            lengths, tokens = _flat(tree)
+            self.lengths.append(node_lengths(tree))
+            self.digests.append(_digest(lengths, tokens, tree.targets, tree.weight))
+            self.prompt_hashes.append(_prompt_hash(tree))
+            yield index, {"lengths": lengths, "tokens": tokens, "targets": tree.targets, "weight": tree.weight}
+        if not self.digests:
+            raise ValueError("there are no trees to write")
+
+    def _log_download_bytes(self) -> None:
+        """Nothing is downloaded, so TFDS need not announce it."""
+
+    def _log_download_done(self) -> None:
+        """The partial folder it would announce is about to be renamed."""
+
+
+class PreparedTrees:
+    """Token trees written by `write_trees`, read at random from disk. Picklable: a copy opens the files again.
+
+    Lengths and digests are in memory; opening checks them against the manifest, and every tree that is read is
+    checked against its own digest, so `content_hash` always speaks of what was really read.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]):
+        self.directory = Path(directory)
+        manifest = self.directory / "manifest.json"
+        if not manifest.is_file():
+            raise FileNotFoundError(f"{self.directory} holds no prepared dataset (no manifest.json): prepare it first")
+        self.manifest: dict[str, Any] = json.loads(manifest.read_text())
+        if self.manifest["format"] != _FORMAT:
+            raise ValueError(f"{manifest}: format {self.manifest['format']} is not {_FORMAT}: prepare the data again")
+        index = (self.directory / "index.npz").read_bytes()
+        if hashlib.sha256(index).hexdigest() != self.manifest["index_hash"]:
+            raise ValueError(f"{self.directory}/index.npz is not what manifest.json says: prepare the data again")
+        with np.load(io.BytesIO(index)) as arrays:
+            self._digests = arrays["digests"]
+            self.prompt_hashes = arrays["prompt_hashes"]
+            fields = dataclasses.fields(TreeLengths)
+            self.lengths = TreeLengths(**{field.name: arrays[field.name] for field in fields})
+        self.content_hash: str = self.manifest["content_hash"]
+        records = self.directory / _TokenTrees.name / str(_TokenTrees.VERSION)
+        self._records = tfds.builder_from_directory(str(records)).as_data_source(split=_SPLIT)
+        if len(self._records) != len(self):
+            raise ValueError(f"{self.directory} holds {len(self._records)} trees, but its manifest says {len(self)}")
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return PreparedTrees, (self.directory,)
+
+    def __len__(self) -> int:
+        return self.manifest["examples"]
+
+    def __getitem__(self, index: int) -> TokenTree:
+        record = self._records[index]
+        lengths, tokens = record["lengths"], record["tokens"]
+        if _digest(lengths, tokens, record["targets"], record["weight"]) != self._digests[index].tobytes():
+            raise ValueError(f"tree {index} of {self.directory} is not what was written: prepare the data again")
+        prompt, *responses, baseline, auxiliary = np.split(tokens, np.cumsum(lengths)[:-1])
+        return TokenTree(
+            prompt=prompt,
+            responses=tuple(responses),
+            targets=record["targets"],
+            baseline=baseline if len(baseline) else None,
+            auxiliary=auxiliary if len(auxiliary) else None,
+            weight=float(record["weight"]),
+            example_id=index,
+        )
+
+
+def open_trees(directory: str | os.PathLike[str]) -> PreparedTrees:
+    """Opens a dataset written by `write_trees`; FileNotFoundError or ValueError when it is absent or damaged."""
+    return PreparedTrees(directory)
+
+
+def write_trees(
+    directory: str | os.PathLike[str], trees: Iterable[TokenTree], *, manifest: dict[str, Any]
+) -> PreparedTrees:
+    """Writes token trees in the given order; tree i gets example_id i.
+
+    directory  must not exist yet; it appears only once everything in it is complete
+    manifest   JSON-able facts about how the trees were made, stored in manifest.json beside the store's own `format`,
+               `examples`, `content_hash` and `index_hash`; read after the last tree was taken, so it may hold counts
+               that are filled while `trees` is consumed
+    """
+    directory = Path(directory)
+    if directory.exists():
+        raise FileExistsError(f"{directory} exists: remove it or prepare into another directory")
+    if _OWN_KEYS & manifest.keys():
+        raise ValueError(f"manifest keys {sorted(_OWN_KEYS & manifest.keys())} belong to the store: rename them")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.absolute().with_name(f".{directory.name}.partial-{secrets.token_hex(4)}")
+    try:
+        builder = _TokenTrees(trees, data_dir=str(partial))
+        tfds.disable_progress_bar()
+        builder.download_and_prepare(file_format="array_record")  # the default format needs TensorFlow
+        shutil.rmtree(partial / "downloads", ignore_errors=True)  # TFDS makes it, empty
+        digests = b"".join(builder.digests)
+        index = io.BytesIO()
+        np.savez(
+            index,
+            digests=np.frombuffer(digests, np.uint8).reshape(-1, 32),
+            prompt_hashes=np.array(builder.prompt_hashes, np.uint64),
+            **dataclasses.asdict(TreeLengths.stack(builder.lengths)),
+        )
+        (partial / "index.npz").write_bytes(index.getvalue())
+        facts = {
+            "format": _FORMAT,
+            "examples": len(builder.digests),
+            "content_hash": hashlib.sha256(digests).hexdigest(),
+            "index_hash": hashlib.sha256(index.getvalue()).hexdigest(),
+        }
+        (partial / "manifest.json").write_text(json.dumps(facts | manifest, indent=2, ensure_ascii=False) + "\n")
+        partial.rename(directory)
+    finally:
+        tfds.enable_progress_bar()
+        shutil.rmtree(partial, ignore_errors=True)
+    return open_trees(directory)

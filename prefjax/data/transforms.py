@@ -1,0 +1,208 @@
+"""Records -> records: what an objective needs, made from what a file holds. Every transform is pure.
+
+A per-record transform yields the records it makes and the findings it has, as `report.collect` takes them.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+
+from prefjax.data.records import Record
+from prefjax.data.report import Finding, Notice, Rejection, Report, collect
+
+RANKING_RULES = ("best_worst", "adjacent", "all")
+PAIR_TARGETS = ("labels", "scores")
+READS = ("nothing", "labels", "rewards")
+
+
+def rankings_to_pairs(record: Record, rule: str = "best_worst") -> Iterator[Record | Finding]:
+    """A ranking -> its pairs, the higher score chosen; other records as they are. Targets become (1, 0).
+
+    Args:
+        rule: "best_worst", one pair of the highest and the lowest score; "adjacent", neighbours in the order of scores,
+            at most K - 1 pairs; "all", at most K (K - 1) / 2 pairs.
+
+    Two responses of equal score, or of equal text, make no pair; each is counted. A ranking that makes no pair at all
+    is rejected. Equal scores keep the file's order.
+    """
+    if rule not in RANKING_RULES:
+        raise ValueError(f"rule must be one of {RANKING_RULES}, got {rule!r}")
+    if record.kind != "ranked":
+        yield record
+        return
+    if len(record.responses) < 2:
+        yield Rejection("wrong_kind", record.source, "completions", "one response makes no pair")
+        return
+    order = sorted(range(len(record.targets)), key=lambda k: -record.targets[k])
+    pairs = {
+        "best_worst": [(order[0], order[-1])],
+        "adjacent": itertools.pairwise(order),
+        "all": itertools.combinations(order, 2),
+    }[rule]
+    made = 0
+    skipped = "tie"
+    for first, second in pairs:
+        where = f"completions[{first}], [{second}]"
+        if record.targets[first] == record.targets[second]:
+            skipped = "tie"
+            yield Notice("tied_pair", record.source, where, f"both {record.targets[first]:g}")
+        elif record.responses[first] == record.responses[second]:
+            skipped = "identical_responses"
+            yield Notice("same_text_pair", record.source, where)
+        else:
+            made += 1
+            yield record.select((first, second), (1.0, 0.0), "pair")
+    if not made:
+        yield Rejection(skipped, record.source, "scores", f"no pair by rule {rule!r}")
+
+
+def keep_best(record: Record) -> Iterator[Record | Finding]:
+    """The one response worth imitating (SFT): chosen of a pair, the top score of a ranking, an unpaired response
+    labelled 1, a demonstration. Its target is 1. Other unpaired responses are rejected, with the reason counted."""
+    if record.kind == "unpaired":
+        if record.targets not in ((0.0,), (1.0,)):
+            detail = f"a reward alone ({record.targets[0]:g}) does not say whether to imitate; give 1/0 labels"
+            yield Rejection("bad_label", record.source, "reward", detail)
+            return
+        if record.targets == (0.0,):
+            yield Rejection("undesirable", record.source, "label")
+            return
+    if record.kind in ("unpaired", "demonstration"):
+        yield record
+        return
+    # The chosen response of a pair is the first one, whatever its targets have been made.
+    best = 0 if record.kind == "pair" else record.targets.index(max(record.targets))
+    if record.kind == "ranked" and record.targets.count(record.targets[best]) > 1:
+        yield Notice("tied_best", record.source, "scores", f"{record.targets[best]:g}")
+    yield record.select((best,), (1.0,), "demonstration")
+
+
+def targets_from_scores(record: Record) -> Iterator[Record | Finding]:
+    """The file's ratings become the targets: score_chosen and score_rejected of a pair, the reward beside a label."""
+    if record.scores is None:
+        detail = (
+            "no scores beside the labels; use pair_targets='labels', or a file with score_chosen and score_rejected"
+        )
+        yield Rejection("missing_field", record.source, "score_chosen" if record.kind == "pair" else "reward", detail)
+        return
+    yield dataclasses.replace(record, targets=record.scores)
+
+
+def adapt(
+    records: Iterable[Record],
+    *,
+    group_size: int | None,
+    reads: str = "nothing",
+    rankings: str | None = None,
+    pair_targets: str = "labels",
+    best_only: bool = False,
+) -> tuple[list[Record], Report]:
+    """Make records what an objective needs; what cannot be made is rejected with the need in the reason.
+
+    Args:
+        group_size: of the objective. 2 takes pairs, and rankings as pairs; None takes records with any number of
+            responses.
+        reads: what the objective reads of `targets`: "nothing" (SFT), "labels" (KTO: 1 desirable, 0 undesirable),
+            "rewards" (DRO: any number). A demonstration has neither label nor reward.
+        rankings: the rule that makes pairs of rankings, see `rankings_to_pairs`. None means "best_worst" under
+            group_size 2, and rankings as they are otherwise.
+        pair_targets: targets of a pair: "labels", 1 and 0, or "scores", score_chosen and score_rejected.
+        best_only: `keep_best` of every record; for group_size None.
+    Returns:
+        the records, and a report with the stage "adapt".
+    Raises:
+        ValueError: an unknown value, or options that contradict each other.
+    """
+    if group_size not in (None, 2):
+        raise ValueError(f"group_size must be None or 2, got {group_size}")
+    if reads not in READS:
+        raise ValueError(f"reads must be one of {READS}, got {reads!r}")
+    if pair_targets not in PAIR_TARGETS:
+        raise ValueError(f"pair_targets must be one of {PAIR_TARGETS}, got {pair_targets!r}")
+    if best_only and (group_size == 2 or rankings is not None or pair_targets != "labels"):
+        raise ValueError("best_only keeps single responses: drop group_size=2, rankings and pair_targets")
+    if reads == "labels" and pair_targets == "scores":
+        raise ValueError("reads='labels' takes the 1/0 labels of a pair: drop pair_targets='scores'")
+    rule = rankings or ("best_worst" if group_size == 2 else None)
+    if rule is not None and rule not in RANKING_RULES:
+        raise ValueError(f"rankings must be one of {RANKING_RULES}, got {rule!r}")
+
+    def step(record: Record) -> Iterator[Record | Finding]:
+        if best_only:
+            made = keep_best(record)
+        elif record.kind == "ranked" and rule is not None:
+            made = rankings_to_pairs(record, rule)
+        else:
+            made = iter((record,))
+        for item in made:
+            if isinstance(item, Finding):
+                yield item
+            elif item.kind == "pair" and pair_targets == "scores":
+                yield from targets_from_scores(item)
+            else:
+                yield item
+
+    def checked(record: Record) -> Iterator[Record | Finding]:
+        for item in step(record):
+            yield item if isinstance(item, Finding) else _unmet_need(item, group_size, reads) or item
+
+    return collect("adapt", records, checked)
+
+
+def _unmet_need(record: Record, group_size: int | None, reads: str) -> Rejection | None:
+    if group_size == 2 and record.kind != "pair":
+        detail = (
+            "a pairwise objective needs a chosen and a rejected response to every prompt; "
+            f"this record is {record.kind}: use an objective for single responses (kto, dro, sft)"
+        )
+        return Rejection("wrong_kind", record.source, record.field(0), detail)
+    if reads != "nothing" and record.kind == "demonstration":
+        return Rejection(
+            "wrong_kind", record.source, "label", f"this objective reads {reads}, a demonstration has none"
+        )
+    if reads == "labels" and not set(record.targets) <= {0.0, 1.0}:
+        detail = (
+            f"this objective reads targets as labels, 1 desirable and 0 undesirable; got {_numbers(record.targets)}: "
+            "make pairs of rankings (rankings='best_worst'), or use an objective that reads rewards (dro)"
+        )
+        return Rejection("bad_label", record.source, "scores" if record.kind == "ranked" else "reward", detail)
+    return None
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values[:4]) + (", ..." if len(values) > 4 else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """Constants of `normalize_targets`: the mean and the standard deviation of the raw targets."""
+
+    mean: float
+    std: float
+
+
+def normalize_targets(
+    records: Sequence[Record], constants: Normalization | None = None
+) -> tuple[list[Record], Normalization]:
+    """Targets with mean 0 and variance 1 over all responses of all records (DRO's rewards, arXiv 2405.19107).
+
+    Args:
+        constants: those of the training set, to normalise another set alike; None measures them on these records.
+    Returns:
+        the records, and the constants used: normalised = (raw - mean) / std, std with divisor n.
+    Raises:
+        ValueError: no records, or all targets are equal.
+    """
+    if constants is None:
+        targets = [target for record in records for target in record.targets]
+        if not targets:
+            raise ValueError("no targets to normalise")
+        mean = math.fsum(targets) / len(targets)
+        constants = Normalization(mean, math.sqrt(math.fsum((t - mean) ** 2 for t in targets) / len(targets)))
+    if constants.std <= 0:
+        raise ValueError(f"all targets are {constants.mean:g}: there is nothing to normalise, or to learn")
+    normalized = [
+        dataclasses.replace(r, targets=tuple((t - constants.mean) / constants.std for t in r.targets)) for r in records
+    ]
+    return normalized, constants

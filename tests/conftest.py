@@ -1,0 +1,42 @@
+"""Tests see 8 simulated CPU devices, strict rank promotion, and jaxtyping annotations checked by beartype."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling hundreds of tiny programs dominates the suite, so code generation is left unoptimised.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    ]
+)
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jaxtyping.install_import_hook("prefjax", "beartype.beartype")
+
+_SHARED = Path(__file__).resolve().parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of real preference data: PREFJAX_TEST_DATA, or `shared/data` beside the checkout; skips where absent."""
+    folder = Path(os.environ.get("PREFJAX_TEST_DATA", _SHARED / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real preference data at {folder}; set PREFJAX_TEST_DATA to a folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def real_models() -> Path:
+    """Folder of small Hugging Face checkpoints: PREFJAX_TEST_MODELS, or `shared/models` beside the checkout."""
+    folder = Path(os.environ.get("PREFJAX_TEST_MODELS", _SHARED / "models"))
+    if not folder.is_dir():
+        pytest.skip(f"no small checkpoints at {folder}; set PREFJAX_TEST_MODELS to a folder that holds them")
+    return folder

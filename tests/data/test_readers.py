@@ -1,0 +1,170 @@
+"""Files become records: suffixes, line numbers, damaged files, and the counts of the real sets' edge cases."""
+
+import gzip
+import json
+
+import pytest
+
+from prefjax.data.formats import RecordFormat
+from prefjax.data.readers import find_files, read_records
+from prefjax.data.records import Message, inspect
+from prefjax.data.report import REASONS
+
+ROWS = [
+    {"prompt": [{"role": "user", "content": "Hé"}], "chosen": [{"role": "assistant", "content": "a"}],
+     "rejected": [{"role": "assistant", "content": "b"}], "score_chosen": 2.0, "score_rejected": 1.0},
+    {"prompt": [{"role": "user", "content": "H"}], "chosen": [{"role": "assistant", "content": "c\n"}],
+     "rejected": [{"role": "assistant", "content": "d"}], "score_chosen": 3.0, "score_rejected": 3.0},
+]  # fmt: skip
+
+
+def write_jsonl(path, rows) -> None:
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def write_parquet(path, rows) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".parquet"])
+def test_one_content_in_every_container(tmp_path, suffix):
+    path = tmp_path / f"pairs{suffix}"
+    (write_parquet if suffix == ".parquet" else write_jsonl)(path, ROWS)
+    records, report = read_records(path, RecordFormat(ties="keep"))
+    assert [record.source for record in records] == [f"{path}:1", f"{path}:2"]
+    assert records[0].prompt == (Message("user", "Hé"),) and records[1].responses[0] == (Message("assistant", "c\n"),)
+    assert records[0].scores == (2.0, 1.0) and report["read"].found == {"tie": 1}
+    assert read_records(path)[1]["read"].dropped == {"tie": 1}
+
+
+def test_parquet_shapes(tmp_path):
+    """A column that some rows lack is null in Parquet, and null is absent; lists of texts and numbers work."""
+    rows = [
+        {"prompt": "p", "completions": ["a", "b"], "scores": [1.0, 2.0]},
+        {"prompt": "p", "completion": "a", "label": True},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+    ]
+    columns = sorted(set().union(*rows))
+    write_parquet(tmp_path / "mixed.parquet", [{c: row.get(c) for c in columns} for row in rows])
+    assert [record.kind for record in read_records(tmp_path / "mixed.parquet")[0]] == ["ranked", "unpaired", "pair"]
+
+
+def test_malformed_lines_are_counted_with_their_number(tmp_path):
+    path = tmp_path / "f.jsonl"
+    good = json.dumps(ROWS[0]).encode()
+    path.write_bytes(b"\n".join([good, b"", b'{"prompt": ', b'"\xff"', b"[1]", b"null", good]))
+    records, report = read_records(path)
+    assert [record.source for record in records] == [f"{path}:1", f"{path}:7"]
+    assert report["read"].dropped == {"malformed_json": 2, "wrong_type": 2}
+    assert report["read"].examples["malformed_json"][0].startswith(f"{path}:3: ")
+    assert report["read"].read == 6
+
+
+def test_several_files_and_patterns(tmp_path):
+    for name in ("b.jsonl", "a.jsonl", "c.jsonl.gz"):
+        write_jsonl(tmp_path / name, ROWS[:1])
+    assert [path.name for path in find_files(str(tmp_path / "*.jsonl"))] == ["a.jsonl", "b.jsonl"]
+    records, report = read_records([tmp_path / "c.jsonl.gz", str(tmp_path / "?.jsonl")])
+    assert [record.source.split("/")[-1] for record in records] == ["c.jsonl.gz:1", "a.jsonl:1", "b.jsonl:1"]
+    assert report["read"].read == 3
+    (tmp_path / "[x].jsonl").write_text("")
+    assert [path.name for path in find_files(tmp_path / "[x].jsonl")] == ["[x].jsonl"]
+    with pytest.raises(ValueError, match="named twice"):
+        find_files([tmp_path / "a.jsonl", str(tmp_path / "a*")])
+    with pytest.raises(FileNotFoundError, match=r"nothing\*"):
+        find_files(str(tmp_path / "nothing*"))
+    (tmp_path / "d.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"\.jsonl\.gz"):
+        find_files(tmp_path / "d.json")
+
+
+def test_a_damaged_archive_is_an_error_not_a_short_data_set(tmp_path):
+    path = tmp_path / "f.jsonl.gz"
+    write_jsonl(path, ROWS * 50)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="f.jsonl.gz is damaged"):
+        read_records(path)
+
+
+def test_a_missing_pyarrow_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.delitem(__import__("sys").modules, "pyarrow.parquet", raising=False)
+    (tmp_path / "f.parquet").write_bytes(b"")
+    with pytest.raises(ImportError, match="pip install pyarrow"):
+        read_records(tmp_path / "f.parquet")
+
+
+# Real sets. `dropped` charges a record to its first reason; `found` counts overlaps too.
+
+
+@pytest.mark.parametrize(
+    "name, read, kinds, dropped, found",
+    [
+        ("dpo_en_demo", 300, "pair", {}, {}),
+        ("kto_en_demo", 300, "unpaired", {}, {}),
+        ("hh_harmless_base_test", 2312, "pair", {"empty_response": 4},
+         {"empty_response": 4, "several_messages": 5, "consecutive_roles": 9}),
+        # One of the four identical pairs has equal scores as well.
+        ("ultrafeedback_1k_train", 1000, "pair", {"identical_responses": 4, "empty_response": 2, "tie": 110},
+         {"identical_responses": 4, "empty_response": 2, "tie": 111, "unread_column": 1000}),
+        ("ultrafeedback_1k_eval", 200, "pair", {"identical_responses": 1, "tie": 24},
+         {"identical_responses": 1, "tie": 25, "unread_column": 200}),
+        ("gsm8k_solutions_k4", 1319, "ranked", {},
+         {"all_scores_equal": 588, "duplicate_responses": 8, "unread_column": 1319}),
+        ("oasst_en100_ranked", 212, "ranked", {}, {"unread_column": 212}),
+    ],
+)  # fmt: skip
+def test_real_sets(real_data, name, read, kinds, dropped, found):
+    records, report = read_records(real_data / f"{name}.jsonl.gz", progress=False)
+    stage = report["read"]
+    assert stage.read == read and {record.kind for record in records} == {kinds}
+    assert (stage.dropped, stage.found) == (dropped, found)
+    assert stage.kept == len(records) == read - sum(dropped.values())
+    assert all(reason in str(report) and REASONS[reason] in str(report) for reason in found)
+
+
+def test_hh_edge_cases_lie_where_they_are_known_to_lie(real_data):
+    path = real_data / "hh_harmless_base_test.jsonl.gz"
+    records, report = read_records(path, progress=False)
+    rows = {int(record.source.rsplit(":", 1)[1]) - 1: record for record in records}
+    assert set(range(2312)) - rows.keys() == {86, 516, 925, 1103}  # an empty completion
+    assert report["read"].examples["empty_response"][0] == f"{path}:87:chosen"
+    notices = [(row, notice.reason, notice.field) for row, record in rows.items() for notice in inspect(record)]
+    several = {row for row, reason, _ in notices if reason == "several_messages"}
+    assert several == {1254, 1688, 1950, 1952, 2036}
+    in_prompt = {row for row, reason, field in notices if (reason, field) == ("consecutive_roles", "prompt")}
+    assert in_prompt == {667, 763, 1319, 1849}
+    # The several messages of those five completions are all the assistant's.
+    assert {row for row, reason, field in notices if (reason, field) == ("consecutive_roles", "responses")} == several
+    assert max(len(record.prompt) for record in records) == 35
+
+
+def test_hh_as_whole_conversations(real_data, tmp_path):
+    """The implicit prompt, found in message space and in text, is the one the set was split at."""
+    with gzip.open(real_data / "hh_harmless_base_test.jsonl.gz", "rt") as file:
+        rows = [json.loads(line) for line in file]
+    rows = rows[:500] + [rows[at] for at in (667, 763, 1319, 1849)]  # with roles that do not alternate
+
+    def text(messages) -> str:
+        return "".join(f"\n\n{'Human' if m['role'] == 'user' else 'Assistant'}: {m['content']}" for m in messages)
+
+    sides = ("chosen", "rejected")
+    chats = [{side: row["prompt"] + row[side] for side in sides} for row in rows]
+    for name, whole in (
+        ("explicit", rows),
+        ("chats", chats),
+        ("texts", [{side: text(row[side]) for side in sides} for row in chats]),
+    ):
+        write_jsonl(tmp_path / f"{name}.jsonl", whole)
+    (explicit, _), (implicit, in_chats), (plain, in_texts) = (
+        read_records(tmp_path / f"{name}.jsonl", progress=False) for name in ("explicit", "chats", "texts")
+    )
+    assert in_chats["read"].dropped == in_texts["read"].dropped == {"empty_response": 1}
+    assert [(r.prompt, r.responses) for r in implicit] == [(r.prompt, r.responses) for r in explicit]
+    for record, chat in zip(plain, explicit, strict=True):
+        assert record.prompt == text(map(vars, chat.prompt)) + "\n\nAssistant:"
+        assert record.responses == tuple(f" {response[0].content}" for response in chat.responses)
