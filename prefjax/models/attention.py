@@ -1,0 +1,136 @@
+"""Attention under the one mask: key j is visible to query i iff j <= i < visible_until[j].
+
+`prepare` turns `visible_until` into a plan once per step; every layer then calls `attend` with it. `dense_attention`
+is the plain definition, kept as the oracle; `tiled_attention` visits only tiles that hold a visible pair.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from prefjax.models import tiled_attention
+
+# Below this row length the tile loop costs more than it skips (measured on CPU), so "auto" takes the dense form.
+DENSE_UP_TO = 256
+IMPLEMENTATIONS = ("auto", "dense", "tiled")
+ROW_AXES = ("data", "fsdp")
+
+
+def visible(visible_until: Int[Array, "R T"]) -> Bool[Array, "R T T"]:
+    """The mask written out, [row, query, key]. An oracle for tests and short rows, O(T^2) memory."""
+    position = jnp.arange(visible_until.shape[-1])
+    query, key = position[None, :, None], position[None, None, :]
+    return (key <= query) & (query < visible_until[:, None, :])
+
+
+@flax.struct.dataclass
+class MaskPlan:
+    """The mask of one batch of rows in the form the chosen implementation reads; shared by all layers."""
+
+    visible_until: Int[Array, "R T"]
+    positions: Int[Array, "R T"]
+    tiles: tiled_attention.Tiles | None
+    mesh: Mesh | None = flax.struct.field(pytree_node=False)
+
+    def spread(self, activations: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
+        """Pins activations to rows over ("data", "fsdp"); left alone, the partitioner may cut D like a parameter."""
+        if self.mesh is None:
+            return activations
+        return jax.lax.with_sharding_constraint(activations, NamedSharding(self.mesh, P(ROW_AXES)))
+
+
+def whole_width(table: Float[Array, "V D"], mesh: Mesh | None) -> Float[Array, "V D"]:
+    """A vocabulary table with its width gathered over "fsdp" (as any FSDP parameter is before use), V left cut."""
+    if mesh is None:
+        return table
+    vocabulary = "tensor" if table.shape[0] % mesh.shape["tensor"] == 0 else None
+    return jax.lax.with_sharding_constraint(table, NamedSharding(mesh, P(vocabulary, None)))
+
+
+def prepare(
+    visible_until: Int[Array, "R T"],
+    positions: Int[Array, "R T"],
+    *,
+    implementation: str = "auto",
+    mesh: Mesh | None = None,
+) -> MaskPlan:
+    """Plans the mask once per step.
+
+    Args:
+      visible_until: end (exclusive) of the queries that may see each key.
+      positions: rotary positions; sliding windows are measured in them.
+      implementation: "dense", "tiled", or "auto" (dense up to 256 positions, tiled beyond).
+      mesh: rows are spread over axes ("data", "fsdp") and heads over "tensor"; None on one device.
+
+    Raises:
+      ValueError: unknown implementation.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention={implementation!r}: choose one of {IMPLEMENTATIONS}")
+    if implementation == "auto":
+        implementation = "dense" if visible_until.shape[1] <= DENSE_UP_TO else "tiled"
+    tiles = None
+    if implementation == "tiled":
+        find = _sharded(tiled_attention.live_tiles, mesh, in_specs=(P(ROW_AXES),), out_specs=P(ROW_AXES))
+        tiles = find(visible_until)
+    return MaskPlan(visible_until=visible_until, positions=positions, tiles=tiles, mesh=mesh)
+
+
+def attend(
+    query: Float[Array, "R T N H"],
+    key: Float[Array, "R T M H"],
+    value: Float[Array, "R T M H"],
+    plan: MaskPlan,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: Int[Array, ""] | None = None,
+) -> Float[Array, "R T N H"]:
+    """Softmax attention of N query heads over M key heads (N a multiple of M) under the plan's mask.
+
+    Args:
+      scale: factor on query . key.
+      softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv 2408.00118 section 2); None is off.
+      window: a key farther back than this many positions is hidden (sliding window); None is off.
+    """
+    options = dict(scale=scale, softcap=softcap)
+    window = None if window is None else window.astype(jnp.int32)
+    if plan.tiles is None:
+        return dense_attention(query, key, value, plan.visible_until, plan.positions, window, **options)
+    heads, rows = P(ROW_AXES, None, "tensor", None), P(ROW_AXES)
+    attention = _sharded(
+        functools.partial(tiled_attention.attention, **options),
+        plan.mesh,
+        in_specs=(heads, heads, heads, rows, rows, rows, P()),
+        out_specs=heads,
+    )
+    return attention(query, key, value, plan.visible_until, plan.positions, plan.tiles, window)
+
+
+def dense_attention(query, key, value, visible_until, positions, window, *, scale, softcap):
+    """The definition: full [R, N, T, T] logits, masked, softmax in at least float32. Shapes as in `attend`."""
+    rows, length, heads, width = query.shape
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    grouped = query.reshape(rows, length, key.shape[2], -1, width)
+    logits = jnp.einsum("rimgh,rjmh->rmgij", grouped, key, preferred_element_type=accumulate) * scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    mask = visible(visible_until)
+    if window is not None:
+        mask &= positions[:, :, None] - positions[:, None, :] < window
+    logits = jnp.where(mask[:, None, None], logits, jnp.finfo(accumulate).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
+    output = jnp.einsum("rmgij,rjmh->rimgh", weights, value, preferred_element_type=accumulate)
+    return output.reshape(rows, length, heads, width).astype(query.dtype)
+
+
+def _sharded(function, mesh, *, in_specs, out_specs):
+    """`function` per shard of rows and heads: a dynamic tile loop cannot be partitioned by the compiler."""
+    if mesh is None or mesh.size == 1:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)

@@ -1,0 +1,166 @@
+"""The decoder's options, its log-probs, and sampling from it."""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prefjax.models import ModelConfig, apply, init, sample, token_logps, vocabulary_head
+from prefjax.models.logprobs import response_sums
+
+SMALL = ModelConfig(
+    vocab_size=29, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=24, tie_embeddings=False
+)
+FAMILIES = {
+    "llama": SMALL,
+    "qwen2": dataclasses.replace(SMALL, attention_bias=True),
+    "qwen3": dataclasses.replace(SMALL, qk_norm=True),
+    "gemma2": dataclasses.replace(
+        SMALL,
+        tie_embeddings=True,
+        activation="gelu",
+        unit_offset_norm=True,
+        post_norms=True,
+        scale_embeddings=True,
+        query_scale=0.4,
+        attention_softcap=5.0,
+        logit_softcap=3.0,
+        sliding_window=3,
+        global_every=2,
+    ),
+}
+
+
+def lively(config, seed=0):
+    """Parameters at which no option is neutral (fresh norms and biases would be)."""
+    rng = np.random.default_rng(seed)
+    params = init(config, jax.random.key(seed))
+    return jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(x.dtype), params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(config, params, tokens):
+    length = tokens.shape[1]
+    return apply(config, params, tokens, jnp.arange(length)[None], jnp.full((1, length), length))
+
+
+def causal(config, params, tokens):
+    """Hidden states of one plain sequence, padded behind so that one compilation serves all lengths."""
+    padded = np.zeros((1, 16), np.int32)
+    padded[0, : len(tokens)] = tokens
+    return forward(config, params, padded)[:, : len(tokens)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_option_changes_the_output(family):
+    """A field that does nothing would be a dead option."""
+    config, tokens = FAMILIES[family], np.arange(3, 15)
+    base = causal(config, lively(config), tokens)
+    for field in dataclasses.fields(ModelConfig):
+        default = getattr(SMALL, field.name)
+        if field.name == "tie_embeddings" or getattr(config, field.name) == default or field.name == "logit_softcap":
+            continue  # the head is not part of the hidden states
+        change = {field.name: default}
+        if field.name == "sliding_window":
+            change["global_every"] = 0
+        plain = dataclasses.replace(config, **change)
+        kept = {name: leaf for name, leaf in lively(config).items()}
+        assert np.abs(causal(plain, kept, tokens) - base).max() > 1e-4, field.name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_remat_changes_nothing(family):
+    config = FAMILIES[family]
+    params, tokens = lively(config), np.arange(3, 15)
+    gradient = lambda c: jax.jit(jax.grad(lambda p: jnp.sin(causal(c, p, tokens)).sum()))(params)
+    base = gradient(config)
+    for remat in ("full", "dots"):
+        for a, b in zip(
+            jax.tree.leaves(gradient(dataclasses.replace(config, remat=remat))), jax.tree.leaves(base), strict=True
+        ):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_sampling_follows_the_full_forward_pass(family):
+    config = FAMILIES[family]
+    params = lively(config, seed=1)
+    prompts = jax.random.randint(jax.random.key(1), (4, 6), 3, 29)
+    lengths = jnp.array([6, 3, 1, 4])
+    options = dict(max_new_tokens=7, eos_id=2, pad_id=0, temperature=0.0)
+    got = sample(config, params, prompts, lengths, jax.random.key(2), **options)
+    varied = set()
+    for row in range(4):
+        sequence = list(np.asarray(prompts[row, : lengths[row]]))
+        for step in range(int(got.lengths[row])):
+            logits = causal(config, params, np.array(sequence))[0, -1] @ vocabulary_head(config, params).T
+            assert int(logits.argmax()) == int(got.tokens[row, step]), (row, step)
+            sequence.append(int(got.tokens[row, step]))
+        varied |= set(sequence[int(lengths[row]) :])
+    assert len(varied) > 3
+
+
+def test_sampling_frequencies_match_the_model_and_stop_at_the_end_token():
+    params = lively(SMALL, seed=3)
+    prompts = jnp.full((4000, 2), 5)
+    got = sample(SMALL, params, prompts, jnp.full(4000, 2), jax.random.key(0), max_new_tokens=3, eos_id=7, pad_id=0)
+    logits = causal(SMALL, params, np.array([5, 5]))[0, -1] @ vocabulary_head(SMALL, params).T
+    expected = np.asarray(jax.nn.softmax(logits))
+    seen = np.bincount(np.asarray(got.tokens[:, 0]), minlength=29) / 4000
+    assert np.abs(seen - expected).max() < 4 * np.sqrt(0.25 / 4000)
+    tokens, lengths = np.asarray(got.tokens), np.asarray(got.lengths)
+    ended = (tokens == 7).any(1)
+    np.testing.assert_array_equal(ended, got.ended)
+    assert 0 < ended.sum() < 4000
+    for row in np.flatnonzero(ended):
+        assert tokens[row, lengths[row] - 1] == 7 and (tokens[row, lengths[row] :] == 0).all()
+
+
+def test_top_k_keeps_the_k_most_likely():
+    params = lively(SMALL, seed=3)
+    prompts = jnp.full((500, 2), 5)
+    options = dict(max_new_tokens=1, eos_id=2, pad_id=0, top_k=3)
+    got = sample(SMALL, params, prompts, jnp.full(500, 2), jax.random.key(0), **options)
+    logits = causal(SMALL, params, np.array([5, 5]))[0, -1] @ vocabulary_head(SMALL, params).T
+    assert set(np.asarray(got.tokens[:, 0])) == set(np.asarray(jax.lax.top_k(logits, 3)[1]))
+
+
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_token_logps_are_log_softmax_at_the_predictor(softcap):
+    rng = np.random.default_rng(0)
+    hidden, head = jnp.array(rng.normal(size=(2, 9, 8)), jnp.float32), jnp.array(rng.normal(size=(13, 8)), jnp.float32)
+    targets, predictors = rng.integers(0, 13, (2, 11)), rng.integers(0, 9, (2, 11))
+    got = token_logps(hidden, head, jnp.array(targets), jnp.array(predictors), chunk=4, softcap=softcap)
+    logits = np.einsum("rtd,vd->rtv", hidden, head)
+    logits = softcap * np.tanh(logits / softcap) if softcap else logits
+    logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for r, s in itertools.product(range(2), range(11)):
+        assert got[r, s] == pytest.approx(logps[r, predictors[r, s], targets[r, s]], abs=1e-5)
+
+
+def test_response_sums_add_up_slots_and_the_rows_of_a_group():
+    values = jnp.arange(1.0, 13.0).reshape(4, 3)
+    slots = jnp.array([[0, 0, 1], [1, 1, 0], [0, 1, 1], [0, 0, 0]])
+    packed = response_sums(values, slots, groups=1, branches=2, group_rows=4)
+    np.testing.assert_allclose(packed[:, 0], [[3, 3], [6, 9], [7, 17], [33, 0]])
+    pairs = response_sums(values, slots, groups=1, branches=2, group_rows=2)
+    np.testing.assert_allclose(pairs[:, 0], [[9, 12], [40, 17]])
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (dict(num_kv_heads=3), "multiple of num_kv_heads"),
+        (dict(head_width=7), "head_width=7"),
+        (dict(activation="relu"), "activation='relu'"),
+        (dict(remat="some"), "remat='some'"),
+        (dict(global_every=2), "global_every"),
+    ],
+)
+def test_bad_configs_name_the_field(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **change)
