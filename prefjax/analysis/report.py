@@ -1,0 +1,207 @@
+"""A run's one-page report: report.md with its plot.png, and result.json with the same numbers for machines."""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prefjax.analysis.curves import last
+from prefjax.analysis.plots import run_figure
+from prefjax.analysis.results import RunResults, Samples, Summary, summarize
+from prefjax.analysis.statistics import Mean, Share
+
+_EXAMPLES = 7
+_LONGEST_TEXT = 240  # characters of an example; longer texts are cut in the middle
+_FINAL_METRICS = ("loss", "reward_accuracy", "margin", "chosen_logp_change", "rejected_logp_change")
+
+
+def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.Path:
+    """Writes report.md, plot.png and result.json into a folder (made if absent); returns the path of report.md."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    summary = summarize(results)
+    run_figure(results, summary).savefig(directory / "plot.png")
+    (directory / "result.json").write_text(
+        json.dumps(_json_safe(_result(results, summary)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        encoding="utf-8",
+    )
+    path = directory / "report.md"
+    path.write_text(_markdown(results, summary), encoding="utf-8")
+    return path
+
+
+def _markdown(results: RunResults, summary: Summary) -> str:
+    samples = results.samples
+    parts = [
+        f"# {_headline(results, summary)}",
+        f"{results.objective} on {results.data}. Repeat with\n\n```\n{results.command}\n```",
+        _measures(results, summary),
+        _caveats(results, summary),
+        "![samples and training curves](plot.png)",
+        "" if samples is None else _examples(results.start, samples),
+        "## Last values of the curves\n\n" + _final_metrics(results.metrics),
+        "## Run\n\n" + _table(("part", "wall time"), _times(results.seconds)),
+        _table(("machine", ""), results.machine.items()),
+        _table(("option", "value"), ((f"`{name}`", f"`{value}`") for name, value in results.config.items())),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _headline(results: RunResults, summary: Summary) -> str:
+    if summary.win_rate is not None:
+        gold = f"{_number(summary.gold_start.value)} → {_number(summary.gold_trained.value)}"
+        return f"{results.objective}: gold reward {gold}, wins {summary.win_rate.value:.0%} against {results.start}"
+    if summary.accuracy is not None:
+        return f"{results.objective}: held-out reward accuracy {summary.accuracy.value:.1%}"
+    return f"{results.objective} on {results.data}"
+
+
+def _measures(results: RunResults, summary: Summary) -> str:
+    """The table of headline numbers: only rows that were measured."""
+    start = results.start
+    rows = []
+    if summary.gold_start is not None:
+        rows.append((f"gold reward of {start}", _with_error(summary.gold_start), "mean ± standard error"))
+        ceiling = "" if summary.gold_ceiling is None else f"; the best possible is {_number(summary.gold_ceiling)}"
+        rows.append(("gold reward of the trained model", _with_error(summary.gold_trained), f"the same{ceiling}"))
+    if summary.win_rate is not None:
+        definition = f"gold reward against {start}'s sample, same prompt, ties half; 95 % Wilson interval"
+        rows.append((f"win rate against {start}", _with_interval(summary.win_rate), definition))
+    if summary.garbled_trained is not None:
+        shares = f"{summary.garbled_start:.1%} → {summary.garbled_trained:.1%}"
+        rows.append(("malformed samples", shares, f"{start} → trained; share at the gold floor"))
+    if summary.kl is not None:
+        definition = (
+            f"KL(trained ‖ {start}) of whole responses: mean of log π − log ref over its samples ± standard error"
+        )
+        rows.append(("KL", f"{_with_error(summary.kl)} nats", definition))
+    if summary.accuracy is not None:
+        definition = f"{summary.accuracy.count} held-out pairs, last evaluation, ties half; 95 % Wilson interval"
+        rows.append(("reward accuracy", _with_interval(summary.accuracy), definition))
+    return _table(("measure", "value", "how"), rows) if rows else ""
+
+
+def _caveats(results: RunResults, summary: Summary) -> str:
+    """What a reader must know to read the numbers rightly, or why a number is absent."""
+    notes = []
+    samples = results.samples
+    if samples is None:
+        notes.append("No responses were sampled, so there is no gold reward, win rate or KL estimate.")
+    else:
+        notes.append(f"Sampled: one response of each model to each of {len(samples.prompts)} held-out prompts.")
+        if samples.gold is None:
+            notes.append("This data has no gold reward, so there is none here and no win rate: judge the examples.")
+        if samples.unfinished:
+            notes.append(
+                f"{samples.unfinished} of the trained model's samples hit the token limit; the KL estimate counts "
+                "them up to there."
+            )
+    if summary.accuracy is None:
+        notes.append("There are no held-out pairs, so there is no reward accuracy.")
+    return " ".join(notes)
+
+
+def _examples(start: str, samples: Samples) -> str:
+    def cell(text: str, rewards: np.ndarray | None, index: int) -> str:
+        reward = "" if rewards is None else f" **{_number(float(rewards[index]))}**"
+        return _cell_text(text) + reward
+
+    gold = samples.gold
+    worth = "" if gold is None else " (**gold reward**)"
+    rows = [
+        (
+            _cell_text(samples.prompts[i]),
+            cell(samples.reference[i], None if gold is None else gold.reference, i),
+            cell(samples.policy[i], None if gold is None else gold.policy, i),
+        )
+        for i in _example_indices(samples)
+    ]
+    heading = f"## Samples\n\nEvenly spaced over the {len(samples.prompts)} prompts, not selected by outcome.\n\n"
+    return heading + _table(("prompt", f"{start}{worth}", f"trained{worth}"), rows)
+
+
+def _example_indices(samples: Samples) -> list[int]:
+    count = len(samples.prompts)
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(_EXAMPLES, count)).round()})
+
+
+def _final_metrics(metrics: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for name in _FINAL_METRICS:
+        train, heldout = last(metrics, name, "train"), last(metrics, name, "eval")
+        if train is not None or heldout is not None:
+            rows.append((f"`{name}`", *("" if v is None else _number(v, 3) for v in (train, heldout))))
+    return _table(("metric", "train", "held out"), rows)
+
+
+def _times(seconds: Mapping[str, float]) -> list[tuple[str, str]]:
+    rows = [(part, f"{value:.1f} s") for part, value in seconds.items()]
+    return [*rows, ("total", f"{sum(seconds.values()):.1f} s")]
+
+
+def _result(results: RunResults, summary: Summary) -> dict[str, Any]:
+    samples = results.samples
+    examples = []
+    if samples is not None:
+        for i in _example_indices(samples):
+            example = {"prompt": samples.prompts[i], "start": samples.reference[i], "trained": samples.policy[i]}
+            if samples.gold is not None:
+                example |= {"gold_start": samples.gold.reference[i], "gold_trained": samples.gold.policy[i]}
+            examples.append(example)
+    final = {
+        split: {name: value for name in _FINAL_METRICS if (value := last(results.metrics, name, split)) is not None}
+        for split in ("train", "eval")
+    }
+    described = ("objective", "start", "data", "command", "config", "machine", "seconds")
+    return {
+        **{name: getattr(results, name) for name in described},
+        **dataclasses.asdict(summary),
+        "unfinished": None if samples is None else samples.unfinished,
+        "final": final,
+        "examples": examples,
+    }
+
+
+def _json_safe(value: Any) -> Any:
+    """Plain JSON types; numbers that JSON lacks (NaN, infinity) become null, and unknown objects their text."""
+    if isinstance(value, Mapping):
+        return {str(name): _json_safe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_safe(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _table(header: Sequence[str], rows: Any) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell_text(text: str) -> str:
+    """A text as one table cell: cut in the middle when long, shown as it is, whatever Markdown it may hold."""
+    text = text.strip()
+    if len(text) > _LONGEST_TEXT:
+        half = _LONGEST_TEXT // 2
+        text = f"{text[:half]} … {text[-half:]}"
+    for character in "\\`*_[]<>|#~":
+        text = text.replace(character, "\\" + character)
+    return "<br>".join(text.splitlines()) or "(empty)"
+
+
+def _number(value: float, digits: int = 2) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+def _with_error(mean: Mean) -> str:
+    return _number(mean.value) + ("" if mean.standard_error is None else f" ± {mean.standard_error:.2f}")
+
+
+def _with_interval(share: Share) -> str:
+    return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"
