@@ -1,0 +1,43 @@
+"""Reproduced tables and figures of papers: one table = one file, `experiments/tables/<paper>/<table>.py`.
+
+Such a file has
+
+    a docstring        its title, then COMMAND, TIME and RESULT, the protocol, and what to change for a first experiment
+    TABLE              what it reproduces, how long it takes, which result columns it shows
+    SETTINGS           the table's rows
+    CLAIMS             what must hold, each a measurement with a bound
+    get_config(arg)    the protocol as a ConfigDict; arg "smoke" is the same experiment in seconds
+    run(config)        -> the tidy result rows
+    plot(results)      -> the paper's figure; its docstring is the alt text
+
+and everything else (seeds, intervals, verdicts, Markdown, files, comparison with the reference run) is in core.py,
+report.py and plots.py. The paper's own statements are in `<paper>/paper.toml`, a known-good run of each table in
+`<paper>/reference/`, errata and deviations in `<paper>/NOTES.md`.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from experiments.tables.core import UsageError
+
+
+def table_ids() -> list[str]:
+    """Every table there is, as `paper.table`, found by looking into the folders."""
+    papers = [package.name for package in pkgutil.iter_modules(__path__) if package.ispkg]
+    return [
+        f"{paper}.{module.name}"
+        for paper in papers
+        for module in pkgutil.iter_modules(importlib.import_module(f"{__name__}.{paper}").__path__)
+    ]
+
+
+def load_table(table_id: str) -> ModuleType:
+    """The module of one table.
+
+    Raises:
+        UsageError: there is no such table; the message lists those there are.
+    """
+    if table_id not in table_ids():
+        raise UsageError(f"no table {table_id!r}; there are: {', '.join(table_ids())}")
+    return importlib.import_module(f"{__name__}.{table_id}")

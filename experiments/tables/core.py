@@ -1,0 +1,184 @@
+"""What a table is made of: settings (its rows), tidy results, claims with a bound, and the paper's own statements."""
+
+import tomllib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxtyping import Float
+
+EXACT = "EXACT"  # equals a number that is known without running
+ORDER = "ORDER"  # the paper's ordering holds
+SIGN = "SIGN"  # the paper's direction holds, its size does not
+NOT_REPRODUCED = "NOT REPRODUCED"
+
+
+class UsageError(ValueError):
+    """What was asked for cannot be run; the message names the field and the fix. The command exits with 2."""
+
+
+class Row(NamedTuple):
+    """One number, one line of rows.jsonl. `seed` and `step` are None for a number that is computed, not trained for."""
+
+    row: str
+    col: str
+    metric: str
+    seed: int | None
+    step: int | None
+    value: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the table.
+
+    labels  its first cells, e.g. {"data": "D1", "loss": "ipo", "tau": 0.5}
+    metric  the metric it shows (claims may look at others)
+    fact    the paper's statement about it: a key of paper.toml, or None where the paper says nothing
+    """
+
+    labels: Mapping[str, Any]
+    metric: str
+    fact: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in `Row.row`."""
+        return " ".join(str(label) for label in self.labels.values())
+
+
+class Results:
+    """Tidy rows, indexed. The arrays have one line per seed, and exactly one for a computed number."""
+
+    def __init__(self, rows: Iterable[Row]):
+        grouped = defaultdict(dict)
+        for row in rows:
+            grouped[row.row, row.col, row.metric][row.seed, row.step] = row.value
+        self._curves = {}
+        for name, values in grouped.items():
+            seeds = list(dict.fromkeys(seed for seed, _ in values))
+            steps = list(dict.fromkeys(step for _, step in values))
+            self._curves[name] = steps, np.array([[values[seed, step] for step in steps] for seed in seeds])
+
+    def curve(self, row: str, col: str, metric: str) -> tuple[list[int], Float[np.ndarray, "seeds steps"]]:
+        """The steps at which it was measured, and its values there."""
+        return self._curves[row, col, metric]
+
+    def final(self, row: str, col: str, metric: str) -> Float[np.ndarray, "seeds"]:
+        """Its values at the last step."""
+        return self._curves[row, col, metric][1][:, -1]
+
+    def mean(self, row: str, col: str, metric: str) -> float:
+        """The mean over seeds at the last step."""
+        return float(self.final(row, col, metric).mean())
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that must hold for every setting it is about, or the command exits with 1.
+
+    where    which settings it is about
+    measure  (results, setting) -> a number that must be at most `at_most`
+    verdict  the word its settings get while it holds
+    """
+
+    name: str
+    text: str
+    where: Callable[[Setting], bool]
+    measure: Callable[[Results, Setting], float]
+    at_most: float
+    verdict: str = EXACT
+
+
+@dataclass(frozen=True)
+class Table:
+    """shows: what of the paper it reproduces; columns: the `Row.col`s to print; minutes: on two CPU cores; verdict: the
+    word it gets while all its claims hold."""
+
+    shows: str
+    columns: tuple[str, ...]
+    minutes: float
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the claims say about some results.
+
+    rows    the verdict of each setting: that of the first claim about it, NOT REPRODUCED if any claim fails on it
+    claims  for each claim the largest measurement, the setting it occurs at, and whether the claim holds everywhere
+    """
+
+    rows: list[str]
+    claims: list[tuple[float, str, bool]]
+
+    @property
+    def holds(self) -> bool:
+        return all(holds for *_, holds in self.claims)
+
+
+def judge(settings: Sequence[Setting], claims: Sequence[Claim], results: Results) -> Judgement:
+    """Measures every claim on every setting it is about. A measurement that is not a number fails the claim."""
+    verdicts = {}
+    outcomes = []
+    for claim in claims:
+        measured = {s.key: float(claim.measure(results, s)) for s in settings if claim.where(s)}
+        if not measured:
+            raise ValueError(f"claim {claim.name!r} is about no setting; check its `where`")
+        for key, value in measured.items():
+            if not value <= claim.at_most:
+                verdicts[key] = NOT_REPRODUCED
+            verdicts.setdefault(key, claim.verdict)
+        worst = max(measured, key=lambda key: np.inf if np.isnan(measured[key]) else measured[key])
+        outcomes.append((measured[worst], worst, bool(measured[worst] <= claim.at_most)))
+    unclaimed = [s.key for s in settings if s.key not in verdicts]
+    if unclaimed:
+        raise ValueError(f"no claim is about {', '.join(unclaimed)}; every row of a table needs one")
+    return Judgement([verdicts[s.key] for s in settings], outcomes)
+
+
+def mean_interval(values: Float[np.ndarray, "seeds *rest"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over seeds and half the width of its 95 % confidence interval (Student's t), each of shape [*rest]."""
+    count = len(values)
+    quantile = scipy.stats.t.ppf(0.975, count - 1)
+    return values.mean(axis=0), quantile * values.std(axis=0, ddof=1) / np.sqrt(count)
+
+
+def over_seeds(experiment: Callable[[jax.Array], Any], num_seeds: int) -> Any:
+    """`experiment(key)` for the seeds 0 .. num_seeds - 1 at once: NumPy arrays with a leading axis of seeds.
+
+    What a seed gives does not depend on how many run beside it.
+
+    Raises:
+        UsageError: num_seeds is less than 2, so that there is no interval.
+    """
+    if num_seeds < 2:
+        raise UsageError(f"config.num_seeds must be at least 2 for a confidence interval, got {num_seeds}")
+    keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
+    return jax.device_get(jax.jit(jax.vmap(experiment))(keys))
+
+
+def load_paper(path: Path) -> dict[str, Any]:
+    """paper.toml: `[paper]` (name, title, arxiv) and, per table, the paper's statements with their provenance.
+
+    Each statement names its `source` (the figure, table or text), `section`, arXiv `version` and whether somebody
+    `verified` it in the paper. Only verified statements are ever shown.
+
+    Raises:
+        ValueError: a statement says neither verified = true nor false, or it is verified but lacks provenance.
+    """
+    paper = tomllib.loads(path.read_text())
+    for table in paper.keys() - {"paper"}:
+        for name, fact in paper[table].items():
+            if not isinstance(fact.get("verified"), bool):
+                raise ValueError(f"{path.name}: [{table}.{name}] needs verified = true or false")
+            missing = [field for field in ("source", "section", "version") if not fact.get(field)]
+            if fact["verified"] and missing:
+                raise ValueError(f"{path.name}: [{table}.{name}] is verified, so it needs {', '.join(missing)}")
+    return paper
