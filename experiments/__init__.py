@@ -1,0 +1,1 @@
+"""Commands: each parses flags, turns the ConfigDict into frozen dataclasses, and calls prefjax."""

@@ -1,0 +1,125 @@
+"""The door: a locked ConfigDict goes in, frozen dataclasses come out, and nothing below ever sees a ConfigDict."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from prefjax.training.stage import StageConfig, find_objective
+
+# Changing these between runs in one workdir changes no number.
+_CADENCE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Samples for the report: held-out prompts (0: no sampling), and tokens a response may have."""
+
+    prompts: int = 256
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run: an optional SFT stage, then the preference stage, then samples and a report."""
+
+    stage: StageConfig
+    sft: StageConfig | None
+    sampling: SamplingConfig
+
+
+def run_config(config: ml_collections.ConfigDict) -> RunConfig:
+    """Checks and freezes a config as `configs/quickstart.py` makes it.
+
+    Raises:
+      ValueError: names the field that is unknown, missing, of the wrong type, or that the objective does not take.
+    """
+    values = config.to_dict()
+    sft, sampling = values.pop("sft", None), values.pop("sampling", {})
+    stage = build(StageConfig, values, "config")
+    find_objective(stage.objective).check_options(stage.loss)
+    sft_stage = None
+    if sft is not None:
+        if stage.init_from:
+            raise ValueError("config.init_from and config.sft both say where the policy starts: keep one of them")
+        inherited = {name: value for name, value in values.items() if name not in ("reference", "value_network")}
+        own = inherited | {"objective": "sft", "loss": {}, "reference": {"kind": "none"}, "accumulation": 1} | sft
+        sft_stage = build(StageConfig, own, "config.sft")
+    return RunConfig(stage=stage, sft=sft_stage, sampling=build(SamplingConfig, sampling, "config.sampling"))
+
+
+def build(cls: type, values: Mapping[str, Any], path: str) -> Any:
+    """A dataclass from a nested mapping, by field names and types; lists become tuples.
+
+    Raises:
+      ValueError: names the field by its full path.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ValueError(f"{path}.{unknown[0]} is not an option; {path} takes {', '.join(fields)}")
+    made = {}
+    for name, field in fields.items():
+        if name in values:
+            made[name] = _convert(hints[name], values[name], f"{path}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{path}.{name} is missing")
+    return cls(**made)
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if value is None and types.NoneType in options:
+        return None
+    kind = next(option for option in options if option is not types.NoneType)
+    if dataclasses.is_dataclass(kind):
+        return build(kind, value, path)
+    origin = typing.get_origin(kind) or kind
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if origin is Mapping and isinstance(value, Mapping):
+        return dict(value)
+    if type(value) is not origin:
+        raise ValueError(f"{path}={value!r} must be a {getattr(origin, '__name__', origin)}")
+    return value
+
+
+def remember(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Writes config.json into the workdir, or checks that a run continued there has the same config.
+
+    Raises:
+      ValueError: lists the options that differ; logging and checkpoint cadence may.
+    """
+    path = workdir / "config.json"
+    new = json.loads(config.to_json_best_effort())
+    if path.exists():
+        old = json.loads(path.read_text())
+        changed = [
+            f"{name}: {a!r} there, {b!r} now"
+            for name, a, b in _differences(old, new)
+            if name.split(".")[-1] not in _CADENCE
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} holds a run with another config ({'; '.join(changed)}). "
+                "Give the same options to continue it, or a new --workdir"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(new, indent=1) + "\n")
+
+
+def _differences(old: Any, new: Any, path: str = "config"):
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            yield from _differences(old.get(name), new.get(name), f"{path}.{name}")
+    elif old != new:
+        yield path, old, new

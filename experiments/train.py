@@ -1,0 +1,66 @@
+"""Trains: an optional SFT stage, the preference stage, then samples and a report. Continues where it was stopped.
+
+python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/dpo --config.loss.beta=0.2
+"""
+
+import dataclasses
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments.door import RunConfig, remember, run_config
+from experiments.samples import compare_samples, run_results
+from prefjax.analysis import write_report
+from prefjax.training.loop import StopRequest
+from prefjax.training.stage import StageResult, run_stage
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(argument), as in configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything the run makes goes; the same one continues a run.")
+_INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+def train(run: RunConfig, workdir: Path, stop: StopRequest, seconds: dict[str, float]) -> StageResult:
+    """Runs the stages that are not finished yet; stops after the running step when asked."""
+    stage, should_stop = run.stage, lambda step: stop.requested
+    if run.sft is not None:
+        print("== SFT", flush=True)
+        started = time.perf_counter()
+        result = run_stage(run.sft, workdir / "sft", workdir / "data", should_stop=should_stop)
+        seconds["SFT"] = time.perf_counter() - started
+        if not result.finished:
+            return result
+        stage = dataclasses.replace(stage, init_from=str(workdir / "sft"))
+    print(f"== {stage.objective}", flush=True)
+    started = time.perf_counter()
+    result = run_stage(stage, workdir, workdir / "data", should_stop=should_stop)
+    seconds[stage.objective] = time.perf_counter() - started
+    return result
+
+
+def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
+    workdir = Path(_WORKDIR.value)
+    run = run_config(_CONFIG.value)
+    remember(_CONFIG.value, workdir)
+    command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
+    seconds: dict[str, float] = {}
+    with StopRequest() as stop:
+        result = train(run, workdir, stop, seconds)
+        if not result.finished:
+            print(f"stopped, and saved. To continue:\n  {command}", flush=True)
+            sys.exit(_INTERRUPTED)
+    started = time.perf_counter()
+    samples = compare_samples(run, result) if run.sampling.prompts else None
+    seconds["samples"] = time.perf_counter() - started
+    path = write_report(workdir, run_results(run, _CONFIG.value, result, samples, workdir, command, seconds))
+    print(f"report: {path}", flush=True)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

@@ -1,0 +1,107 @@
+"""Where arrays live: a (data, fsdp, tensor) device mesh and one list of (path regex -> PartitionSpec) rules.
+
+Rows are spread over ("data", "fsdp"); parameters are cut over "fsdp" on one axis and "tensor" on the other.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from prefjax.models.attention import ROW_AXES
+
+AXES = ("data", "fsdp", "tensor")
+
+# First match wins, on paths like "policy/layers/mlp/up/kernel". Scanned block parameters have a leading layer axis.
+RULES = (
+    (r"(embedding|head)$", P("tensor", "fsdp")),
+    (r"(query|key|value|gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"(attention/output|mlp/down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"(query|key|value)/bias$", P(None, "tensor")),
+    (r"", P()),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per axis. -1 (one axis at most) takes all that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+    """The device mesh.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    fixed = 1
+    for size in sizes:
+        fixed *= max(size, 1)
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and one axis may be -1")
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    total = sizes[0] * sizes[1] * sizes[2]
+    if total != len(devices):
+        raise ValueError(
+            f"mesh {dict(zip(AXES, sizes, strict=True))} needs {total} devices and {len(devices)} are there: "
+            "set the mesh axes so that they multiply to it"
+        )
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def row_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of every array of `Rows`: the leading axis over data and fsdp."""
+    return NamedSharding(mesh, P(ROW_AXES))
+
+
+def row_shards(mesh: Mesh) -> int:
+    """How many shards the leading axis of `Rows` has; B must be a multiple of it."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def parameter_shardings(mesh: Mesh, params: Any) -> Any:
+    """NamedShardings for a tree of parameters (or of their shapes), by `RULES`.
+
+    A mesh axis that does not divide an array axis is left out there: that array axis is replicated over it.
+    """
+
+    def place(path, leaf):
+        name = "/".join(str(key.key) for key in path)
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        fitted = [
+            axis if axis is not None and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip(spec, leaf.shape, strict=False)
+        ]
+        return NamedSharding(mesh, P(*fitted))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def optimizer_shardings(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """Shardings of the optimiser state: moments lie where their parameter lies, all else is replicated.
+
+    Without explicit shardings `jit(optimizer.init)` would put every moment on one device (zeros depend on nothing).
+    """
+    replicated = NamedSharding(mesh, P())
+    shapes = jax.eval_shape(optimizer.init, params)
+
+    def place(moment, parameter, sharding):
+        return sharding if moment.shape == parameter.shape else replicated
+
+    return optax.tree.map_params(
+        optimizer,
+        place,
+        shapes,
+        params,
+        parameter_shardings(mesh, params),
+        transform_non_params=lambda _: replicated,
+    )

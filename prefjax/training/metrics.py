@@ -1,0 +1,129 @@
+"""Metrics: names, formulas, units; and the file they are written to.
+
+Inside the step a metric is a pair (sum, count), so that micro-batches, devices and evaluation batches combine exactly;
+`finish` divides. Reward means the log-ratio log pi(y|x) - log ref(y|x) in nats (log pi(y|x) without a reference);
+multiply by beta for DPO's implicit reward. A pair is two valid responses of one prompt with different targets.
+
+    loss                   weighted per-prompt loss / counted prompts
+    reward_accuracy        share of pairs whose better response has the higher reward; a tie counts one half
+    reward_ties            share of pairs with equal rewards
+    margin                 reward(better) - reward(worse) over pairs, nats
+    chosen_logp            log pi(y|x) of the prompt's best response (K = 1: target > 0), nats, summed over tokens
+    rejected_logp          the same of the worst response (K = 1: target <= 0)
+    chosen_logp_change     log pi - log ref of the best response, nats
+    rejected_logp_change   the same of the worst response
+    kl_estimate            mean of log ref - log pi over responses: estimates KL(ref || pi) if they came from ref, nats
+    mismatched_log_ratio   KTO's z0 before clamping, nats
+    value                  mean V(x)
+    prompts, responses     counted prompts, their valid responses,
+    pairs                  and their pairs, of the step
+    tokens, scored_tokens  real tokens in the rows (a shared prompt counts once), tokens with a log-prob in the loss
+    fill                   real tokens / all positions
+    grad_norm              global gradient norm before clipping
+    learning_rate          of the step
+Added by the loop from the wall time of stepping, data loading included; compilation, evaluation and saving excluded:
+    prompts_per_second, tokens_per_second (real tokens), seconds_per_step
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from prefjax.data.rows import Rows
+from prefjax.losses import Responses
+
+Ratios = dict[str, tuple[Array, Array]]
+TOTALS = ("prompts", "responses", "pairs", "tokens", "scored_tokens")
+
+
+def response_metrics(
+    r: Responses, losses: Float[Array, "P"], counted: Bool[Array, "P"], weight: Float[Array, "P"]
+) -> Ratios:
+    """Metrics of one global batch from what the objective received and returned."""
+    valid = r.valid & counted[:, None]
+    log_ratio = r.logp - r.reference_logp if r.reference_logp is not None else r.logp
+    better = valid[:, :, None] & valid[:, None, :] & (r.target[:, :, None] > r.target[:, None, :])
+    gap = log_ratio[:, :, None] - log_ratio[:, None, :]
+    ties = gap == 0
+    best, worst = _best_and_worst(r.target, valid)
+    metrics = {
+        "loss": (jnp.where(counted, weight * losses, 0).sum(), counted.sum()),
+        "reward_accuracy": _mean(jnp.where(ties, 0.5, gap > 0), better),
+        "reward_ties": _mean(ties, better),
+        "margin": _mean(gap, better),
+        "chosen_logp": _mean(r.logp, best),
+        "rejected_logp": _mean(r.logp, worst),
+        "prompts": (counted.sum(), jnp.ones((), jnp.int32)),
+        "responses": (valid.sum(), jnp.ones((), jnp.int32)),
+        "pairs": (better.sum(), jnp.ones((), jnp.int32)),
+    }
+    if r.reference_logp is not None:
+        metrics["chosen_logp_change"] = _mean(log_ratio, best)
+        metrics["rejected_logp_change"] = _mean(log_ratio, worst)
+        metrics["kl_estimate"] = _mean(-log_ratio, valid)
+    if r.baseline_logp is not None:
+        metrics["mismatched_log_ratio"] = _mean(r.baseline_logp - r.baseline_reference_logp, counted)
+    if r.value is not None:
+        metrics["value"] = _mean(r.value, counted)
+    return metrics
+
+
+def row_metrics(rows: Rows) -> Ratios:
+    """How full the rows are."""
+    real = (rows.segment_ids > 0).sum()
+    return {
+        "tokens": (real, jnp.ones((), jnp.int32)),
+        "scored_tokens": ((rows.target_weights != 0).sum(), jnp.ones((), jnp.int32)),
+        "fill": (real, jnp.full((), rows.segment_ids.size, jnp.int32)),
+    }
+
+
+def combine(batches: list[Mapping[str, tuple]]) -> dict[str, tuple[float, float]]:
+    """Adds the sums and counts of several batches (NumPy or float); totals stay totals."""
+    combined = {}
+    for name in batches[0]:
+        sums = sum(float(batch[name][0]) for batch in batches)
+        counts = sum(float(batch[name][1]) for batch in batches)
+        combined[name] = (sums, 1.0 if name in TOTALS else counts)
+    return combined
+
+
+def finish(metrics: Mapping[str, tuple]) -> dict[str, float]:
+    """sum / count of every metric; a metric with no sample in this batch is left out, never reported as 0."""
+    return {name: float(total) / float(count) for name, (total, count) in metrics.items() if float(count) > 0}
+
+
+def _mean(values, where):
+    return jnp.where(where, values, 0).sum(), where.sum()
+
+
+def _best_and_worst(target, valid):
+    if target.shape[1] == 1:
+        return valid & (target > 0), valid & (target <= 0)
+    top = jnp.where(valid, target, -jnp.inf).max(1, keepdims=True)
+    bottom = jnp.where(valid, target, jnp.inf).min(1, keepdims=True)
+    best = valid & (target == top)
+    return best, valid & (target == bottom) & ~best
+
+
+class MetricsFile:
+    """metrics.jsonl: one object per line, {"step": int, "split": "train" | "eval", name: value, ...}.
+
+    On resume, lines past the restored step are cut, so that a repeated step is never written twice.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int = 0):
+        self.path = path
+        kept = []
+        if path.exists():
+            lines = path.read_text().splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")

@@ -1,0 +1,149 @@
+"""Rows -> what an objective receives. The one log-prob path: policy, reference and evaluation all go through it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float
+
+from prefjax.data.rows import Branches, Rows
+from prefjax.losses import Objective, Responses
+from prefjax.models import decoder, logprobs
+from prefjax.models.decoder import ModelConfig
+
+REFERENCES = ("live", "precomputed", "none")
+VALUE_NETWORKS = ("none", "own", "trunk")
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Everything static about a step: what is compiled.
+
+    reference      "live": a frozen copy scores the same rows; "precomputed": rows carry it; "none".
+    value_network  "own": a second decoder fed prompts only (DRO-V, as in the paper); "trunk": a head on the policy.
+    accumulation   micro-batches per optimiser step.
+    head_chunk     scored tokens of a row that go through the vocabulary head at once.
+    """
+
+    model: ModelConfig
+    objective: Objective
+    branches: Branches
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    reference: str = "live"
+    value_network: str = "none"
+    accumulation: int = 1
+    head_chunk: int = 256
+    mesh: Mesh | None = None
+
+    def __post_init__(self):
+        if self.reference not in REFERENCES:
+            raise ValueError(f"reference={self.reference!r}: choose one of {REFERENCES}")
+        if self.value_network not in VALUE_NETWORKS:
+            raise ValueError(f"value_network={self.value_network!r}: choose one of {VALUE_NETWORKS}")
+        needs = self.objective.needs
+        if ("reference_logp" in needs) == (self.reference == "none"):
+            wanted = "live or precomputed" if "reference_logp" in needs else "none"
+            raise ValueError(f"objective {self.objective.name} with reference={self.reference!r}: set it to {wanted}")
+        if ("value" in needs) == (self.value_network == "none"):
+            wanted = "own or trunk" if "value" in needs else "none"
+            raise ValueError(
+                f"objective {self.objective.name} with value_network={self.value_network!r}: set it to {wanted}"
+            )
+        if ("baseline_logp" in needs) != self.branches.baseline:
+            raise ValueError(f"objective {self.objective.name}: the rows' baseline branch must match what it needs")
+        if self.mesh is not None and self.model.num_kv_heads % self.mesh.shape["tensor"]:
+            raise ValueError(
+                f"mesh.tensor={self.mesh.shape['tensor']} does not divide model.num_kv_heads={self.model.num_kv_heads}: "
+                "lower it and give the devices to mesh.fsdp"
+            )
+        self.objective.check_options(self.options)
+
+
+class Scores(NamedTuple):
+    """What depends on the trained parameters: log-prob sums per branch, and V(x)."""
+
+    logp: Float[Array, "B G N"]
+    value: Float[Array, "B G"] | None
+
+
+def branch_logps(setup: Setup, params: Any, rows: Rows) -> tuple[Float[Array, "B G N"], Float[Array, "R T D"]]:
+    """Sums of log pi(token | everything before it) per branch (nats), and the hidden states they came from."""
+    hidden = decoder.apply(setup.model, params, rows.tokens, rows.positions, rows.visible_until, mesh=setup.mesh)
+    tokens = logprobs.token_logps(
+        hidden,
+        decoder.vocabulary_head(setup.model, params, mesh=setup.mesh),
+        rows.target_ids,
+        rows.predictors,
+        chunk=setup.head_chunk,
+        softcap=setup.model.logit_softcap,
+    )
+    return _sum(setup, tokens * rows.target_weights, rows), hidden
+
+
+def score(setup: Setup, params: Any, rows: Rows) -> Scores:
+    """Scores rows with the trained parameters {"policy": ..., "value": ... (own value network only)}."""
+    logp, hidden = branch_logps(setup, params["policy"], rows)
+    value = None
+    if setup.value_network == "own":
+        prompts = rows.prompts
+        states = decoder.apply(
+            setup.model,
+            params["value"],
+            prompts.tokens,
+            prompts.positions,
+            prompts.visible_until,
+            mesh=setup.mesh,
+        )
+        value = decoder.prompt_values(params["value"], states, prompts.prompt_ends)
+    elif setup.value_network == "trunk":
+        group_rows = rows.valid.shape[0]
+        first = hidden.reshape(group_rows, -1, *hidden.shape[1:])[:, 0]
+        value = decoder.prompt_values(params["policy"], first, rows.prompt_ends)
+    return Scores(logp=logp, value=value)
+
+
+def reference_logps(setup: Setup, reference_params: Any, rows: Rows) -> Float[Array, "B G N"] | None:
+    """The reference's branch sums: scored live by the same path, taken from the rows, or absent."""
+    if setup.reference == "live":
+        return jax.lax.stop_gradient(branch_logps(setup, reference_params, rows)[0])
+    if setup.reference == "precomputed":
+        if rows.reference_logp is None:
+            raise ValueError("reference='precomputed' but the rows carry no reference_logp: attach the score table")
+        return rows.reference_logp
+    return None
+
+
+def assemble(setup: Setup, scores: Scores, reference: Float[Array, "B G N"] | None, rows: Rows) -> Responses:
+    """Puts sums, targets and validity together as the objective's input, prompts flattened to one axis."""
+    branches = setup.branches
+    k = branches.responses
+    flat = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])
+    slot = lambda x, n, present: None if x is None or not present else x[..., n].reshape(-1)
+    ones = (rows.target_weights != 0).astype(jnp.float32)
+    return Responses(
+        logp=flat(scores.logp[..., :k]),
+        reference_logp=None if reference is None else flat(reference[..., :k]),
+        length=flat(_sum(setup, ones, rows)[..., :k]),
+        target=flat(rows.target),
+        valid=flat(rows.valid),
+        value=flat(scores.value),
+        baseline_logp=slot(scores.logp, branches.baseline_slot, branches.baseline),
+        baseline_reference_logp=slot(reference, branches.baseline_slot, branches.baseline),
+        auxiliary_logp=slot(scores.logp, branches.auxiliary_slot, branches.auxiliary),
+    )
+
+
+def counted_prompts(setup: Setup, rows: Rows) -> Bool[Array, "P"]:
+    """Prompts that count in the loss, flattened like the responses; known before anything is scored."""
+    valid = rows.valid.reshape(-1, rows.valid.shape[-1])
+    return setup.objective.valid_prompts(Responses(logp=jnp.zeros(valid.shape), valid=valid))
+
+
+def _sum(setup: Setup, values, rows: Rows):
+    group_rows, groups = rows.valid.shape[:2]
+    return logprobs.response_sums(
+        values, rows.response_slots, groups=groups, branches=setup.branches.count, group_rows=group_rows
+    )

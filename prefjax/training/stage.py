@@ -1,0 +1,222 @@
+"""One stage of a run: data, model, objective and loop joined. SFT and every preference objective are stages alike."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from prefjax.data.planning import InOrder, Planner, simulate
+from prefjax.data.rows import RowShape
+from prefjax.data.store import TreeSource
+from prefjax.data.tokenizers import Tokenizer, load_tokenizer
+from prefjax.models import ModelConfig, init
+from prefjax.training import loop
+from prefjax.training.batches import (
+    branches_of,
+    describe_shape,
+    forecast,
+    host_rows,
+    load_trees,
+    plan_rows,
+    training_plan,
+)
+from prefjax.training.checkpoint import Checkpointer, load_params, parameter_hash
+from prefjax.training.config import StageConfig, find_objective
+from prefjax.training.feed import DeviceFeed, to_devices
+from prefjax.training.mesh import make_mesh, parameter_shardings, row_shards
+from prefjax.training.metrics import MetricsFile
+from prefjax.training.optimizers import make_optimizer, make_schedule
+from prefjax.training.reference import find_table, reference_identity, save_table, score_table
+from prefjax.training.scoring import Setup
+from prefjax.training.step import init_params, init_state, make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class StageResult:
+    """What a finished or stopped stage leaves behind. `policy` and `reference` are parameters on the mesh."""
+
+    policy: Any
+    reference: Any
+    setup: Setup
+    tokenizer: Tokenizer
+    end_id: int
+    eval_trees: TreeSource
+    eval_metrics: dict[str, float]
+    finished: bool
+
+
+def run_stage(
+    config: StageConfig, workdir: Path, data_directory: Path, *, should_stop: Callable[[int], bool] = lambda step: False
+) -> StageResult:
+    """Trains, or continues, one stage in `workdir`: checkpoints/, metrics.jsonl and a score table go there.
+
+    Args:
+      data_directory: where prepared data lies; the stages of a run share it.
+      should_stop: asked after every step; True saves a checkpoint and returns with `finished` False.
+    """
+    mesh = make_mesh(config.mesh)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.chat_template)
+    trees, end_id = load_trees(config, tokenizer, data_directory, "train")
+    held_out, _ = load_trees(config, tokenizer, data_directory, "eval")
+    setup = make_setup(config, tokenizer, trees, mesh)
+    shape = plan_rows(config, trees, row_multiple=row_shards(mesh) * config.accumulation)
+    print(describe_shape(config, trees, shape), flush=True)
+
+    policy = load_policy(config, setup.model, mesh, config.init_from)
+    other = config.reference.init_from
+    # Without a reference in the loss, the starting point is still what the report compares with.
+    reference = load_policy(config, setup.model, mesh, other) if other else jax.tree.map(jnp.copy, policy)
+    hashes = {"initial_policy": parameter_hash(policy), "reference": parameter_hash(reference)}
+    live = reference if setup.reference == "live" else None
+    cache = Path(config.reference.cache or workdir / "reference")
+    table = _reference_table(setup, cache, reference, hashes["reference"], trees, shape)
+    evaluator = _Evaluator(config, setup, held_out, cache, reference, hashes["reference"])
+
+    steps = config.train.steps or forecast(config, trees, shape, None).steps
+    optimizer = make_optimizer(config.optimizer, steps)
+    state = init_state(mesh, optimizer, init_params(setup, policy))
+    identity = {
+        "objective": config.objective,
+        "loss": dict(config.loss),
+        "steps": steps,
+        "data": trees.content_hash,
+        **hashes,
+    }
+    checkpointer = Checkpointer(workdir / "checkpoints", keep=config.train.keep_checkpoints, identity=identity)
+    plan = training_plan(config)
+    feed = DeviceFeed(host_rows(trees, shape, plan, reference=table), mesh)
+    start = checkpointer.latest_step() or 0
+    if start:
+        state, position = checkpointer.restore(state)
+        feed.set_state(position)
+        print(f"continuing from step {start}", flush=True)
+    elif config.check_start and not other:
+        first = next(host_rows(trees, shape, plan, reference=table, prefetch=0))
+        values = loop.evaluate(make_eval_step(setup, state.params), state.params, live, [to_devices(mesh, first)])
+        loop.check_start(values, config.objective, tolerance=2e-2 if setup.model.dtype == "bfloat16" else 1e-3)
+
+    state, finished = loop.run(
+        dataclasses.replace(config.train, steps=steps, epochs=0),
+        train_step=make_train_step(setup, optimizer, make_schedule(config.optimizer, steps), state),
+        state=state,
+        reference_params=live,
+        feed=feed,
+        evaluation=lambda state: evaluator(state.params),
+        metrics_file=MetricsFile(workdir / "metrics.jsonl", resume_step=start),
+        checkpointer=checkpointer,
+        should_stop=should_stop,
+        start_step=start,
+    )
+    checkpointer.close()
+    return StageResult(
+        policy=_without_value_head(state.params["policy"]),
+        reference=reference,
+        setup=setup,
+        tokenizer=tokenizer,
+        end_id=end_id,
+        eval_trees=held_out,
+        eval_metrics=evaluator(state.params) if finished else {},
+        finished=finished,
+    )
+
+
+def evaluate_stage(config: StageConfig, workdir: Path, reference_workdir: str, *, data: str = "") -> dict[str, float]:
+    """Metrics of a trained run on its held-out set, or on all of another file, in one pass.
+
+    Args:
+      reference_workdir: the run whose policy is the reference; empty: fresh parameters from the seed.
+      data: a preference file; empty takes the run's own held-out set.
+    """
+    mesh = make_mesh(config.mesh)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.chat_template)
+    if data:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval=data))
+    if config.reference.kind == "precomputed":
+        config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="live", cache=""))
+    trees, _ = load_trees(config, tokenizer, workdir / "data", "eval")
+    setup = make_setup(config, tokenizer, trees, mesh)
+    reference = load_policy(config, setup.model, mesh, config.reference.init_from or reference_workdir)
+    params = load_params(workdir, init_params(setup, reference))
+    return _Evaluator(config, setup, trees, workdir / "reference", reference, "")(params)
+
+
+def make_setup(config: StageConfig, tokenizer: Tokenizer, trees: TreeSource, mesh: Mesh) -> Setup:
+    """The static facts of the step. Raises ValueError when model and tokenizer, or objective and options, disagree."""
+    objective = find_objective(config.objective)
+    model = config.model
+    if not model.vocab_size:
+        model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}: raise it"
+        )
+    return Setup(
+        model=model,
+        objective=objective,
+        branches=branches_of(trees, objective),
+        options=dict(config.loss),
+        reference=config.reference.kind,
+        value_network=config.value_network,
+        accumulation=config.accumulation,
+        head_chunk=config.head_chunk,
+        mesh=mesh,
+    )
+
+
+def load_policy(config: StageConfig, model: ModelConfig, mesh: Mesh, workdir: str) -> Any:
+    """Policy parameters on the mesh: of another run's newest checkpoint, or fresh from the seed."""
+    key = jax.random.key(config.seed)
+    fresh = functools.partial(init, model)
+    shapes = jax.eval_shape(fresh, key)
+    shardings = parameter_shardings(mesh, shapes)
+    if not workdir:
+        return jax.jit(fresh, out_shardings=shardings)(key)
+    like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
+    return load_params(Path(workdir), {"policy": like})["policy"]
+
+
+class _Evaluator:
+    """The held-out set under its own row shape (it may have another K), compiled once."""
+
+    def __init__(self, config: StageConfig, setup: Setup, trees: TreeSource, cache: Path, reference: Any, key: str):
+        rows = dataclasses.replace(config.rows, batching="rows", prompts_per_step=0)
+        self._setup = dataclasses.replace(setup, branches=branches_of(trees, setup.objective), accumulation=1)
+        self._shape = plan_rows(dataclasses.replace(config, rows=rows), trees, row_multiple=row_shards(setup.mesh))
+        self._trees, self._live = trees, reference if setup.reference == "live" else None
+        self._table = _reference_table(self._setup, cache, reference, key, trees, self._shape)
+        self._step = None
+
+    def __call__(self, params: Any) -> dict[str, float]:
+        if self._step is None:
+            self._step = make_eval_step(self._setup, params)
+        batches = host_rows(self._trees, self._shape, InOrder(), reference=self._table)
+        on_devices = (to_devices(self._setup.mesh, rows) for rows in batches)
+        values = loop.evaluate(self._step, params, self._live, on_devices)
+        return {name: value for name, value in values.items() if name not in ("expected_loss", "start_gap")}
+
+
+def _reference_table(
+    setup: Setup, cache: Path, params: Any, params_hash: str, trees: TreeSource, shape: RowShape
+) -> np.ndarray | None:
+    """The precomputed reference of these trees, found in the cache or scored now; None when it is not precomputed."""
+    if setup.reference != "precomputed":
+        return None
+    identity = reference_identity(setup, params_hash, trees.content_hash)
+    table = find_table(cache, identity)
+    if table is None:
+        steps = simulate(Planner(trees.lengths, shape, InOrder())).steps
+        batches = host_rows(trees, shape, InOrder())
+        table = score_table(setup, params, batches, examples=len(trees), steps=steps)
+        if jax.process_index() == 0:
+            save_table(cache, identity, table)
+    return table
+
+
+def _without_value_head(policy: Any) -> Any:
+    return {name: leaf for name, leaf in policy.items() if not name.startswith("value_")}

@@ -1,0 +1,204 @@
+"""The train step: pure, jitted with explicit shardings, state donated. It never knows how rows were laid out."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float
+
+from prefjax.data.rows import Rows
+from prefjax.models import decoder
+from prefjax.training import mesh as mesh_lib
+from prefjax.training import metrics as metrics_lib
+from prefjax.training.scoring import Scores, Setup, assemble, counted_prompts, reference_logps, score
+
+
+class TrainState(NamedTuple):
+    """All that training changes. params: {"policy": ..., and "value": ... with a value network of its own}."""
+
+    step: Any  # int32 scalar
+    params: Any
+    optimizer: Any
+
+
+def init_params(setup: Setup, policy: Any) -> Any:
+    """Trained parameters from a policy's: adds the value head, or the value network as a copy of the policy with one.
+
+    DRO starts the value network from the same initial model (arXiv 2405.19107, section 4); the head starts at 0.
+    """
+    if setup.value_network == "none":
+        return {"policy": policy}
+    head = decoder.init_value_head(setup.model)
+    if setup.value_network == "trunk":
+        return {"policy": policy | head}
+    return {"policy": policy, "value": jax.tree.map(jnp.copy, policy) | head}
+
+
+def state_shardings(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """Shardings of a TrainState for parameters of these shapes."""
+    return TrainState(
+        step=NamedSharding(mesh, P()),
+        params=mesh_lib.parameter_shardings(mesh, params),
+        optimizer=mesh_lib.optimizer_shardings(mesh, optimizer, params),
+    )
+
+
+def init_state(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """Step 0 with fresh optimiser state, placed on the mesh."""
+    shardings = state_shardings(mesh, optimizer, params)
+    params = jax.device_put(params, shardings.params)
+    moments = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(params)
+    return TrainState(step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params=params, optimizer=moments)
+
+
+def batch_loss(setup: Setup, scores: Scores, reference: Array | None, rows: Rows) -> tuple[Float[Array, ""], Any]:
+    """Sum of weight * loss over counted prompts (the caller divides by their global number), and its ingredients."""
+    responses = assemble(setup, scores, reference, rows)
+    setup.objective.check_inputs(responses)
+    losses = setup.objective.loss(responses, **setup.options)
+    counted = counted_prompts(setup, rows)
+    return jnp.where(counted, rows.weight.reshape(-1) * losses, 0).sum(), (responses, losses, counted)
+
+
+def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: Rows) -> tuple[Any, metrics_lib.Ratios]:
+    """Gradients of (sum of weight * loss) / (counted prompts) over the global batch, and its metrics.
+
+    The result does not depend on how prompts fall into rows, micro-batches or devices. A coupled objective under
+    accumulation is differentiated in two passes: score every micro-batch, differentiate the loss of the whole batch
+    with respect to the scores, then pull that back through each micro-batch. One forward pass more, and exact.
+    """
+    total = jnp.maximum(counted_prompts(setup, rows).sum(), 1)
+    gradients_of_loss = functools.partial(_loss_gradients, setup, reference_params=reference_params, total=total)
+    if setup.accumulation == 1:
+        gradients, (scores, reference) = gradients_of_loss(params, rows=rows)
+        return gradients, _metrics(setup, scores, reference, rows)
+
+    micro = _split(setup, rows)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    add = functools.partial(jax.tree.map, jnp.add)
+    if not setup.objective.coupled:
+
+        def accumulate(summed, part):
+            gradients, parts = gradients_of_loss(params, rows=part)
+            return add(summed, gradients), parts
+
+        gradients, (scores, reference) = jax.lax.scan(accumulate, zeros, micro)
+        return gradients, _metrics(setup, *_merge((scores, reference, micro)))
+
+    forward = lambda part: (score(setup, params, part), reference_logps(setup, reference_params, part))
+    scores, reference = jax.lax.map(forward, micro)
+
+    def global_loss(scores):
+        return batch_loss(setup, *_merge((scores, reference, micro)))[0] / total
+
+    pulled = jax.grad(global_loss)(scores)
+
+    def pull_back(summed, part):
+        rows, cotangent = part
+        _, vjp = jax.vjp(lambda params: score(setup, params, rows), params)
+        return add(summed, vjp(cotangent)[0]), None
+
+    gradients, _ = jax.lax.scan(pull_back, zeros, (micro, pulled))
+    return gradients, _metrics(setup, *_merge((scores, reference, micro)))
+
+
+def make_train_step(
+    setup: Setup, optimizer: optax.GradientTransformation, schedule: optax.Schedule, state: TrainState
+) -> Callable[[TrainState, Any, Rows], tuple[TrainState, metrics_lib.Ratios]]:
+    """(state, reference parameters or None, rows) -> (state, metrics). The state is donated: use the returned one."""
+    shardings = state_shardings(setup.mesh, optimizer, state.params)
+
+    def train_step(state: TrainState, reference_params: Any, rows: Rows):
+        gradients, metrics = loss_and_gradients(setup, state.params, reference_params, rows)
+        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+        one = jnp.ones((), jnp.int32)
+        metrics["grad_norm"] = (optax.global_norm(gradients), one)
+        metrics["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), one)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(step=state.step + 1, params=params, optimizer=moments), metrics
+
+    replicated = NamedSharding(setup.mesh, P())
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, _reference_shardings(setup, state.params), mesh_lib.row_sharding(setup.mesh)),
+        out_shardings=(shardings, replicated),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(setup: Setup, params: Any) -> Callable[[Any, Any, Rows], metrics_lib.Ratios]:
+    """(parameters, reference parameters or None, rows) -> metrics, and two numbers for the start check.
+
+    start_gap is max |log pi - log ref| over valid responses; expected_loss the objective's closed form at pi = ref.
+    """
+
+    def eval_step(params: Any, reference_params: Any, rows: Rows):
+        scores, reference = score(setup, params, rows), reference_logps(setup, reference_params, rows)
+        metrics = _metrics(setup, scores, reference, rows)
+        _, (responses, _, counted) = batch_loss(setup, scores, reference, rows)
+        if setup.objective.at_init is not None:
+            expected = setup.objective.at_init(responses, **setup.options)
+            weighted = jnp.where(counted, rows.weight.reshape(-1) * expected, 0)
+            metrics["expected_loss"] = (weighted.sum(), counted.sum())
+        if reference is not None:
+            gap = jnp.where(responses.valid, jnp.abs(responses.logp - responses.reference_logp), 0)
+            metrics["start_gap"] = (gap.max(), jnp.ones((), jnp.int32))
+        return metrics
+
+    trained = mesh_lib.parameter_shardings(setup.mesh, params)
+    return jax.jit(
+        eval_step,
+        in_shardings=(trained, _reference_shardings(setup, params), mesh_lib.row_sharding(setup.mesh)),
+        out_shardings=NamedSharding(setup.mesh, P()),
+    )
+
+
+def _reference_shardings(setup: Setup, params: Any):
+    return mesh_lib.parameter_shardings(setup.mesh, params["policy"]) if setup.reference == "live" else None
+
+
+def _loss_gradients(setup, params, *, rows, reference_params, total):
+    reference = reference_logps(setup, reference_params, rows)
+
+    def loss(params):
+        scores = score(setup, params, rows)
+        return batch_loss(setup, scores, reference, rows)[0] / total, scores
+
+    gradients, scores = jax.grad(loss, has_aux=True)(params)
+    return gradients, (scores, reference)
+
+
+def _metrics(setup, scores, reference, rows):
+    _, (responses, losses, counted) = batch_loss(setup, scores, reference, rows)
+    metrics = metrics_lib.response_metrics(responses, losses, counted, rows.weight.reshape(-1))
+    return metrics | metrics_lib.row_metrics(rows)
+
+
+def _split(setup: Setup, rows: Rows) -> Rows:
+    """[R, ...] -> [A, R / A, ...]: every device keeps its own rows, so nothing moves between devices."""
+    shards, parts = mesh_lib.row_shards(setup.mesh) if setup.mesh is not None else 1, setup.accumulation
+    if rows.valid.shape[0] % (shards * parts):
+        raise ValueError(
+            f"{rows.valid.shape[0]} rows of groups do not divide into accumulation={parts} micro-batches on "
+            f"{shards} data shards: make the rows per step a multiple of {shards * parts}"
+        )
+
+    def split(x):
+        x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+        if setup.mesh is None:
+            return x
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(setup.mesh, P(None, *mesh_lib.row_sharding(setup.mesh).spec))
+        )
+
+    return jax.tree.map(split, rows)
+
+
+def _merge(parts):
+    """[A, R / A, ...] -> [R, ...], in micro-batch order (prompts, references and scores alike)."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)

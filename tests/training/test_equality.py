@@ -1,0 +1,203 @@
+"""Every fast path equals the plain one: per-token log-probs, loss, and the full parameter gradient, in float64."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prefjax.data.rows import LAYOUTS
+from prefjax.losses import OBJECTIVES
+from prefjax.models import apply, token_logps, vocabulary_head
+from prefjax.training.feed import to_devices
+from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
+from prefjax.training.metrics import finish
+from prefjax.training.step import loss_and_gradients
+from tests.training.examples import parameters, rows_for, setup_for, trees
+
+EXAMPLES = 20
+OBJECTIVE_NAMES = sorted(OBJECTIVES)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def outcome(setup, rows, *, placed=False):
+    """(gradients, finished metrics) of one compiled call."""
+    params, reference = parameters(setup)
+    reference = reference if setup.reference == "live" else None
+    if placed:
+        params = jax.device_put(params, parameter_shardings(setup.mesh, params))
+        reference = jax.device_put(reference, parameter_shardings(setup.mesh, reference)) if reference else None
+        rows = to_devices(setup.mesh, rows)
+    gradients, metrics = jax.jit(lambda p, r, x: loss_and_gradients(setup, p, r, x))(params, reference, rows)
+    return jax.device_get(gradients), finish(jax.device_get(metrics))
+
+
+_plain = {}
+
+
+def plain(name):
+    """The plain computation: every response in its own row with its prompt, dense attention, one device, one chunk."""
+    if name not in _plain:
+        setup = setup_for(name, head_chunk=10_000)
+        setup = dataclasses.replace(setup, model=dataclasses.replace(setup.model, attention="dense"))
+        _plain[name] = outcome(setup, rows_for(setup, "pairs", trees(EXAMPLES)))
+    return _plain[name]
+
+
+def assert_same(got, expected, *, rtol=1e-9):
+    gradients, metrics = got
+    for (path, a), (_, b) in zip(
+        jax.tree_util.tree_leaves_with_path(gradients), jax.tree_util.tree_leaves_with_path(expected[0]), strict=True
+    ):
+        scale = max(np.abs(b).max(), 1e-6)
+        assert np.abs(a - b).max() <= rtol * scale, jax.tree_util.keystr(path)
+        assert np.abs(b).max() > 0, f"{jax.tree_util.keystr(path)}: an all-zero gradient proves nothing"
+    for metric in ("loss", "prompts", "responses", "scored_tokens", "margin", "chosen_logp"):
+        assert metrics[metric] == pytest.approx(expected[1][metric], rel=rtol), metric
+
+
+@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("layout", ["packed_pairs", "shared"])
+def test_layouts_agree(name, layout):
+    setup = setup_for(name, head_chunk=48)
+    assert_same(outcome(setup, rows_for(setup, layout, trees(EXAMPLES))), plain(name))
+
+
+@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
+def test_packed_rows_tiles_and_accumulation_agree(name):
+    """The default path: coupled objectives too, whose batch statistic stays global over the micro-batches."""
+    setup = setup_for(name, head_chunk=48, accumulation=4)
+    setup = dataclasses.replace(setup, model=dataclasses.replace(setup.model, attention="tiled", remat="full"))
+    assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES))), plain(name))
+
+
+@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
+def test_eight_devices_agree(name):
+    """data, fsdp and tensor axes together, with accumulation and the sharded tile loop."""
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    setup = setup_for(name, accumulation=2, mesh=mesh)
+    setup = dataclasses.replace(setup, model=dataclasses.replace(setup.model, attention="tiled"))
+    assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES)), placed=True), plain(name))
+
+
+@pytest.mark.parametrize("attention", ["dense", "tiled"])
+@pytest.mark.parametrize("accumulation", [1, 2, 8])
+def test_factorisations_of_a_coupled_objective_agree(attention, accumulation):
+    setup = setup_for("kto", accumulation=accumulation)
+    setup = dataclasses.replace(setup, model=dataclasses.replace(setup.model, attention=attention))
+    assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES))), plain("kto"))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 159])
+def test_head_chunks_agree(chunk):
+    setup = setup_for("dpo", head_chunk=chunk)
+    assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES))), plain("dpo"))
+
+
+@pytest.mark.parametrize("layout", ["pairs", "packed_pairs", "shared"])
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (4, 1, 2)])
+def test_mesh_shapes_and_layouts_agree(layout, sizes):
+    setup = setup_for("kto", mesh=make_mesh(MeshConfig(*sizes)))
+    assert_same(outcome(setup, rows_for(setup, layout, trees(EXAMPLES)), placed=True), plain("kto"))
+
+
+@pytest.mark.parametrize("layout", ["pairs", "shared_packed"])
+def test_value_head_on_the_trunk(layout):
+    setup = setup_for("dro", value_network="trunk")
+    expected = outcome(setup, rows_for(setup, "packed_pairs", trees(EXAMPLES)))
+    assert_same(outcome(setup, rows_for(setup, layout, trees(EXAMPLES))), expected)
+
+
+def test_own_value_network_never_sees_responses():
+    """V(x) from prompt rows equals V(x) read at the prompt's end in rows that go on with responses."""
+    setup = setup_for("dro")
+    rows = rows_for(setup, "shared_packed", trees(EXAMPLES))
+    _, metrics = outcome(setup, rows)
+    changed = rows._replace(tokens=np.where(rows.segment_ids > 0, 3, rows.tokens))
+    _, other = outcome(setup, changed)
+    assert metrics["value"] == other["value"]
+    assert metrics["chosen_logp"] != other["chosen_logp"]
+
+
+@pytest.mark.parametrize("responses", [1, 3, 5])
+def test_any_number_of_responses(responses):
+    setup = setup_for("sft")
+    setup = dataclasses.replace(setup, branches=dataclasses.replace(setup.branches, responses=responses))
+    examples = trees(9, responses=responses)
+    expected = outcome(setup, rows_for(setup, "pairs", examples, length=64))
+    got = outcome(setup, rows_for(setup, "shared_packed", examples, length=320))
+    assert got[1]["responses"] == 9 * responses
+    for a, b in zip(jax.tree.leaves(got[0]), jax.tree.leaves(expected[0]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+# Float32, bit for bit: what one response or one neighbour does must not reach another.
+
+
+def token_log_probs(rows, params=None):
+    with jax.enable_x64(False):
+        setup = setup_for("dpo")
+        model = dataclasses.replace(setup.model, dtype="float32", param_dtype="float32", attention="tiled")
+        params, _ = parameters(dataclasses.replace(setup, model=model))
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+
+        def forward(params, rows):
+            hidden = apply(model, params, rows.tokens, rows.positions, rows.visible_until)
+            return token_logps(hidden, vocabulary_head(model, params), rows.target_ids, rows.predictors, chunk=16)
+
+        return np.asarray(jax.jit(forward)(params["policy"], rows))
+
+
+def test_changing_a_chosen_token_leaves_the_rejected_bit_equal():
+    setup, examples = setup_for("dpo"), trees(12)
+    rows = rows_for(setup, "shared_packed", examples)
+    changed = examples.copy()
+    for i, tree in enumerate(examples):
+        chosen = tree.responses[0].copy()
+        chosen[0] = (chosen[0] + 1) % 31
+        changed[i] = dataclasses.replace(tree, responses=(chosen, tree.responses[1]))
+    before, after = token_log_probs(rows), token_log_probs(rows_for(setup, "shared_packed", changed))
+    rejected = (rows.target_weights > 0) & (rows.response_slots % 2 == 1)
+    assert rejected.sum() > 40
+    np.testing.assert_array_equal(before[rejected], after[rejected])
+    chosen = (rows.target_weights > 0) & (rows.response_slots % 2 == 0)
+    assert (before[chosen] != after[chosen]).mean() > 0.9
+
+
+def test_a_packing_neighbour_changes_nothing():
+    setup, examples = setup_for("dpo"), trees(12)
+    others = trees(12, seed=5)
+    # Same lengths, other tokens, so that the examined tree stays where it is and the tile loop does the same work.
+    rng = np.random.default_rng(7)
+    scramble = lambda x: rng.integers(3, 31, len(x)).astype(np.int32)
+    others = [
+        dataclasses.replace(t, prompt=scramble(t.prompt), responses=tuple(scramble(r) for r in t.responses))
+        for t in examples
+    ]
+    mixed = [examples[i] if i % 3 == 1 else others[i] for i in range(12)]
+    rows, neighbours = rows_for(setup, "shared_packed", examples), rows_for(setup, "shared_packed", mixed)
+    same = (rows.target_weights > 0) & (rows.response_slots // 2 == 1)
+    before, after = token_log_probs(rows), token_log_probs(neighbours)
+    np.testing.assert_array_equal(before[same], after[same])
+    assert (before[~same & (rows.target_weights > 0)] != after[~same & (rows.target_weights > 0)]).mean() > 0.9
+
+
+def test_identical_responses_have_identical_log_probs():
+    setup, examples = setup_for("dpo"), trees(12)
+    same = [dataclasses.replace(t, responses=(t.responses[0], t.responses[0].copy())) for t in examples]
+    for layout in LAYOUTS:
+        rows = rows_for(setup, layout, same)
+        logps = token_log_probs(rows) * rows.target_weights
+        flat = logps.reshape(-1, 2 * rows.target_ids.shape[1]) if layout == "pairs" else logps
+        slots = rows.response_slots.reshape(flat.shape)
+        weights = rows.target_weights.reshape(flat.shape)
+        for row in range(len(flat)):
+            for group in range(rows.valid.shape[1]):
+                chosen, rejected = (flat[row][(slots[row] == 2 * group + k) & (weights[row] > 0)] for k in (0, 1))
+                np.testing.assert_allclose(chosen, rejected, rtol=2e-6)
