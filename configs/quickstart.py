@@ -13,7 +13,7 @@ import ml_collections
 from prefjax.losses import OBJECTIVES
 
 LOSS = {
-    "dpo": dict(beta=0.1),
+    "dpo": dict(beta=0.5),
     "cdpo": dict(beta=0.1, label_smoothing=0.1),
     "rdpo": dict(beta=0.1, flip_rate=0.1),
     "ipo": dict(tau=0.1, normalize="none"),
@@ -42,6 +42,7 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.data.rankings = ml_collections.config_dict.placeholder(str)  # best_worst, adjacent, all
     config.data.pair_targets = "labels"
     config.data.normalize_targets = OBJECTIVES[objective].reads == "rewards"
+    config.data.directory = ""  # where prepared data is kept; empty: in the workdir
     config.data.encoding = dict(max_length=2048, truncation="drop")
     config.data.world = dict(train_examples=8192, eval_examples=512, temperature=0.0, flip_rate=0.0, seed=0)
 
@@ -61,11 +62,12 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.model.num_kv_heads = 2
     config.model.head_width = 24
     config.model.mlp_width = 256
+    config.model.tie_embeddings = False
     config.model.dtype = "float32"
     config.model.remat = "none"
 
-    config.optimizer = dict(name="adamw", learning_rate=1e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0)
-    config.train = dict(steps=120, log_every=10, eval_every=60, checkpoint_every=60)
+    config.optimizer = dict(name="adamw", learning_rate=3e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
+    config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60)
     config.reference = dict(kind="live" if "reference_logp" in needs else "none", init_from="", cache="")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.init_from = ""
@@ -76,8 +78,10 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
 
     # The stage before: everything it does not set here is as above.
     config.sft = ml_collections.ConfigDict()
-    config.sft.optimizer = dict(name="adamw", learning_rate=3e-3, schedule="cosine", warmup_steps=20, clip_norm=1.0)
-    config.sft.train = dict(steps=150, log_every=10, eval_every=75, checkpoint_every=75)
+    config.sft.optimizer = dict(
+        name="adamw", learning_rate=4e-3, schedule="cosine", warmup_steps=20, final_scale=0.05, clip_norm=1.0, b2=0.95
+    )
+    config.sft.train = dict(steps=240, log_every=20, eval_every=120, checkpoint_every=120)
 
     config.sampling = dict(prompts=256, max_new_tokens=64, temperature=1.0)
     return config.lock()

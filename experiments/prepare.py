@@ -1,9 +1,12 @@
 """Reads a dataset and says what training would see: counts by reason, lengths, what sharing saves, fill, row length.
 
-python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.train=preferences.jsonl.gz
-    --output=prepared
+    python -m experiments.prepare --config=configs/quickstart.py:dpo \\
+        --config.data.train=preferences.jsonl.gz --config.data.directory=prepared
+
+The trees and their manifest.json stay in config.data.directory, where a run given the same options finds them.
 """
 
+import dataclasses
 from pathlib import Path
 
 from absl import app, flags
@@ -12,24 +15,26 @@ from ml_collections import config_flags
 from experiments.door import run_config
 from prefjax.data.rows import LAYOUTS
 from prefjax.data.tokenizers import load_tokenizer
-from prefjax.training.stage import branches_of, find_objective, forecast_rows, load_trees
+from prefjax.training.batches import describe_shape, load_trees, plan_rows
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(argument), as in configs/.")
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the prepared trees and their manifests.")
 
 
 def main(_) -> None:
     stage = run_config(_CONFIG.value).stage
-    objective = find_objective(stage.objective)
+    if not stage.data.directory:
+        raise app.UsageError("give --config.data.directory, the folder for the prepared trees and their manifest")
     tokenizer = load_tokenizer(stage.data.tokenizer, stage.data.chat_template)
     for split in ("train", "eval"):
-        trees = load_trees(stage, tokenizer, Path(_OUTPUT.value), split)
-        print(f"{split}: rows of every layout, as rows.row_length=0 would choose them")
+        trees, _ = load_trees(stage, tokenizer, Path(stage.data.directory), split)
+        print(f"[{split}] rows of every layout, one device")
         for layout in LAYOUTS:
-            print("  " + forecast_rows(stage, trees, branches_of(trees, objective), layout))
-        print(flush=True)
+            config = dataclasses.replace(stage, rows=dataclasses.replace(stage.rows, layout=layout))
+            print("  " + describe_shape(config, trees, plan_rows(config, trees, row_multiple=stage.accumulation)))
+        manifest = (trees.directory if hasattr(trees, "directory") else trees.source.directory) / "manifest.json"
+        print(f"\nwritten to {manifest}\n", flush=True)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "output"])
+    flags.mark_flags_as_required(["config"])
     app.run(main)

@@ -26,17 +26,18 @@ _INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 def train(run: RunConfig, workdir: Path, stop: StopRequest, seconds: dict[str, float]) -> StageResult:
     """Runs the stages that are not finished yet; stops after the running step when asked."""
     stage, should_stop = run.stage, lambda step: stop.requested
+    data = Path(stage.data.directory or workdir / "data")
     if run.sft is not None:
         print("== SFT", flush=True)
         started = time.perf_counter()
-        result = run_stage(run.sft, workdir / "sft", workdir / "data", should_stop=should_stop)
+        result = run_stage(run.sft, workdir / "sft", data, should_stop=should_stop)
         seconds["SFT"] = time.perf_counter() - started
         if not result.finished:
             return result
         stage = dataclasses.replace(stage, init_from=str(workdir / "sft"))
     print(f"== {stage.objective}", flush=True)
     started = time.perf_counter()
-    result = run_stage(stage, workdir, workdir / "data", should_stop=should_stop)
+    result = run_stage(stage, workdir, data, should_stop=should_stop)
     seconds[stage.objective] = time.perf_counter() - started
     return result
 

@@ -47,6 +47,7 @@ class DataConfig:
     rankings           "best_worst", "adjacent", "all": which pairs a ranking makes; None: the objective decides.
     pair_targets       "labels": 1 and 0; "scores": the file's scores, for objectives that read rewards.
     normalize_targets  mean 0, variance 1 over the training set (DRO's rewards).
+    directory          where prepared trees are kept and found again; empty: inside the run's workdir.
     """
 
     train: str = SYNTHETIC
@@ -57,6 +58,7 @@ class DataConfig:
     rankings: str | None = None
     pair_targets: str = "labels"
     normalize_targets: bool = False
+    directory: str = ""
     format: RecordFormat = RecordFormat()
     encoding: EncodingPolicy = EncodingPolicy()
     world: WorldOptions = WorldOptions()
@@ -166,7 +168,7 @@ def _key(config: DataConfig, need: Need, tokenizer: Tokenizer, split: str, sourc
 def _options(config: DataConfig) -> dict[str, Any]:
     """The options that decide what a given file becomes."""
     facts = dataclasses.asdict(config)
-    for elsewhere in ("train", "tokenizer", "world"):
+    for elsewhere in ("train", "tokenizer", "world", "directory"):
         del facts[elsewhere]
     return facts
 

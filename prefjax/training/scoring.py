@@ -56,8 +56,8 @@ class Setup:
             raise ValueError(f"objective {self.objective.name}: the rows' baseline branch must match what it needs")
         if self.mesh is not None and self.model.num_kv_heads % self.mesh.shape["tensor"]:
             raise ValueError(
-                f"mesh.tensor={self.mesh.shape['tensor']} does not divide model.num_kv_heads={self.model.num_kv_heads}: "
-                "lower it and give the devices to mesh.fsdp"
+                f"mesh.tensor={self.mesh.shape['tensor']} does not divide model.num_kv_heads="
+                f"{self.model.num_kv_heads}: lower it and give the devices to mesh.fsdp"
             )
         self.objective.check_options(self.options)
 

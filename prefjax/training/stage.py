@@ -139,7 +139,7 @@ def evaluate_stage(config: StageConfig, workdir: Path, reference_workdir: str, *
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval=data))
     if config.reference.kind == "precomputed":
         config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="live", cache=""))
-    trees, _ = load_trees(config, tokenizer, workdir / "data", "eval")
+    trees, _ = load_trees(config, tokenizer, Path(config.data.directory or workdir / "data"), "eval")
     setup = make_setup(config, tokenizer, trees, mesh)
     reference = load_policy(config, setup.model, mesh, config.reference.init_from or reference_workdir)
     params = load_params(workdir, init_params(setup, reference))

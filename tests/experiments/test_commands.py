@@ -1,0 +1,220 @@
+"""The commands as a user runs them: their options, their errors, Ctrl-C, and real files by one flag."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from configs import quickstart
+from experiments.door import remember, run_config
+from prefjax.losses import OBJECTIVES
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = [
+    *("--config.model.num_layers=1", "--config.model.width=16", "--config.model.head_width=8"),
+    *("--config.model.mlp_width=16", "--config.rows.tokens_per_step=2048"),
+    *("--config.data.world.train_examples=64", "--config.data.world.eval_examples=16"),
+    *("--config.sft.train.steps=3", "--config.sft.optimizer.warmup_steps=1"),
+    *("--config.train.steps=4", "--config.optimizer.warmup_steps=1", "--config.sampling.prompts=4"),
+    *("--config.sampling.max_new_tokens=8", "--config.train.log_every=1", "--config.sft.train.log_every=1"),
+]
+# One device per process (eight simulated ones would only slow these small runs down), compiled quickly.
+ENVIRONMENT = os.environ | {
+    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def command(name, *options):
+    return [sys.executable, "-m", f"experiments.{name}", *map(str, options)]
+
+
+def run(name, *options, check=True):
+    done = subprocess.run(command(name, *options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def train(objective, workdir, *options, check=True):
+    return run(
+        "train", f"--config=configs/quickstart.py:{objective}", f"--workdir={workdir}", *TINY, *options, check=check
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train("dpo", workdir, "--config.loss.beta=0.2")
+
+
+def test_train_reports(finished):
+    workdir, done = finished
+    assert "report:" in done.stdout and (workdir / "plot.png").stat().st_size > 10_000
+    result = json.loads((workdir / "result.json").read_text())
+    assert result["config"]["loss.beta"] == 0.2
+    assert "gold reward" in (workdir / "report.md").read_text()
+    assert "--config.loss.beta=0.2" in (workdir / "report.md").read_text()
+
+
+def test_the_same_command_again_only_reports(finished):
+    workdir, _ = finished
+    done = train("dpo", workdir, "--config.loss.beta=0.2")
+    assert "continuing from step 4" in done.stdout and "step 4/4" not in done.stdout
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished):
+    workdir, _ = finished
+    done = train("dpo", workdir, "--config.loss.beta=0.3", check=False)
+    assert done.returncode != 0 and "config.loss.beta: 0.2 there, 0.3 now" in done.stderr
+
+
+def test_evaluate(finished, tmp_path):
+    workdir, _ = finished
+    run("evaluate", f"--workdir={workdir}", f"--output={tmp_path / 'e.json'}")
+    values = json.loads((tmp_path / "e.json").read_text())
+    trained = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()][-1]
+    assert trained["split"] == "eval" and values["loss"] == pytest.approx(trained["loss"], rel=1e-4)
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "a", "chosen": "yes", "rejected": "no"}\n')
+    run("evaluate", f"--workdir={workdir}", f"--data={other}", f"--output={tmp_path / 'o.json'}")
+    assert json.loads((tmp_path / "o.json").read_text())["prompts"] == 1
+
+
+@pytest.mark.parametrize("objective", ["slic", "dro"])
+def test_objectives_of_every_kind_run(objective, tmp_path):
+    train(objective, tmp_path)
+    assert objective in (tmp_path / "report.md").read_text().splitlines()[0]
+
+
+def test_sigterm_saves_and_says_how_to_continue(tmp_path):
+    options = ["--config=configs/quickstart.py:dpo", f"--workdir={tmp_path}", *TINY, "--config.train.steps=100000"]
+    process = subprocess.Popen(command("train", *options), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    output = []
+    for line in process.stdout:
+        output.append(line)
+        if re.search(r"step 5/100000", line):
+            process.send_signal(signal.SIGTERM)
+            break
+    output.append(process.communicate(timeout=60)[0])
+    text = "".join(output)
+    assert process.returncode == 130, text[-2000:]
+    assert "stopped, and saved. To continue:" in text and "--config.train.steps=100000" in text
+    (step,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    assert 5 <= step < 100_000
+    process = subprocess.Popen(command("train", *options), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if f"continuing from step {step}" in line:
+            break
+    else:
+        pytest.fail("the same command did not continue")
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.communicate(timeout=60)
+
+
+@pytest.mark.parametrize(
+    "option,message",
+    [
+        ("--config.loss.tau=0.1", "tau"),
+        ("--config.data.trian=x", "trian"),
+        ("--config.train.steps=many", "steps"),
+    ],
+)
+def test_unknown_options_are_errors(option, message, tmp_path):
+    done = train("dpo", tmp_path, option, check=False)
+    assert done.returncode != 0 and message in done.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def change(**changes):
+    config = quickstart.get_config("dpo").unlock()
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        place = config
+        for name in parents:
+            place = place[name]
+        place[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (dict(loss={"tau": 0.1}), "dpo takes no option 'tau'"),
+        (dict(objective="ppo"), "objective='ppo': choose one of"),
+        (dict(model__vocabulary=3), "config.model.vocabulary is not an option; config.model takes vocab_size"),
+        (dict(data__encoding__max_len=3), "config.data.encoding.max_len is not an option"),
+        (dict(mesh={"data": "all"}), "config.mesh.data='all' must be a int"),
+        (dict(init_from="elsewhere"), "config.init_from and config.sft both say"),
+        (dict(train={"steps": 3, "epochs": 1}), "set exactly one"),
+        (dict(rows__prompts_per_step=8), "prompts_per_step=8 with batching='rows'"),
+        (dict(reference__cache="x"), "reference.cache is only read"),
+    ],
+)
+def test_the_door_names_the_field(changes, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        run_config(change(**changes))
+
+
+def test_every_preference_objective_has_a_quickstart():
+    assert set(quickstart.LOSS) == set(OBJECTIVES) - {"sft"}
+    for name in quickstart.LOSS:
+        run = run_config(quickstart.get_config(name))
+        assert set(run.stage.loss) == set(OBJECTIVES[name].options), "every option can be set by a flag"
+    with pytest.raises(ValueError, match="choose one of"):
+        quickstart.get_config("ppo")
+
+
+def test_cadence_may_change_between_runs(tmp_path):
+    remember(quickstart.get_config("dpo"), tmp_path)
+    remember(change(train__log_every=3), tmp_path)
+    with pytest.raises(ValueError, match="config.seed"):
+        remember(change(seed=3), tmp_path)
+
+
+def test_prepare_says_what_happened(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    rows = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(40)]
+    rows += [{"prompt": "same", "chosen": "x", "rejected": "x"}, {"prompt": "empty", "chosen": "", "rejected": "x"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [
+        "--config=configs/quickstart.py:dpo",
+        f"--config.data.train={file}",
+        f"--config.data.directory={tmp_path}",
+    ]
+    done = run("prepare", *options)
+    for said in (
+        "identical_responses",
+        "empty_response",
+        "mine.jsonl:41",
+        "fewer by sharing",
+        "shared_packed:",
+        "fill",
+    ):
+        assert said in done.stdout, said
+    (manifest,) = tmp_path.glob("train-*/manifest.json")
+    assert json.loads(manifest.read_text())["report"]["read"]["dropped"]
+    again = run("prepare", *options)
+    assert again.stdout == done.stdout, "found again, not made again"
+
+
+@pytest.mark.parametrize(
+    "name,objective,dropped",
+    [
+        ("hh_harmless_base_test", "dpo", "empty_response"),
+        ("kto_en_demo", "kto", "sequence_too_long"),
+        ("oasst_en100_ranked", "dpo", "sequence_too_long"),
+    ],
+)
+def test_real_files_by_one_flag(name, objective, dropped, real_data, tmp_path):
+    """Pairs, unpaired labels, rankings as pairs: the quickstart's command with one more option."""
+    done = train(objective, tmp_path, f"--config.data.train={real_data / name}.jsonl.gz", "--config.sampling.prompts=0")
+    assert dropped in done.stdout and "report:" in done.stdout
+    assert f"{name}.jsonl.gz" in (tmp_path / "report.md").read_text()

@@ -1,0 +1,75 @@
+"""The rooms: imports go one way, files stay small, and the data room works without jax."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# Which other rooms of prefjax each room may import.
+ALLOWED = {
+    "data": set(),
+    "losses": set(),
+    "models": {"data"},
+    "training": {"data", "losses", "models"},
+    "analysis": set(),
+}
+MODULES = sorted(path.relative_to(ROOT) for path in (ROOT / "prefjax").rglob("*.py"))
+LONGEST = 400
+
+
+def imported(path):
+    """Full names of all modules a file imports, at any depth."""
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if len(path.parts) > 2], ids=str)
+def test_imports_go_one_way(path):
+    room = path.parts[1]
+    names = list(imported(path))
+    rooms = {name.split(".")[1] for name in names if name.startswith("prefjax.") and name.split(".")[1] in ALLOWED}
+    assert rooms <= ALLOWED[room] | {room}
+    forbidden = {"absl", "ml_collections", "experiments", "torch", "tensorflow"}
+    if room in ("data", "analysis"):
+        forbidden |= {"jax", "flax", "optax"}
+    assert not forbidden & {name.split(".")[0] for name in names}
+
+
+def test_every_room_is_known():
+    assert {path.parts[1] for path in MODULES if len(path.parts) > 2} == set(ALLOWED)
+
+
+def test_files_stay_small_and_have_a_sentence():
+    for path in [*MODULES, *(p.relative_to(ROOT) for p in (ROOT / "experiments").rglob("*.py"))]:
+        text = (ROOT / path).read_text()
+        assert len(text.splitlines()) <= LONGEST, f"{path} is two rooms"
+        assert path.name != "utils.py"
+        assert ast.get_docstring(ast.parse(text)), f"{path}: say in one sentence what it is"
+
+
+def test_reading_records_and_building_rows_needs_no_jax():
+    """Grain imports jax by itself where it finds it; nothing before the pipeline does, and no backend ever starts."""
+    code = """
+import sys
+from prefjax.data import encoding, layout, packing, planning, readers, records, statistics, synthetic, transforms, trees
+assert not {"jax", "flax", "tensorflow", "torch"} & set(sys.modules), "imported"
+import numpy as np
+from prefjax.data.pipeline import row_dataset
+from prefjax.data.planning import InOrder
+from prefjax.data.rows import Branches, RowShape
+from prefjax.data.store import MemoryTrees
+tree = trees.TokenTree(np.ones(3, np.int32), (np.ones(2, np.int32),), np.ones(1, np.float32))
+list(row_dataset(MemoryTrees([tree]), RowShape("shared_packed", 1, 8, 8, 1, Branches(1)), InOrder()))
+if "jax" in sys.modules:
+    from jax._src import xla_bridge
+    assert not xla_bridge._backends, "the data side started a backend"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

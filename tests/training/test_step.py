@@ -1,0 +1,204 @@
+"""The compiled step: what it never holds, that it compiles once, where its state lies, and its start value."""
+
+import dataclasses
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from prefjax.losses import OBJECTIVES, Responses
+from prefjax.models import ModelConfig, init
+from prefjax.training import loop
+from prefjax.training.feed import to_devices
+from prefjax.training.mesh import MeshConfig, make_mesh, optimizer_shardings, parameter_shardings
+from prefjax.training.metrics import combine, finish, response_metrics
+from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from prefjax.training.step import init_params, init_state, make_eval_step, make_train_step
+from tests.training.examples import MODEL, rows_for, setup_for, trees
+
+FLOAT32 = dataclasses.replace(MODEL, dtype="float32", param_dtype="float32")
+# No two sizes are equal, so that a shape in the lowered text says which array it is.
+ROWS, LENGTH, HEADS, VOCABULARY = 8, 640, 4, 31
+
+
+def ready(name, optimizer=None, **changes):
+    """(setup, train step, state, reference) on all devices."""
+    changes.setdefault("mesh", make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    setup = setup_for(name, model=changes.pop("model", FLOAT32), **changes)
+    optimizer = optimizer or make_optimizer(OptimizerConfig(learning_rate=1e-3), 10)
+    policy = init(setup.model, jax.random.key(0))
+    reference = jax.tree.map(jnp.copy, policy) if setup.reference == "live" else None
+    state = init_state(setup.mesh, optimizer, init_params(setup, policy))
+    return setup, make_train_step(setup, optimizer, optax.constant_schedule(1e-3), state), state, reference
+
+
+def shapes(text):
+    """All array shapes in lowered StableHLO, as tuples."""
+    return {tuple(map(int, found.split("x")[:-1])) for found in re.findall(r"tensor<((?:\d+x)+)[a-z]", text + "x")} | {
+        tuple(map(int, found.rstrip("x").split("x"))) for found in re.findall(r"tensor<((?:\d+x)+)[a-z]", text)
+    }
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto", "dro"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_no_array_of_logits_and_none_of_attention_weights(name, accumulation):
+    """[R, T, V] and [R, heads, T, T] never exist, for policy, reference, value network or their gradients."""
+    setup, step, state, reference = ready(name, accumulation=accumulation, head_chunk=48)
+    rows = rows_for(setup, "shared_packed", trees(20), length=LENGTH)
+    found = shapes(step.lower(state, reference, rows).as_text())
+    assert (ROWS // accumulation, LENGTH, MODEL.width) in found, "the shapes were not read from the text"
+    chunk_logits = ROWS // accumulation * 48 * VOCABULARY
+    for shape in found:
+        if VOCABULARY in shape[1:]:
+            assert math.prod(shape) <= chunk_logits, f"{shape}: logits of more than a chunk"
+        assert sum(size >= LENGTH for size in shape) < 2, f"{shape}: quadratic in the row"
+
+
+def test_the_guard_above_sees_dense_attention():
+    """The same check must fail on the oracle, or it proves nothing."""
+    dense = dataclasses.replace(FLOAT32, attention="dense")
+    setup, step, state, reference = ready("dpo", model=dense, mesh=make_mesh(MeshConfig(), jax.devices()[:1]))
+    rows = rows_for(setup, "shared_packed", trees(20), length=LENGTH)
+    found = shapes(step.lower(state, reference, rows).as_text())
+    assert any(sum(size >= LENGTH for size in shape) >= 2 for shape in found)
+
+
+def test_one_compilation_for_all_steps():
+    setup, step, state, reference = ready("dpo")
+    for seed in range(4):
+        state, _ = step(
+            state, reference, to_devices(setup.mesh, rows_for(setup, "shared_packed", trees(20, seed=seed)))
+        )
+    assert step._cache_size() == 1
+    assert int(state.step) == 4
+
+
+def test_moments_lie_where_their_parameters_lie():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    for name in ("adamw", "adafactor", "rmsprop", "sgd"):
+        optimizer = make_optimizer(OptimizerConfig(name=name), 10)
+        params = {"policy": init(ModelConfig(64, 2, 16, 4, 2, 8, 24), jax.random.key(0))}
+        state = init_state(mesh, optimizer, params)
+        wanted = optimizer_shardings(mesh, optimizer, params)
+        for leaf, sharding in zip(jax.tree.leaves(state.optimizer), jax.tree.leaves(wanted), strict=True):
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+        kernel = state.params["policy"]["layers"]["mlp"]["up"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape) == (2, 8, 12)
+        embedding = state.params["policy"]["embedding"]
+        assert embedding.sharding.shard_shape(embedding.shape) == (32, 8)
+
+
+def test_an_axis_that_does_not_divide_is_replicated():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
+    shardings = parameter_shardings(mesh, {"embedding": jax.ShapeDtypeStruct((31, 16), jnp.float32)})
+    assert shardings["embedding"].shard_shape((31, 16)) == (31, 4)
+
+
+@pytest.mark.parametrize(
+    "config,message", [(MeshConfig(3, 1, 1), "needs 3 devices and 8 are there"), (MeshConfig(-1, -1, 1), "one axis")]
+)
+def test_bad_meshes_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(config)
+
+
+@pytest.mark.parametrize("name", sorted(name for name, o in OBJECTIVES.items() if o.at_init is not None))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_start_value_is_the_closed_form(name, dtype):
+    """Policy == reference by the same path: the log-probs are bit-equal, in bfloat16 too, and the loss is at_init."""
+    model = dataclasses.replace(FLOAT32, dtype=dtype)
+    setup, _, state, reference = ready(name, model=model)
+    rows = to_devices(setup.mesh, rows_for(setup, "shared_packed", trees(20)))
+    values = loop.evaluate(make_eval_step(setup, state.params), state.params, reference, [rows])
+    assert values["start_gap"] == 0
+    loop.check_start(values, name, tolerance=1e-5)
+    if name in ("dpo", "cdpo", "rdpo"):
+        assert values["expected_loss"] == pytest.approx(
+            float(rows.weight[rows.weight > 0].mean()) * math.log(2), rel=1e-5
+        )
+    with pytest.raises(loop.StartCheckError, match="policy == reference"):
+        loop.check_start(values | {"loss": values["loss"] + 0.1}, name, tolerance=1e-3)
+
+
+def test_accumulation_must_divide_the_rows():
+    setup, step, state, reference = ready("dpo", accumulation=3)
+    with pytest.raises(ValueError, match="multiple of 12"):
+        step.lower(state, reference, rows_for(setup, "shared_packed", trees(20)))
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (dict(reference="none"), "objective dpo with reference='none': set it to live or precomputed"),
+        (dict(value_network="own"), "objective dpo with value_network='own': set it to none"),
+        (dict(options={"tau": 0.1}), "dpo takes no option 'tau'"),
+        (dict(reference="sometimes"), "choose one of"),
+    ],
+)
+def test_contradictions_are_refused_by_name(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(setup_for("dpo"), **changes)
+
+
+def test_metrics_by_hand():
+    r = Responses(
+        logp=jnp.array([[-1.0, -2.0], [-3.0, -3.0], [-5.0, -1.0], [9.0, 9.0]]),
+        reference_logp=jnp.array([[-2.0, -2.0], [-4.0, -4.0], [-4.0, -1.0], [0.0, 0.0]]),
+        target=jnp.array([[1.0, 0.0]] * 4),
+        valid=jnp.array([[True, True]] * 3 + [[False, False]]),
+    )
+    counted = jnp.array([True, True, True, False])
+    values = finish(response_metrics(r, jnp.array([0.1, 0.2, 0.6, 99.0]), counted, jnp.array([1.0, 1.0, 2.0, 1.0])))
+    expected = {
+        "loss": (0.1 + 0.2 + 2 * 0.6) / 3,
+        "reward_accuracy": (1 + 0.5 + 0) / 3,  # a tie is one half
+        "reward_ties": 1 / 3,
+        "margin": (1 + 0 - 1) / 3,
+        "chosen_logp": -3.0,
+        "rejected_logp": -2.0,
+        "chosen_logp_change": (1 + 1 - 1) / 3,
+        "rejected_logp_change": 1 / 3,
+        "kl_estimate": -(1 + 0 + 1 + 1 - 1 + 0) / 6,
+        "prompts": 3,
+        "responses": 6,
+        "pairs": 3,
+    }
+    assert values == pytest.approx(expected, rel=1e-6)
+
+
+def test_combining_batches_weighs_by_count_and_adds_totals():
+    parts = [
+        {"loss": (2.0, 4), "prompts": (4, 1)},
+        {"loss": (3.0, 1), "prompts": (1, 1)},
+        {"loss": (0.0, 0), "prompts": (0, 1)},
+    ]
+    assert finish(combine(parts)) == {"loss": 1.0, "prompts": 5.0}
+    assert finish({"margin": (0.0, 0)}) == {}, "no sample is not zero"
+
+
+def test_schedules_and_optimizer_options():
+    config = OptimizerConfig(learning_rate=2.0, schedule="linear", warmup_steps=4, final_scale=0.5)
+    schedule = make_schedule(config, 12)
+    assert [float(schedule(step)) for step in (0, 2, 4, 8, 12)] == pytest.approx([0, 1, 2, 1.5, 1])
+    refused = [
+        (dict(schedule="step"), "schedule='step'"),
+        (dict(warmup_steps=10), "warmup_steps=10"),
+        (dict(final_scale=0.1), "final_scale has no effect"),
+        (dict(name="lion"), "name='lion'"),
+        (dict(name="sgd", weight_decay=0.1), "sgd takes no weight_decay"),
+        (dict(name="adamw", momentum=0.9), "adamw takes no momentum"),
+    ]
+    for change, message in refused:
+        with pytest.raises(ValueError, match=message):
+            make_optimizer(OptimizerConfig(**change), 10)
+
+
+def test_weight_decay_leaves_norms_alone():
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.1, weight_decay=0.5), 10)
+    params = {"mlp": {"kernel": jnp.ones((2, 2))}, "norm": {"scale": jnp.ones(2)}}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    assert (updates["mlp"]["kernel"] < 0).all() and (updates["norm"]["scale"] == 0).all()
