@@ -15,7 +15,7 @@ from ml_collections import config_flags
 from experiments.door import run_config
 from prefjax.data.rows import LAYOUTS
 from prefjax.data.tokenizers import load_tokenizer
-from prefjax.training.batches import describe_shape, load_trees, plan_rows
+from prefjax.training.batches import describe_shape, load_trees, plan_rows, with_baselines
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(argument), as in configs/.")
 
@@ -26,13 +26,13 @@ def main(_) -> None:
         raise app.UsageError("give --config.data.directory, the folder for the prepared trees and their manifest")
     tokenizer = load_tokenizer(stage.data.tokenizer, stage.data.chat_template)
     for split in ("train", "eval"):
-        trees, _ = load_trees(stage, tokenizer, Path(stage.data.directory), split)
+        prepared = load_trees(stage, tokenizer, Path(stage.data.directory), split)
+        trees = with_baselines(stage, prepared)
         print(f"[{split}] rows of every layout, one device")
         for layout in LAYOUTS:
             config = dataclasses.replace(stage, rows=dataclasses.replace(stage.rows, layout=layout))
             print("  " + describe_shape(config, trees, plan_rows(config, trees, row_multiple=stage.accumulation)))
-        manifest = (trees.directory if hasattr(trees, "directory") else trees.source.directory) / "manifest.json"
-        print(f"\nwritten to {manifest}\n", flush=True)
+        print(f"\nwritten to {prepared.directory / 'manifest.json'}\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class MismatchedTrees:
     def __init__(self, source: TreeSource, seed: int):
         if source.lengths.baseline.any():
             raise ValueError("the trees already hold baselines: use them as they are, or encode without them")
-        self.source = source
+        self._source = source
         self._partners = mismatched_partners(source.prompt_hashes, seed)
         available = np.count_nonzero(source.lengths.responses, axis=1)[self._partners]
         self._choices = np.random.default_rng([seed, 1]).integers(0, available)
@@ -52,11 +52,11 @@ class MismatchedTrees:
         self.content_hash = hashlib.sha256(source.content_hash.encode() + pairing).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self._source)
 
     def __getitem__(self, index: int) -> TokenTree:
-        baseline = self.source[int(self._partners[index])].responses[self._choices[index]]
-        return dataclasses.replace(self.source[index], baseline=baseline)
+        baseline = self._source[int(self._partners[index])].responses[self._choices[index]]
+        return dataclasses.replace(self._source[index], baseline=baseline)
 
 
 def mismatched_baselines(source: TreeSource, seed: int) -> MismatchedTrees:

@@ -16,7 +16,7 @@ from prefjax.data.pipeline import row_dataset
 from prefjax.data.planning import FixedPrompts, FullRows, InOrder, Planner, Simulation, rows_for_prompts, simulate
 from prefjax.data.prepare import Need, full_report, prepare
 from prefjax.data.rows import Branches, Rows, RowShape
-from prefjax.data.store import TreeSource
+from prefjax.data.store import PreparedTrees, TreeSource
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.losses import Objective
 from prefjax.training.config import StageConfig, find_objective
@@ -24,17 +24,19 @@ from prefjax.training.config import StageConfig, find_objective
 _FORECAST_STEPS = 200
 
 
-def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str) -> tuple[TreeSource, int]:
-    """Prepared trees of one split, and the token that ends a response. Prints what happened to every record.
-
-    KTO's mismatched baselines are attached where the objective reads them.
-    """
+def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str) -> PreparedTrees:
+    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record."""
     objective = find_objective(config.objective)
     need = Need(objective.group_size, objective.reads, best_only=objective.name == "sft")
     trees = prepare(config.data, need, tokenizer, directory, split=split)
     print(f"[{split}] {trees.manifest['source']}\n{full_report(trees)}\n", flush=True)
-    baselines = "baseline_logp" in objective.needs
-    return mismatched_baselines(trees, config.seed) if baselines else trees, trees.manifest["end_id"]
+    return trees
+
+
+def with_baselines(config: StageConfig, trees: TreeSource) -> TreeSource:
+    """The trees with KTO's mismatched responses where the objective reads them, else as they are."""
+    needed = "baseline_logp" in find_objective(config.objective).needs
+    return mismatched_baselines(trees, config.seed) if needed else trees
 
 
 def branches_of(trees: TreeSource, objective: Objective) -> Branches:

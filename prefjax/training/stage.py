@@ -25,6 +25,7 @@ from prefjax.training.batches import (
     load_trees,
     plan_rows,
     training_plan,
+    with_baselines,
 )
 from prefjax.training.checkpoint import Checkpointer, load_params, parameter_hash
 from prefjax.training.config import StageConfig, find_objective
@@ -62,8 +63,9 @@ def run_stage(
     """
     mesh = make_mesh(config.mesh)
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.chat_template)
-    trees, end_id = load_trees(config, tokenizer, data_directory, "train")
-    held_out, _ = load_trees(config, tokenizer, data_directory, "eval")
+    prepared = load_trees(config, tokenizer, data_directory, "train")
+    trees = with_baselines(config, prepared)
+    held_out = with_baselines(config, load_trees(config, tokenizer, data_directory, "eval"))
     setup = make_setup(config, tokenizer, trees, mesh)
     shape = plan_rows(config, trees, row_multiple=row_shards(mesh) * config.accumulation)
     print(describe_shape(config, trees, shape), flush=True)
@@ -119,7 +121,7 @@ def run_stage(
         reference=reference,
         setup=setup,
         tokenizer=tokenizer,
-        end_id=end_id,
+        end_id=prepared.manifest["end_id"],
         eval_trees=held_out,
         eval_metrics=evaluator(state.params) if finished else {},
         finished=finished,
@@ -139,7 +141,8 @@ def evaluate_stage(config: StageConfig, workdir: Path, reference_workdir: str, *
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval=data))
     if config.reference.kind == "precomputed":
         config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="live", cache=""))
-    trees, _ = load_trees(config, tokenizer, Path(config.data.directory or workdir / "data"), "eval")
+    directory = Path(config.data.directory or workdir / "data")
+    trees = with_baselines(config, load_trees(config, tokenizer, directory, "eval"))
     setup = make_setup(config, tokenizer, trees, mesh)
     reference = load_policy(config, setup.model, mesh, config.reference.init_from or reference_workdir)
     params = load_params(workdir, init_params(setup, reference))

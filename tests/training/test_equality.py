@@ -125,6 +125,59 @@ def test_own_value_network_never_sees_responses():
     assert metrics["chosen_logp"] != other["chosen_logp"]
 
 
+@pytest.mark.parametrize("attention", ["dense", "tiled"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_token_log_probs_are_those_of_the_plain_sequence(layout, attention):
+    """Every scored token of every layout against a forward pass over its prompt and response alone."""
+    setup, examples = setup_for("kto"), trees(EXAMPLES)
+    model = dataclasses.replace(setup.model, attention=attention)
+    params = parameters(setup)[0]["policy"]
+    rows = rows_for(setup, layout, examples)
+
+    @jax.jit
+    def plain_logps(params, tokens):
+        length = tokens.shape[1]
+        hidden = apply(setup.model, params, tokens, jnp.arange(length)[None], jnp.full((1, length), length))
+        logits = hidden[:, :-1] @ vocabulary_head(setup.model, params).T
+        return jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], 2)[0, :, 0]
+
+    @jax.jit
+    def row_logps(params, rows):
+        hidden = apply(model, params, rows.tokens, rows.positions, rows.visible_until)
+        return token_logps(hidden, vocabulary_head(model, params), rows.target_ids, rows.predictors, chunk=64)
+
+    expected = {}
+    for tree in examples:
+        for slot, branch in enumerate([*tree.responses, tree.baseline]):
+            used = len(tree.prompt) + len(branch)
+            sequence = np.zeros((1, 32), np.int32)
+            sequence[0, :used] = np.concatenate([tree.prompt, branch])
+            expected[tree.example_id, slot] = np.asarray(plain_logps(params, sequence))[len(tree.prompt) - 1 : used - 1]
+    got = np.asarray(row_logps(params, rows))
+    copies, seen = len(rows.tokens) // len(rows.valid), 0
+    for row, (logps, slots, weights) in enumerate(zip(got, rows.response_slots, rows.target_weights, strict=True)):
+        for slot in np.unique(slots[weights > 0]):
+            example = rows.example_id[row // copies, slot // 3]
+            np.testing.assert_allclose(logps[(slots == slot) & (weights > 0)], expected[example, slot % 3], rtol=1e-10)
+            seen += 1
+    assert seen == len(expected) == 3 * EXAMPLES
+
+
+@pytest.mark.parametrize("name", ["kto", "dro", "dro_p"])
+def test_prompts_with_fewer_responses_agree(name):
+    """K = 3 slots, of which a prompt may use one or two: invalid slots add nothing, in any layout."""
+    examples = [
+        dataclasses.replace(tree, responses=tree.responses[: 1 + i % 3], targets=tree.targets[: 1 + i % 3])
+        for i, tree in enumerate(trees(9, responses=3))
+    ]
+    setup = setup_for(name)
+    setup = dataclasses.replace(setup, branches=dataclasses.replace(setup.branches, responses=3))
+    expected = outcome(setup, rows_for(setup, "pairs", examples))
+    got = outcome(setup, rows_for(setup, "shared_packed", examples, length=320))
+    assert got[1]["responses"] == expected[1]["responses"] == 18
+    assert_same(got, expected)
+
+
 @pytest.mark.parametrize("responses", [1, 3, 5])
 def test_any_number_of_responses(responses):
     setup = setup_for("sft")
@@ -172,7 +225,6 @@ def test_changing_a_chosen_token_leaves_the_rejected_bit_equal():
 
 def test_a_packing_neighbour_changes_nothing():
     setup, examples = setup_for("dpo"), trees(12)
-    others = trees(12, seed=5)
     # Same lengths, other tokens, so that the examined tree stays where it is and the tile loop does the same work.
     rng = np.random.default_rng(7)
     scramble = lambda x: rng.integers(3, 31, len(x)).astype(np.int32)
