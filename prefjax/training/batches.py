@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from prefjax.data.mismatch import mismatched_baselines
@@ -25,10 +26,17 @@ _FORECAST_STEPS = 200
 
 
 def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str) -> PreparedTrees:
-    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record."""
+    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record.
+
+    Of several processes the first prepares; the others wait and find its trees, so they must share `directory`.
+    """
     objective = find_objective(config.objective)
     need = Need(objective.group_size, objective.reads, best_only=objective.name == "sft")
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices(f"prepared {split}")
     trees = prepare(config.data, need, tokenizer, directory, split=split)
+    if jax.process_count() > 1 and jax.process_index() == 0:
+        multihost_utils.sync_global_devices(f"prepared {split}")
     print(f"[{split}] {trees.manifest['source']}\n{full_report(trees)}\n", flush=True)
     return trees
 

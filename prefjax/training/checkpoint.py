@@ -10,6 +10,7 @@ import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from prefjax.training.step import TrainState
 
@@ -120,7 +121,8 @@ def parameter_hash(params: Any) -> str:
     """sha256 over paths, dtypes, shapes and bytes of every array: the identity of a set of parameters."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.asarray(jax.device_get(leaf))
+        spread = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        array = np.asarray(multihost_utils.process_allgather(leaf, tiled=True) if spread else leaf)
         digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -29,6 +29,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -112,11 +113,14 @@ def _best_and_worst(target, valid):
 class MetricsFile:
     """metrics.jsonl: one object per line, {"step": int, "split": "train" | "eval", name: value, ...}.
 
-    On resume, lines past the restored step are cut, so that a repeated step is never written twice.
+    On resume, lines past the restored step are cut, so that a repeated step is never written twice. Of several
+    processes only the first writes.
     """
 
     def __init__(self, path: Path, *, resume_step: int = 0):
         self.path = path
+        if jax.process_index():
+            return
         kept = []
         if path.exists():
             lines = path.read_text().splitlines()
@@ -125,5 +129,7 @@ class MetricsFile:
         path.write_text("".join(line + "\n" for line in kept))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        if jax.process_index():
+            return
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
