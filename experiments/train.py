@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -20,6 +21,12 @@ from prefjax.training.stage import StageResult, run_stage
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(argument), as in configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything the run makes goes; the same one continues a run.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "One of several processes: calls jax.distributed.initialize(). Clusters JAX knows describe themselves; elsewhere "
+    "set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. All processes share --workdir.",
+)
 _INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
 
@@ -45,6 +52,8 @@ def train(run: RunConfig, workdir: Path, stop: StopRequest, seconds: dict[str, f
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
     workdir = Path(_WORKDIR.value)
     run = run_config(_CONFIG.value)
     remember(_CONFIG.value, workdir)
@@ -55,8 +64,12 @@ def main(_) -> None:
         if not result.finished:
             print(f"stopped, and saved. To continue:\n  {command}", flush=True)
             sys.exit(_INTERRUPTED)
+    if jax.process_index():
+        return  # one report is enough
     started = time.perf_counter()
-    samples = compare_samples(run, result) if run.sampling.prompts else None
+    samples = None
+    if run.sampling.prompts and jax.process_count() == 1:  # sampling sees the whole policy, so one process holds it
+        samples = compare_samples(run, result)
     seconds["samples"] = time.perf_counter() - started
     path = write_report(workdir, run_results(run, _CONFIG.value, result, samples, workdir, command, seconds))
     print(f"report: {path}", flush=True)
