@@ -9,6 +9,7 @@ RESULT    see the table in README.md.
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 from prefjax.losses import OBJECTIVES
 
@@ -40,11 +41,19 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.data.eval = ""  # empty: hold out a share of the training prompts
     config.data.holdout = 0.1
     config.data.tokenizer = "byte"
-    config.data.rankings = ml_collections.config_dict.placeholder(str)  # best_worst, adjacent, all
+    config.data.chat_template = placeholder(str)  # None: the tokenizer's own; plain, or a Jinja template
+    config.data.rankings = placeholder(str)  # best_worst, adjacent, all
     config.data.pair_targets = "labels"
     config.data.normalize_targets = OBJECTIVES[objective].reads == "rewards"
     config.data.directory = ""  # where prepared data is kept; empty: in the workdir
-    config.data.encoding = dict(max_length=2048, truncation="drop")
+    config.data.format = dict(ties="drop", auxiliary_field=placeholder(str))
+    config.data.encoding = dict(
+        max_length=2048,
+        max_prompt_length=placeholder(int),
+        max_response_length=placeholder(int),
+        truncation="drop",  # trim_prompt_left, trim_responses, trim_both
+        special_text="reject",
+    )
     config.data.world = dict(train_examples=8192, eval_examples=512, temperature=0.0, flip_rate=0.0, seed=0)
 
     config.rows = ml_collections.ConfigDict()
@@ -65,7 +74,8 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.model.mlp_width = 256
     config.model.tie_embeddings = False
     config.model.dtype = "float32"
-    config.model.remat = "none"
+    config.model.remat = "none"  # full, dots
+    config.model.attention = "auto"
 
     config.optimizer = dict(name="adamw", learning_rate=6e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
     config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60)

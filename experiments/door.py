@@ -89,7 +89,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if origin is Mapping and isinstance(value, Mapping):
         return dict(value)
     if type(value) is not origin:
-        raise ValueError(f"{path}={value!r} must be a {getattr(origin, '__name__', origin)}")
+        raise ValueError(f"{path}={value!r} must be of type {getattr(origin, '__name__', origin)}")
     return value
 
 

@@ -22,9 +22,9 @@ class RowsConfig:
     batching          "rows": the same full rows every step, the number of prompts varies and is logged;
                       "prompts": exactly `prompts_per_step` in every layout, in the same order
     row_length        T in tokens; 0 takes what `suggest_shape` finds
-    tokens_per_step   positions of all rows of one step, under "rows"
+    tokens_per_step   positions of all rows of one step, under "rows" and in evaluation
     prompts_per_step  under "prompts"
-    window            trees packed together by first-fit-decreasing
+    window            trees packed together by first-fit-decreasing, under "rows"
     """
 
     layout: str = "shared_packed"
@@ -42,6 +42,8 @@ class RowsConfig:
                 f"rows.prompts_per_step={self.prompts_per_step} with batching={self.batching!r}: it must be above 0 "
                 "exactly when batching is 'prompts'"
             )
+        if self.batching == "prompts" and self.window != type(self).window:
+            raise ValueError(f"rows.window={self.window} is only read with batching='rows'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,11 @@ class StageConfig:
     head_chunk: int = 256
     check_start: bool = True
     seed: int = 0
+
+    def __post_init__(self):
+        objective = find_objective(self.objective)
+        if self.data.normalize_targets and objective.reads != "rewards" and objective.name != "sft":
+            raise ValueError(f"data.normalize_targets has no effect: {objective.name} reads no rewards")
 
 
 def find_objective(name: str) -> Objective:

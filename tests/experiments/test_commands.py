@@ -151,11 +151,14 @@ def change(**changes):
         (dict(objective="ppo"), "objective='ppo': choose one of"),
         (dict(model__vocabulary=3), "config.model.vocabulary is not an option; config.model takes vocab_size"),
         (dict(data__encoding__max_len=3), "config.data.encoding.max_len is not an option"),
-        (dict(mesh={"data": "all"}), "config.mesh.data='all' must be a int"),
+        (dict(mesh={"data": "all"}), "config.mesh.data='all' must be of type int"),
         (dict(init_from="elsewhere"), "config.init_from and config.sft both say"),
         (dict(train={"steps": 3, "epochs": 1}), "set exactly one"),
         (dict(rows__prompts_per_step=8), "prompts_per_step=8 with batching='rows'"),
+        (dict(rows__batching="prompts", rows__prompts_per_step=8, rows__window=9), "rows.window=9 is only read"),
         (dict(reference__cache="x"), "reference.cache is only read"),
+        (dict(data__normalize_targets=True), "data.normalize_targets has no effect: dpo reads no rewards"),
+        (dict(data__format__ties="maybe"), "ties must be one of"),
     ],
 )
 def test_the_door_names_the_field(changes, message):
