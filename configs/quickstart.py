@@ -20,7 +20,7 @@ LOSS = {
     "rdpo": dict(beta=2.0, flip_rate=0.1),
     "ipo": dict(tau=0.25, normalize="none"),
     "slic": dict(delta=1.0, regularizer_weight=0.1),
-    "rso_hinge": dict(gamma=0.5),
+    "rso_hinge": dict(gamma=1.0),
     "kto": dict(beta=2.0, desirable_weight=1.0, undesirable_weight=1.0),
     "dro": dict(tau=1.0),
     "dro_p": dict(tau=1.0),
@@ -55,6 +55,8 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
         special_text="reject",
     )
     config.data.world = dict(train_examples=8192, eval_examples=512, temperature=0.0, flip_rate=0.0, seed=0)
+    if objective in ("rdpo", "cdpo"):
+        config.data.world.flip_rate = 0.1  # the noise they assume; without it rDPO's loss has no minimum
 
     config.rows = ml_collections.ConfigDict()
     config.rows.layout = "shared_packed"
