@@ -38,7 +38,7 @@ OBJECTIVES: dict[str, Objective] = {
             needs=_REFERENCE,
             at_init=_pairs_start_at(lambda tau=0.1, normalize="none": 1 / (4 * tau**2)),
         ),
-        Objective("slic", slic, group_size=2, needs=frozenset()),
+        Objective("slic", slic, group_size=2, needs=frozenset(), optional=frozenset({"auxiliary_logp"})),
         Objective("rso_hinge", rso_hinge, group_size=2, needs=_REFERENCE, at_init=_one),
         Objective(
             "kto",

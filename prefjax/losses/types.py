@@ -92,6 +92,7 @@ class Objective:
                 parameters are the objective's options: Python numbers or strings, constants under jit.
     group_size  K the loss is defined for; None means any K >= 1 (the per-prompt loss averages over valid responses).
     needs       names of the `Responses` fields it reads besides logp and valid, with default options.
+    optional    names of fields it reads when the batch has them, with a documented stand-in when not.
     reads       what it reads of `target`: "nothing", "labels" (1 desirable, 0 undesirable) or "rewards" (any number).
     coupled     True when a per-prompt loss depends on other prompts of the batch (a batch statistic).
     at_init     (responses, **options) -> [B] closed-form per-prompt loss when policy == reference, or None
@@ -102,6 +103,7 @@ class Objective:
     loss: Callable[..., Float[Array, "B"]]
     group_size: int | None
     needs: frozenset[str]
+    optional: frozenset[str] = frozenset()
     reads: str = "nothing"
     coupled: bool = False
     at_init: Callable[..., Float[Array, "B"]] | None = None

@@ -52,7 +52,7 @@ def branches_of(trees: TreeSource, objective: Objective) -> Branches:
     return Branches(
         responses=objective.group_size or trees.lengths.responses.shape[1],
         baseline="baseline_logp" in objective.needs,
-        auxiliary=bool(trees.lengths.auxiliary.any()),
+        auxiliary="auxiliary_logp" in objective.optional and bool(trees.lengths.auxiliary.any()),
     )
 
 

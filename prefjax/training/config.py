@@ -97,6 +97,8 @@ class StageConfig:
         objective = find_objective(self.objective)
         if self.data.normalize_targets and objective.reads != "rewards" and objective.name != "sft":
             raise ValueError(f"data.normalize_targets has no effect: {objective.name} reads no rewards")
+        if self.data.format.auxiliary_field and not objective.optional and objective.name != "sft":
+            raise ValueError(f"data.format.auxiliary_field has no effect: {objective.name} reads no auxiliary response")
 
 
 def find_objective(name: str) -> Objective:

@@ -159,6 +159,7 @@ def change(**changes):
         (dict(reference__cache="x"), "reference.cache is only read"),
         (dict(data__normalize_targets=True), "data.normalize_targets has no effect: dpo reads no rewards"),
         (dict(data__format__ties="maybe"), "ties must be one of"),
+        (dict(data__format__auxiliary_field="gold"), "auxiliary_field has no effect: dpo"),
     ],
 )
 def test_the_door_names_the_field(changes, message):

@@ -163,6 +163,20 @@ def test_token_log_probs_are_those_of_the_plain_sequence(layout, attention):
     assert seen == len(expected) == 3 * EXAMPLES
 
 
+def test_an_auxiliary_branch_agrees():
+    """SLiC's regulariser target rides as one more branch, and is not the chosen response."""
+    rng = np.random.default_rng(11)
+    examples = [
+        dataclasses.replace(tree, auxiliary=rng.integers(3, 31, 1 + i % 7).astype(np.int32))
+        for i, tree in enumerate(trees(EXAMPLES))
+    ]
+    setup = setup_for("slic", options={"regularizer_weight": 0.7})
+    setup = dataclasses.replace(setup, branches=dataclasses.replace(setup.branches, auxiliary=True))
+    expected = outcome(setup, rows_for(setup, "pairs", examples))
+    assert_same(outcome(setup, rows_for(setup, "shared_packed", examples)), expected)
+    assert expected[1]["loss"] != plain("slic")[1]["loss"]
+
+
 @pytest.mark.parametrize("name", ["kto", "dro", "dro_p"])
 def test_prompts_with_fewer_responses_agree(name):
     """K = 3 slots, of which a prompt may use one or two: invalid slots add nothing, in any layout."""
