@@ -102,7 +102,7 @@ def test_sigterm_saves_and_says_how_to_continue(tmp_path):
         if re.search(r"step 5/100000", line):
             process.send_signal(signal.SIGTERM)
             break
-    output.append(process.communicate(timeout=60)[0])
+    output.append(process.communicate(timeout=180)[0])
     text = "".join(output)
     assert process.returncode == 130, text[-2000:]
     assert "stopped, and saved. To continue:" in text and "--config.train.steps=100000" in text
@@ -116,7 +116,7 @@ def test_sigterm_saves_and_says_how_to_continue(tmp_path):
         pytest.fail("the same command did not continue")
     process.send_signal(signal.SIGINT)
     time.sleep(0.1)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
 
 
 @pytest.mark.parametrize(
