@@ -95,8 +95,14 @@ def prepare(
     if (target / "manifest.json").exists():
         return open_trees(target)
     records, report = read_records(source, config.format, progress=progress)
+    division = f"split {split}: all {len(records)} records"
     if not config.eval and config.train != SYNTHETIC:
-        records = [record for record in records if _is_held_out(record, config.holdout) == (split == "eval")]
+        mine = [record for record in records if _is_held_out(record, config.holdout) == (split == "eval")]
+        division = (
+            f"split {split}: {len(mine)} of {len(records)} records; a share of {config.holdout:g} of the prompts, "
+            "chosen by their hash, makes the eval split"
+        )
+        records = mine
     options = dict(rankings=config.rankings, pair_targets=config.pair_targets)
     if need.best_only:
         options = dict(best_only=True)
@@ -111,6 +117,7 @@ def prepare(
     report += encoded
     if not trees:
         raise ValueError(f"{source}: no record of the {split} split is left\n\n{report}")
+    lengths = statistics.describe(trees)
     facts = {
         "source": str(source),
         "split": split,
@@ -120,9 +127,9 @@ def prepare(
         "options": _options(config),
         "normalization": None if constants is None else dataclasses.asdict(constants),
         "report": report.as_dict(),
-        "report_text": str(report),
-        "statistics": statistics.describe(trees).as_dict(),
-        "statistics_text": str(statistics.describe(trees)),
+        "report_text": f"{report}\n\n{division}",
+        "statistics": lengths.as_dict(),
+        "statistics_text": str(lengths),
     }
     return write_trees(target, trees, manifest=facts)
 
