@@ -1,7 +1,8 @@
 """Attention under the one mask: key j is visible to query i iff j <= i < visible_until[j].
 
 `prepare` turns `visible_until` into a plan once per step; every layer then calls `attend` with it. `dense_attention`
-is the plain definition, kept as the oracle; `tiled_attention` visits only tiles that hold a visible pair.
+is the plain definition, kept as the oracle; `tiled_attention` and `pallas_attention` visit only tiles that hold a
+visible pair, the one in plain XLA, the other in kernels for TPU and NVIDIA.
 """
 
 import functools
@@ -13,11 +14,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from prefjax.models import tiled_attention
+from prefjax.models import fused_attention, pallas_attention, pallas_tiles, tiled_attention
 
 # Below this row length the tile loop costs more than it skips (measured on CPU), so "auto" takes the dense form.
 DENSE_UP_TO = 256
-IMPLEMENTATIONS = ("auto", "dense", "tiled")
+IMPLEMENTATIONS = ("auto", "dense", "tiled", "pallas")
 ROW_AXES = ("data", "fsdp")
 
 
@@ -35,6 +36,8 @@ class MaskPlan:
     visible_until: Int[Array, "R T"]
     positions: Int[Array, "R T"]
     tiles: tiled_attention.Tiles | None
+    kernels: dict[str, pallas_tiles.KernelPlan]  # by platform
+    interpret: bool = flax.struct.field(pytree_node=False)  # emulate the kernels
     mesh: Mesh | None = flax.struct.field(pytree_node=False)
 
     def spread(self, activations: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
@@ -58,27 +61,48 @@ def prepare(
     *,
     implementation: str = "auto",
     mesh: Mesh | None = None,
+    interpret: str | None = None,
 ) -> MaskPlan:
     """Plans the mask once per step.
 
     Args:
       visible_until: end (exclusive) of the queries that may see each key.
       positions: rotary positions; sliding windows are measured in them.
-      implementation: "dense", "tiled", or "auto" (dense up to 256 positions, tiled beyond).
+      implementation: "dense", "tiled", "pallas" (TPU and NVIDIA only), or "auto": dense up to 256 positions; beyond,
+        pallas in a program lowered for TPU or NVIDIA and tiled elsewhere.
       mesh: rows are spread over axes ("data", "fsdp") and heads over "tensor"; None on one device.
+      interpret: "tpu" or "cuda" emulates that platform's kernels on CPU, slowly, to test them; only with "pallas".
 
     Raises:
-      ValueError: unknown implementation.
+      ValueError: unknown implementation, or "pallas" where there are no kernels.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention={implementation!r}: choose one of {IMPLEMENTATIONS}")
-    if implementation == "auto":
-        implementation = "dense" if visible_until.shape[1] <= DENSE_UP_TO else "tiled"
-    tiles = None
-    if implementation == "tiled":
-        find = _sharded(tiled_attention.live_tiles, mesh, in_specs=(P(ROW_AXES),), out_specs=P(ROW_AXES))
-        tiles = find(visible_until)
-    return MaskPlan(visible_until=visible_until, positions=positions, tiles=tiles, mesh=mesh)
+    if interpret is not None and (implementation != "pallas" or interpret not in pallas_tiles.PLATFORMS):
+        raise ValueError(f"interpret={interpret!r}: one of {pallas_tiles.PLATFORMS}, and only with attention='pallas'")
+    if implementation == "auto" and visible_until.shape[1] <= DENSE_UP_TO:
+        implementation = "dense"
+    platforms = {"auto": pallas_tiles.PLATFORMS, "pallas": (interpret or pallas_tiles.platform_of(mesh),)}
+    if implementation == "pallas" and platforms["pallas"][0] not in pallas_tiles.PLATFORMS:
+        raise ValueError(
+            f"attention='pallas' has kernels for {pallas_tiles.PLATFORMS}, not for {platforms['pallas'][0]!r}: "
+            "set attention='auto' or 'tiled'"
+        )
+    rows = P(ROW_AXES)
+    tiles, kernels = None, {}
+    if implementation in ("auto", "tiled"):
+        tiles = _sharded(tiled_attention.live_tiles, mesh, in_specs=(rows,), out_specs=rows)(visible_until)
+    for platform in platforms.get(implementation, ()):
+        plan = functools.partial(pallas_tiles.plan_tiles, platform=platform, kind=pallas_tiles.kind_of(platform, mesh))
+        kernels[platform] = _sharded(plan, mesh, in_specs=(rows, rows), out_specs=rows)(visible_until, positions)
+    return MaskPlan(
+        visible_until=visible_until,
+        positions=positions,
+        tiles=tiles,
+        kernels=kernels,
+        interpret=interpret is not None,
+        mesh=mesh,
+    )
 
 
 def attend(
@@ -100,16 +124,23 @@ def attend(
     """
     options = dict(scale=scale, softcap=softcap)
     window = None if window is None else window.astype(jnp.int32)
-    if plan.tiles is None:
+    if plan.tiles is None and not plan.kernels:
         return dense_attention(query, key, value, plan.visible_until, plan.positions, window, **options)
     heads, rows = P(ROW_AXES, None, "tensor", None), P(ROW_AXES)
-    attention = _sharded(
-        functools.partial(tiled_attention.attention, **options),
-        plan.mesh,
-        in_specs=(heads, heads, heads, rows, rows, rows, P()),
-        out_specs=heads,
-    )
-    return attention(query, key, value, plan.visible_until, plan.positions, plan.tiles, window)
+    plans = {name: plan.kernels[name] for name in plan.kernels if pallas_attention.supports(query, name)}
+    if plan.tiles is None and not plans:
+        raise ValueError(
+            f"attention='pallas' has no {', '.join(plan.kernels)} kernel for {query.dtype.name} heads "
+            f"{query.shape[-1]} wide: set attention='auto' or 'tiled'"
+        )
+    if plans:
+        function = functools.partial(fused_attention.attention, interpret=plan.interpret, **options)
+        masks = (plan.visible_until, plan.positions, plan.tiles, plans, window)
+    else:
+        function = functools.partial(tiled_attention.attention, **options)
+        masks = (plan.visible_until, plan.positions, plan.tiles, window)
+    specs = (heads, heads, heads, *[rows] * (len(masks) - 1), P())
+    return _sharded(function, plan.mesh, in_specs=specs, out_specs=heads)(query, key, value, *masks)
 
 
 def dense_attention(query, key, value, visible_until, positions, window, *, scale, softcap):

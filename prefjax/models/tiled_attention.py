@@ -26,7 +26,7 @@ class Tiles(NamedTuple):
 
 def live_tiles(visible_until: Int[Array, "R T"]) -> Tiles:
     """Lists the tiles that hold at least one visible pair; exact, O(T + tiles)."""
-    visible_until = _pad_visible_until(visible_until)
+    visible_until = pad_visible_until(visible_until)
     rows, length = visible_until.shape
     blocks = length // BLOCK
     start = jnp.arange(blocks) * BLOCK
@@ -54,12 +54,13 @@ def attention(
     # Heads first, so that one tile of all heads is one contiguous slice.
     query, key, value = (jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2) for x in (query, key, value))
     positions = jnp.pad(positions, ((0, 0), (0, pad)))
-    mask = (_pad_visible_until(visible_until), positions, window)
+    mask = (pad_visible_until(visible_until), positions, window)
     output = _attention(query, key, value, mask, tiles, scale, softcap)
     return output.swapaxes(1, 2)[:, :length]
 
 
-def _pad_visible_until(visible_until):
+def pad_visible_until(visible_until: Int[Array, "R T"]) -> Int[Array, "R P"]:
+    """Rows padded to whole blocks with tokens that see themselves only."""
     length = visible_until.shape[1]
     pad = -length % BLOCK
     alone = jnp.broadcast_to(
@@ -114,10 +115,14 @@ def _tile_logits(query, key, scale, softcap):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def _attention(query, key, value, mask, tiles, scale, softcap):
-    return _forward(query, key, value, mask, tiles, scale, softcap)[0]
+    return forward(query, key, value, mask, tiles, scale, softcap)[0]
 
 
-def _forward(query, key, value, mask, tiles, scale, softcap):
+def forward(query, key, value, mask, tiles, scale, softcap):
+    """(output [R N T H], what `backward` needs, the log-sum-exp of the logits last); heads first, T whole blocks.
+
+    mask is (visible_until, positions, window or None), padded alike.
+    """
     rows, heads, length, width = query.shape
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
 
@@ -149,7 +154,8 @@ def _forward(query, key, value, mask, tiles, scale, softcap):
     return output, (query, key, value, mask, tiles, output, peak + jnp.log(total))
 
 
-def _backward(scale, softcap, residuals, output_gradient):
+def backward(scale, softcap, residuals, output_gradient):
+    """Gradients of query, key and value, then None for mask and tiles; residuals as `forward` returns them."""
     query, key, value, mask, tiles, output, log_total = residuals
     heads, length, width = query.shape[1:]
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
@@ -186,4 +192,4 @@ def _backward(scale, softcap, residuals, output_gradient):
     return (*gradients, None, None)
 
 
-_attention.defvjp(_forward, _backward)
+_attention.defvjp(forward, backward)

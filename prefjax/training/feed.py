@@ -46,6 +46,11 @@ class DeviceFeed:
         rows, self._state = self._ahead.popleft()
         return rows
 
+    def close(self) -> None:
+        """Stops the source's background thread."""
+        self._ahead.clear()
+        self._source.close()
+
     def get_state(self) -> dict[str, Any]:
         return self._state
 

@@ -116,6 +116,7 @@ def run_stage(
         start_step=start,
     )
     checkpointer.close()
+    feed.close()
     return StageResult(
         policy=_without_value_head(state.params["policy"]),
         reference=reference,
