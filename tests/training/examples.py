@@ -86,10 +86,12 @@ def parameters(setup: Setup) -> tuple[dict, dict]:
     # Only what changes the shapes or the dtype is part of the key: every fast path starts from equal numbers.
     key = (setup.model.dtype, setup.value_network)
     if key not in _made:
-        policy, reference = (init(setup.model, jax.random.key(i)) for i in (0, 1))
-        params = init_params(setup, policy)
         noise = np.random.default_rng(3)
         # Norm scales of exactly 1 and value heads of exactly 0 would hide wrong gradients.
         jitter = lambda x: np.asarray(x) + 0.3 * noise.normal(size=x.shape).astype(x.dtype)
-        _made[key] = jax.tree.map(jitter, params), jax.tree.map(jitter, reference)
+        reference, policy = (jax.tree.map(jitter, init(setup.model, jax.random.key(i))) for i in (0, 1))
+        params = init_params(setup, policy)
+        if setup.value_network != "none":
+            params = jax.tree.map(jitter, params)
+        _made[key] = jax.tree.map(np.asarray, params), reference
     return _made[key]
