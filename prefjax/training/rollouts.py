@@ -1,7 +1,7 @@
 """Responses sampled from a policy, and the exact log-prob of whole sequences through the step's own path."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,9 @@ from prefjax.training.feed import to_devices
 from prefjax.training.mesh import row_shards
 from prefjax.training.scoring import Setup, branch_logps
 
+_PREFILL_BYTES = 2**29  # of attention weights, [rows, heads, width, cache]; the prefill holds a few such arrays
+_SHORT_BITS = 6  # prompts of up to 64 tokens count as similar
+
 
 def sample_responses(
     model: ModelConfig,
@@ -34,18 +37,31 @@ def sample_responses(
     temperature: float = 1.0,
     batch: int = 128,
 ) -> list[np.ndarray]:
-    """One response per prompt, token ids with the end token where the policy ended it."""
-    width = max(len(prompt) for prompt in prompts)
-    responses = []
-    for number, part in enumerate(tqdm(_batches(prompts, batch), desc="sampling", unit="batch", disable=None)):
-        padded = np.full((batch, width), pad_id, np.int32)
-        lengths = np.ones(batch, np.int32)
-        for row, prompt in enumerate(part):
-            padded[row, : len(prompt)], lengths[row] = prompt, len(prompt)
+    """One response per prompt, token ids with the end token where the policy ended it.
+
+    Prompts of similar length are sampled together, at most `batch` of them and as many as their prefill's attention
+    weights fit into `_PREFILL_BYTES`.
+    """
+    similar: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        similar.setdefault(max(_SHORT_BITS, (len(prompt) - 1).bit_length()), []).append(index)
+    parts = []
+    for _, indices in sorted(similar.items()):
+        width = max(len(prompts[index]) for index in indices)
+        weights = 4 * model.num_heads * width * (width + max_new_tokens)
+        rows = max(1, min(batch, _PREFILL_BYTES // weights))
+        parts += [(indices[i : i + rows], rows, width) for i in range(0, len(indices), rows)]
+    responses: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
+    for number, (indices, rows, width) in enumerate(tqdm(parts, desc="sampling", unit="batch", disable=None)):
+        padded = np.full((rows, width), pad_id, np.int32)
+        lengths = np.ones(rows, np.int32)
+        for row, index in enumerate(indices):
+            padded[row, : len(prompts[index])], lengths[row] = prompts[index], len(prompts[index])
         key = jax.random.fold_in(jax.random.key(seed), number)
         options = dict(max_new_tokens=max_new_tokens, eos_id=end_id, pad_id=pad_id, temperature=temperature)
         samples = jax.device_get(sample(model, params, padded, lengths, key, **options))
-        responses += [samples.tokens[row, : samples.lengths[row]] for row in range(len(part))]
+        for row, index in enumerate(indices):
+            responses[index] = samples.tokens[row, : samples.lengths[row]]
     return responses
 
 
@@ -83,7 +99,3 @@ def sequence_logps(
         for table, one in zip(logps, params, strict=True):
             table[batch.example_id[real]] = np.asarray(score(one, on_devices))[..., 0][real]
     return logps
-
-
-def _batches(items: Sequence, size: int) -> Iterator[Sequence]:
-    return (items[i : i + size] for i in range(0, len(items), size))
