@@ -86,7 +86,7 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.init_from = ""
     config.value_network = "own" if "value" in needs else "none"
     config.accumulation = 1
-    config.head_chunk = 256
+    config.head_chunk = 512
     config.check_start = True
 
     # The stage before: everything it does not set here is as above.

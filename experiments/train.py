@@ -55,6 +55,8 @@ def main(_) -> None:
     if _DISTRIBUTED.value:
         jax.distributed.initialize()
     workdir = Path(_WORKDIR.value)
+    if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR shares compiled programs between runs
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     run = run_config(_CONFIG.value)
     remember(_CONFIG.value, workdir)
     command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])

@@ -2,12 +2,14 @@
 
 from prefjax.models.attention import attend, prepare, visible
 from prefjax.models.decoder import ModelConfig, apply, init, init_value_head, prompt_values, vocabulary_head
-from prefjax.models.logprobs import response_sums, token_logps
+from prefjax.models.logprobs import Head, TokenScores, response_sums, token_scores
 from prefjax.models.sampling import Samples, sample
 
 __all__ = [
+    "Head",
     "ModelConfig",
     "Samples",
+    "TokenScores",
     "apply",
     "attend",
     "init",
@@ -16,7 +18,7 @@ __all__ = [
     "prompt_values",
     "response_sums",
     "sample",
-    "token_logps",
+    "token_scores",
     "visible",
     "vocabulary_head",
 ]

@@ -1,48 +1,156 @@
-"""Hidden states -> log-probs of the scored tokens -> sums per response. Never a [R, T, V] array."""
+"""Hidden states -> log-probs of the scored tokens -> sums per response. Never a [R, T, V] array.
+
+Only scored tokens go through the vocabulary head, gathered from all rows of a device and `chunk` at a time, each chunk
+recomputed in the backward pass: the largest array is [chunk, V], and chunks of padding are skipped. Under tensor
+parallelism every device multiplies its own part of the vocabulary; what travels is a few numbers per token.
+"""
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from prefjax.models.attention import ROW_AXES
 
 
-def token_logps(
-    hidden: Float[Array, "R T D"],
-    head: Float[Array, "V D"],
+class TokenScores(NamedTuple):
+    """Per scored token, nats, at least float32; 0 where nothing is scored.
+
+    logp        log pi(target | everything before it)
+    log_sum_p2  log sum_v pi(v)^2, the log-probability that two draws agree (WPO, arXiv 2406.11827, equation 2)
+    kl          sum_v ref(v) (log ref(v) - log pi(v)), the KL from reference to policy (TDPO, arXiv 2404.11999, eq. 9)
+    """
+
+    logp: Float[Array, "R S"]
+    log_sum_p2: Float[Array, "R S"] | None = None
+    kl: Float[Array, "R S"] | None = None
+
+
+class Head(NamedTuple):
+    """What the vocabulary head is applied to, and its weights."""
+
+    hidden: Float[Array, "R T D"]
+    weights: Float[Array, "V D"]
+
+
+def token_scores(
+    policy: Head,
     target_ids: Int[Array, "R S"],
     predictors: Int[Array, "R S"],
+    scored: Bool[Array, "R S"],
     *,
-    chunk: int = 256,
+    chunk: int = 512,
     softcap: float | None = None,
-) -> Float[Array, "R S"]:
-    """log pi(target | everything before it) of every scored token, nats, at least float32.
-
-    Only the hidden states at `predictors` go through the head, `chunk` scored positions of every row at a time, each
-    chunk recomputed in the backward pass: the largest array is [R, chunk, V].
+    log_sum_p2: bool = False,
+    reference: Head | None = None,
+    mesh: Mesh | None = None,
+) -> TokenScores:
+    """Scores every token that counts; the statistics come out of the same pass over the logits.
 
     Args:
       predictors: position whose hidden state predicts each target; the last prompt token for a first response token.
+      scored: which of the S slots hold a token; the others cost (almost) nothing.
+      chunk: scored tokens of a device that go through the head at once.
       softcap: logits become softcap * tanh(logits / softcap) (Gemma 2); None is off.
+      log_sum_p2: also return this statistic.
+      reference: the frozen model's states and weights; with them `kl` is returned (no gradient reaches them).
+      mesh: where rows lie over ("data", "fsdp") and the vocabulary over "tensor"; None on one device.
     """
-    rows, scored = target_ids.shape
-    chunk = min(chunk, scored)
-    pad = ((0, 0), (0, -scored % chunk))
-    target_ids, predictors = jnp.pad(target_ids, pad), jnp.pad(predictors, pad)
-    gathered = jnp.take_along_axis(hidden, predictors[:, :, None], axis=1)
-    by_chunk = lambda x: jnp.moveaxis(x.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0)
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    head = head.astype(hidden.dtype)
+    cut = mesh is not None and policy.weights.shape[0] % mesh.shape["tensor"] == 0
+    score = functools.partial(_token_scores, chunk=chunk, softcap=softcap, log_sum_p2=log_sum_p2)
+    reference = jax.lax.stop_gradient(reference)
+    if mesh is None or mesh.size == 1:
+        return score(policy, reference, target_ids, predictors, scored)
 
-    @jax.checkpoint
+    def on_device(policy, reference, target_ids, predictors, scored):
+        # Said once, here, and not where chunks meet the weights: the gradients then cross devices once, not per chunk.
+        policy, reference = (_spread(head, cut) for head in (policy, reference))
+        return score(policy, reference, target_ids, predictors, scored, axis="tensor" if cut else None)
+
+    rows, table = P(ROW_AXES), P("tensor" if cut else None, None)
+    head = Head(hidden=rows, weights=table)
+    return jax.shard_map(
+        on_device, mesh=mesh, in_specs=(head, head if reference else None, rows, rows, rows), out_specs=rows
+    )(policy, reference, target_ids, predictors, scored)
+
+
+def _spread(head, cut):
+    """Declares that weights differ in what they do by row, and states by part of the vocabulary."""
+    if head is None:
+        return None
+    hidden = jax.lax.pcast(head.hidden, "tensor", to="varying") if cut else head.hidden
+    return Head(hidden, jax.lax.pcast(head.weights, ROW_AXES, to="varying"))
+
+
+def _token_scores(policy, reference, target_ids, predictors, scored, *, chunk, softcap, log_sum_p2, axis=None):
+    """One device's rows and its part of the vocabulary; `axis` names the mesh axis over which the vocabulary is cut."""
+    count, (_, length, width) = target_ids.size, policy.hidden.shape
+    chunk = min(chunk, count)
+    flat = scored.reshape(-1)
+    # Scored tokens first: the chunks behind them hold nothing and are skipped.
+    order = jnp.pad(jnp.argsort(~flat, stable=True), (0, -count % chunk))
+    place = jnp.where(flat, jnp.cumsum(flat), flat.sum() + jnp.cumsum(~flat)) - 1
+    predictors = (predictors + jnp.arange(len(predictors))[:, None] * length).reshape(-1)
+    states = lambda head: head.hidden.reshape(-1, width)[predictors[order]].reshape(-1, chunk, width)
+    ids = target_ids.reshape(-1)[order].reshape(-1, chunk)
+    operands = states(policy), states(reference) if reference else None, ids
+    # All devices go through as many chunks, as they add up their parts of the vocabulary in each.
+    filled = flat.sum() if axis is None else jax.lax.pmax(flat.sum(), ROW_AXES)
+    live = jnp.arange(0, len(order), chunk) < filled
+
     def score(operands):
-        states, ids = operands
-        logits = jnp.einsum("rcd,vd->rcv", states, head, preferred_element_type=wide)
-        if softcap is not None:
-            logits = softcap * jnp.tanh(logits / softcap)
-        target = jnp.take_along_axis(logits, ids[:, :, None], axis=-1)[:, :, 0]
-        return target - jax.nn.logsumexp(logits, axis=-1)
+        chosen, frozen, ids = operands
+        # The cast is inside, so that the chunks' gradients of the weights add up in the parameters' own precision.
+        logits = functools.partial(_logits, softcap=softcap)
+        z = logits(chosen, policy.weights)
+        normaliser = _log_sum_exp(z, axis)
+        kl = p2 = None
+        if log_sum_p2:
+            p2 = _log_sum_exp(2 * z, axis) - 2 * normaliser
+        if reference is not None:
+            y = logits(frozen, reference.weights)
+            reference_normaliser = _log_sum_exp(y, axis)
+            gap = _sum((jnp.exp(y - reference_normaliser[:, None]) * (y - z)).sum(-1), axis)
+            kl = gap - reference_normaliser + normaliser
+        return TokenScores(logp=_target_logit(z, ids, axis) - normaliser, log_sum_p2=p2, kl=kl)
 
-    logps = jax.lax.map(score, (by_chunk(gathered), by_chunk(target_ids)))
-    return jnp.moveaxis(logps, 0, 1).reshape(rows, -1)[:, :scored]
+    def skip(operands):
+        return jax.tree.map(lambda x: 0 * operands[2].astype(x.dtype), jax.eval_shape(score, operands))
+
+    # Recomputed as a whole: from inside a cond, every chunk would keep a copy of the weights for its backward pass.
+    one_chunk = jax.checkpoint(lambda part: jax.lax.cond(part[0], score, skip, part[1]))
+    scores = jax.lax.map(one_chunk, (live, operands))
+    return jax.tree.map(lambda x: jnp.where(scored, x.reshape(-1)[place].reshape(scored.shape), 0), scores)
+
+
+def _logits(states, weights, softcap):
+    wide = jnp.promote_types(states.dtype, jnp.float32)
+    z = jnp.einsum("cd,vd->cv", states, weights.astype(states.dtype), preferred_element_type=wide)
+    return z if softcap is None else softcap * jnp.tanh(z / softcap)
+
+
+def _log_sum_exp(z, axis):
+    if axis is None:
+        return jax.nn.logsumexp(z, axis=-1)
+    top = jax.lax.pmax(jax.lax.stop_gradient(z.max(-1)), axis)
+    return top + jnp.log(_sum(jnp.exp(z - top[:, None]).sum(-1), axis))
+
+
+def _target_logit(z, ids, axis):
+    if axis is None:
+        return jnp.take_along_axis(z, ids[:, None], axis=-1)[:, 0]
+    ids = ids - jax.lax.axis_index(axis) * z.shape[-1]
+    here = (ids >= 0) & (ids < z.shape[-1])
+    found = jnp.take_along_axis(z, jnp.where(here, ids, 0)[:, None], axis=-1)[:, 0]
+    return _sum(jnp.where(here, found, 0), axis)
+
+
+def _sum(x, axis):
+    return x if axis is None else jax.lax.psum(x, axis)
 
 
 def response_sums(

@@ -89,7 +89,7 @@ class StageConfig:
     init_from: str = ""
     value_network: str = "none"
     accumulation: int = 1
-    head_chunk: int = 256
+    head_chunk: int = 512
     check_start: bool = True
     seed: int = 0
 

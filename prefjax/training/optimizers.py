@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -10,7 +12,9 @@ class OptimizerConfig:
     """name: adamw | adafactor | rmsprop | sgd.  schedule: constant | linear | cosine, after a linear warm-up.
 
     `final_scale` is the share of the peak learning rate that linear and cosine decay to at the last step.
-    b1, b2, epsilon and weight_decay belong to adamw; momentum to sgd and rmsprop.
+    b1, b2, epsilon, weight_decay and mu_dtype belong to adamw; momentum to sgd and rmsprop. Optimiser state is float32
+    whatever the parameters are; mu_dtype="bfloat16" halves the first moment. The second one stays: with b2 = 0.999 its
+    changes are below what bfloat16 resolves, so it would stand still.
     """
 
     name: str = "adamw"
@@ -23,11 +27,16 @@ class OptimizerConfig:
     b2: float = 0.999
     epsilon: float = 1e-8
     weight_decay: float = 0.0
+    mu_dtype: str = "float32"
     momentum: float = 0.0
+
+    def __post_init__(self):
+        if self.mu_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"optimizer.mu_dtype={self.mu_dtype!r}: choose float32 or bfloat16")
 
 
 _OWN_OPTIONS = {
-    "adamw": {"b1", "b2", "epsilon", "weight_decay"},
+    "adamw": {"b1", "b2", "epsilon", "weight_decay", "mu_dtype"},
     "adafactor": set(),
     "rmsprop": {"momentum"},
     "sgd": {"momentum"},
@@ -74,14 +83,29 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     rate = make_schedule(config, steps)
     rule = {
         "adamw": lambda: optax.adamw(
-            rate, config.b1, config.b2, config.epsilon, weight_decay=config.weight_decay, mask=_is_matrix
+            rate,
+            config.b1,
+            config.b2,
+            config.epsilon,
+            mu_dtype=None if config.mu_dtype == "float32" else config.mu_dtype,
+            weight_decay=config.weight_decay,
+            mask=_is_matrix,
         ),
         "adafactor": lambda: optax.adafactor(rate),
         "rmsprop": lambda: optax.rmsprop(rate, momentum=config.momentum or None),
         "sgd": lambda: optax.sgd(rate, momentum=config.momentum or None),
     }[config.name]()
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return optax.chain(*clip, rule)
+    return _at_least_float32(optax.chain(*clip, rule))
+
+
+def _at_least_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """optax keeps moments in the parameters' dtype; this keeps state and arithmetic wide for bfloat16 parameters."""
+    widen = lambda tree: jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+    return optax.GradientTransformation(
+        lambda params: inner.init(widen(params)),
+        lambda updates, state, params: inner.update(widen(updates), state, widen(params)),
+    )
 
 
 def _is_matrix(params):

@@ -53,7 +53,7 @@ def score_table(
     """
     table = np.full((examples, setup.branches.count), np.nan, np.float32)
     score = jax.jit(
-        lambda params, rows: branch_logps(setup, params, rows)[0],
+        lambda params, rows: branch_logps(setup, params, rows),
         in_shardings=(parameter_shardings(setup.mesh, reference_params), row_sharding(setup.mesh)),
     )
     for rows in tqdm(batches, total=steps, desc="scoring the reference", unit="batch", disable=None):

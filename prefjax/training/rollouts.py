@@ -91,7 +91,7 @@ def sequence_logps(
         reference="none",
         value_network="none",
     )
-    score = jax.jit(lambda params, rows: branch_logps(plain, params, rows)[0])
+    score = jax.jit(lambda params, rows: branch_logps(plain, params, rows))
     logps = [np.zeros(len(trees), np.float32) for _ in params]
     for batch in row_dataset(trees, shape, InOrder()):
         real = batch.example_id >= 0

@@ -16,6 +16,7 @@ from prefjax.models.decoder import ModelConfig
 
 REFERENCES = ("live", "precomputed", "none")
 VALUE_NETWORKS = ("none", "own", "trunk")
+STATISTICS = ("log_sum_p2", "kl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Setup:
     reference      "live": a frozen copy scores the same rows; "precomputed": rows carry it; "none".
     value_network  "own": a second decoder fed prompts only (DRO-V, as in the paper); "trunk": a head on the policy.
     accumulation   micro-batches per optimiser step.
-    head_chunk     scored tokens of a row that go through the vocabulary head at once.
+    head_chunk     scored tokens of a device that go through the vocabulary head at once.
     """
 
     model: ModelConfig
@@ -35,7 +36,7 @@ class Setup:
     reference: str = "live"
     value_network: str = "none"
     accumulation: int = 1
-    head_chunk: int = 256
+    head_chunk: int = 512
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -59,33 +60,61 @@ class Setup:
                 f"mesh.tensor={self.mesh.shape['tensor']} does not divide model.num_kv_heads="
                 f"{self.model.num_kv_heads}: lower it and give the devices to mesh.fsdp"
             )
+        if "kl" in needs and self.reference != "live":
+            raise ValueError(
+                f"objective {self.objective.name} needs the KL to the reference over the whole vocabulary, which "
+                f"log-probs of the sampled tokens do not hold: reference={self.reference!r} must be live"
+            )
         self.objective.check_options(self.options)
 
 
 class Scores(NamedTuple):
-    """What depends on the trained parameters: log-prob sums per branch, and V(x)."""
+    """What depends on the trained parameters: sums per branch over its tokens (nats), and V(x)."""
 
     logp: Float[Array, "B G N"]
     value: Float[Array, "B G"] | None
+    log_sum_p2: Float[Array, "B G N"] | None = None
+    kl: Float[Array, "B G N"] | None = None
 
 
-def branch_logps(setup: Setup, params: Any, rows: Rows) -> tuple[Float[Array, "B G N"], Float[Array, "R T D"]]:
-    """Sums of log pi(token | everything before it) per branch (nats), and the hidden states they came from."""
+class Reference(NamedTuple):
+    """What the loss takes from the frozen reference; `head` only where an objective needs its whole distribution."""
+
+    logp: Float[Array, "B G N"] | None
+    head: logprobs.Head | None = None
+
+
+def head_inputs(setup: Setup, params: Any, rows: Rows) -> logprobs.Head:
+    """Hidden states of all rows and the vocabulary head they will meet."""
     hidden = decoder.apply(setup.model, params, rows.tokens, rows.positions, rows.visible_until, mesh=setup.mesh)
-    tokens = logprobs.token_logps(
-        hidden,
-        decoder.vocabulary_head(setup.model, params, mesh=setup.mesh),
+    return logprobs.Head(hidden, decoder.vocabulary_head(setup.model, params, mesh=setup.mesh))
+
+
+def branch_sums(setup: Setup, head: logprobs.Head, rows: Rows, **statistics: Any) -> logprobs.TokenScores:
+    """Token scores summed per branch, each [B, G, N] in nats; `statistics` as in `logprobs.token_scores`."""
+    tokens = logprobs.token_scores(
+        head,
         rows.target_ids,
         rows.predictors,
+        rows.target_weights != 0,
         chunk=setup.head_chunk,
         softcap=setup.model.logit_softcap,
+        mesh=setup.mesh,
+        **statistics,
     )
-    return _sum(setup, tokens * rows.target_weights, rows), hidden
+    return jax.tree.map(lambda x: _sum(setup, x * rows.target_weights, rows), tokens)
 
 
-def score(setup: Setup, params: Any, rows: Rows) -> Scores:
+def branch_logps(setup: Setup, params: Any, rows: Rows) -> Float[Array, "B G N"]:
+    """Sums of log pi(token | everything before it) per branch, nats."""
+    return branch_sums(setup, head_inputs(setup, params, rows), rows).logp
+
+
+def score(setup: Setup, params: Any, rows: Rows, reference: Reference) -> Scores:
     """Scores rows with the trained parameters {"policy": ..., "value": ... (own value network only)}."""
-    logp, hidden = branch_logps(setup, params["policy"], rows)
+    head = head_inputs(setup, params["policy"], rows)
+    hidden, wanted = head.hidden, setup.objective.needs
+    sums = branch_sums(setup, head, rows, log_sum_p2="log_sum_p2" in wanted, reference=reference.head)
     value = None
     if setup.value_network == "own":
         prompts = rows.prompts
@@ -102,18 +131,20 @@ def score(setup: Setup, params: Any, rows: Rows) -> Scores:
         group_rows = rows.valid.shape[0]
         first = hidden.reshape(group_rows, -1, *hidden.shape[1:])[:, 0]
         value = decoder.prompt_values(params["policy"], first, rows.prompt_ends)
-    return Scores(logp=logp, value=value)
+    return Scores(logp=sums.logp, value=value, log_sum_p2=sums.log_sum_p2, kl=sums.kl)
 
 
-def reference_logps(setup: Setup, reference_params: Any, rows: Rows) -> Float[Array, "B G N"] | None:
+def score_reference(setup: Setup, reference_params: Any, rows: Rows) -> Reference:
     """The reference's branch sums: scored live by the same path, taken from the rows, or absent."""
     if setup.reference == "live":
-        return jax.lax.stop_gradient(branch_logps(setup, reference_params, rows)[0])
+        head = head_inputs(setup, reference_params, rows)
+        logp = branch_sums(setup, head, rows).logp
+        return jax.lax.stop_gradient(Reference(logp, head if "kl" in setup.objective.needs else None))
     if setup.reference == "precomputed":
         if rows.reference_logp is None:
             raise ValueError("reference='precomputed' but the rows carry no reference_logp: attach the score table")
-        return rows.reference_logp
-    return None
+        return Reference(rows.reference_logp)
+    return Reference(None)
 
 
 def assemble(setup: Setup, scores: Scores, reference: Float[Array, "B G N"] | None, rows: Rows) -> Responses:
@@ -133,6 +164,7 @@ def assemble(setup: Setup, scores: Scores, reference: Float[Array, "B G N"] | No
         baseline_logp=slot(scores.logp, branches.baseline_slot, branches.baseline),
         baseline_reference_logp=slot(reference, branches.baseline_slot, branches.baseline),
         auxiliary_logp=slot(scores.logp, branches.auxiliary_slot, branches.auxiliary),
+        **{name: flat(x[..., :k]) for name in STATISTICS if (x := getattr(scores, name)) is not None},
     )
 
 

@@ -15,7 +15,7 @@ from prefjax.data.rows import Rows
 from prefjax.models import decoder
 from prefjax.training import mesh as mesh_lib
 from prefjax.training import metrics as metrics_lib
-from prefjax.training.scoring import Scores, Setup, assemble, counted_prompts, reference_logps, score
+from prefjax.training.scoring import Scores, Setup, assemble, counted_prompts, score, score_reference
 
 
 class TrainState(NamedTuple):
@@ -79,7 +79,8 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
         return gradients, _metrics(setup, scores, reference, rows)
 
     micro = _split(setup, rows)
-    zeros = jax.tree.map(jnp.zeros_like, params)
+    wide = lambda dtype: jnp.promote_types(dtype, jnp.float32)  # micro-batches of bfloat16 parameters add up in float32
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), params)
     add = functools.partial(jax.tree.map, jnp.add)
     if not setup.objective.coupled:
 
@@ -90,8 +91,7 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
         gradients, (scores, reference) = jax.lax.scan(accumulate, zeros, micro)
         return gradients, _metrics(setup, *_merge((scores, reference, micro)))
 
-    forward = lambda part: (score(setup, params, part), reference_logps(setup, reference_params, part))
-    scores, reference = jax.lax.map(forward, micro)
+    scores, reference = jax.lax.map(functools.partial(_forward, setup, params, reference_params), micro)
 
     def global_loss(scores):
         return batch_loss(setup, *_merge((scores, reference, micro)))[0] / total
@@ -100,7 +100,8 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
 
     def pull_back(summed, part):
         rows, cotangent = part
-        _, vjp = jax.vjp(lambda params: score(setup, params, rows), params)
+        frozen = score_reference(setup, reference_params, rows)  # unused, and so dropped, unless the scores read it
+        _, vjp = jax.vjp(lambda params: score(setup, params, rows, frozen), params)
         return add(summed, vjp(cotangent)[0]), None
 
     gradients, _ = jax.lax.scan(pull_back, zeros, (micro, pulled))
@@ -138,7 +139,7 @@ def make_eval_step(setup: Setup, params: Any) -> Callable[[Any, Any, Rows], metr
     """
 
     def eval_step(params: Any, reference_params: Any, rows: Rows):
-        scores, reference = score(setup, params, rows), reference_logps(setup, reference_params, rows)
+        scores, reference = _forward(setup, params, reference_params, rows)
         metrics = _metrics(setup, scores, reference, rows)
         _, (responses, _, counted) = batch_loss(setup, scores, reference, rows)
         if setup.objective.at_init is not None:
@@ -163,14 +164,19 @@ def _reference_shardings(setup: Setup, params: Any):
 
 
 def _loss_gradients(setup, params, *, rows, reference_params, total):
-    reference = reference_logps(setup, reference_params, rows)
+    reference = score_reference(setup, reference_params, rows)
 
     def loss(params):
-        scores = score(setup, params, rows)
-        return batch_loss(setup, scores, reference, rows)[0] / total, scores
+        scores = score(setup, params, rows, reference)
+        return batch_loss(setup, scores, reference.logp, rows)[0] / total, scores
 
     gradients, scores = jax.grad(loss, has_aux=True)(params)
-    return gradients, (scores, reference)
+    return gradients, (scores, reference.logp)
+
+
+def _forward(setup, params, reference_params, rows):
+    reference = score_reference(setup, reference_params, rows)
+    return score(setup, params, rows, reference), reference.logp
 
 
 def _metrics(setup, scores, reference, rows):

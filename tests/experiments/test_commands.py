@@ -28,6 +28,7 @@ TINY = [
 ENVIRONMENT = os.environ | {
     "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     "JAX_PLATFORMS": "cpu",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONUNBUFFERED": "1",
 }
 
@@ -65,8 +66,11 @@ def test_train_reports(finished):
 
 def test_the_same_command_again_only_reports(finished):
     workdir, _ = finished
+    compiled = lambda: {path.name for path in (workdir / "compiled").glob("jit_eval_step*-cache")}
+    before = compiled()
     done = train("dpo", workdir, "--config.loss.beta=0.2")
     assert "continuing from step 4" in done.stdout and "step 4/4" not in done.stdout
+    assert before and compiled() == before, "a program was compiled again"
 
 
 def test_another_config_in_the_same_workdir_is_refused(finished):

@@ -2,15 +2,13 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefjax.models import ModelConfig, apply, init, sample, token_logps, vocabulary_head
-from prefjax.models.logprobs import response_sums
+from prefjax.models import ModelConfig, apply, init, sample, vocabulary_head
 
 SMALL = ModelConfig(
     vocab_size=29, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_width=8, mlp_width=24, tie_embeddings=False
@@ -127,28 +125,6 @@ def test_top_k_keeps_the_k_most_likely():
     got = sample(SMALL, params, prompts, jnp.full(500, 2), jax.random.key(0), **options)
     logits = causal(SMALL, params, np.array([5, 5]))[0, -1] @ vocabulary_head(SMALL, params).T
     assert set(np.asarray(got.tokens[:, 0])) == set(np.asarray(jax.lax.top_k(logits, 3)[1]))
-
-
-@pytest.mark.parametrize("softcap", [None, 2.0])
-def test_token_logps_are_log_softmax_at_the_predictor(softcap):
-    rng = np.random.default_rng(0)
-    hidden, head = jnp.array(rng.normal(size=(2, 9, 8)), jnp.float32), jnp.array(rng.normal(size=(13, 8)), jnp.float32)
-    targets, predictors = rng.integers(0, 13, (2, 11)), rng.integers(0, 9, (2, 11))
-    got = token_logps(hidden, head, jnp.array(targets), jnp.array(predictors), chunk=4, softcap=softcap)
-    logits = np.einsum("rtd,vd->rtv", hidden, head)
-    logits = softcap * np.tanh(logits / softcap) if softcap else logits
-    logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    for r, s in itertools.product(range(2), range(11)):
-        assert got[r, s] == pytest.approx(logps[r, predictors[r, s], targets[r, s]], abs=1e-5)
-
-
-def test_response_sums_add_up_slots_and_the_rows_of_a_group():
-    values = jnp.arange(1.0, 13.0).reshape(4, 3)
-    slots = jnp.array([[0, 0, 1], [1, 1, 0], [0, 1, 1], [0, 0, 0]])
-    packed = response_sums(values, slots, groups=1, branches=2, group_rows=4)
-    np.testing.assert_allclose(packed[:, 0], [[3, 3], [6, 9], [7, 17], [33, 0]])
-    pairs = response_sums(values, slots, groups=1, branches=2, group_rows=2)
-    np.testing.assert_allclose(pairs[:, 0], [[9, 12], [40, 17]])
 
 
 @pytest.mark.parametrize(

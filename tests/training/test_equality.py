@@ -9,7 +9,7 @@ import pytest
 
 from prefjax.data.rows import LAYOUTS
 from prefjax.losses import OBJECTIVES
-from prefjax.models import apply, token_logps, vocabulary_head
+from prefjax.models import Head, apply, token_scores, vocabulary_head
 from prefjax.training.feed import to_devices
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
 from prefjax.training.metrics import finish
@@ -24,6 +24,11 @@ OBJECTIVE_NAMES = sorted(OBJECTIVES)
 def float64():
     with jax.enable_x64(True):
         yield
+
+
+def head_logps(model, params, hidden, rows, chunk):
+    head = Head(hidden, vocabulary_head(model, params))
+    return token_scores(head, rows.target_ids, rows.predictors, rows.target_weights != 0, chunk=chunk).logp
 
 
 def outcome(setup, rows, *, placed=False):
@@ -147,7 +152,7 @@ def test_token_log_probs_are_those_of_the_plain_sequence(layout, attention):
     @jax.jit
     def row_logps(params, rows):
         hidden = apply(model, params, rows.tokens, rows.positions, rows.visible_until)
-        return token_logps(hidden, vocabulary_head(model, params), rows.target_ids, rows.predictors, chunk=64)
+        return head_logps(model, params, hidden, rows, chunk=64)
 
     expected = {}
     for tree in examples:
@@ -219,7 +224,7 @@ def token_log_probs(rows, params=None):
 
         def forward(params, rows):
             hidden = apply(model, params, rows.tokens, rows.positions, rows.visible_until)
-            return token_logps(hidden, vocabulary_head(model, params), rows.target_ids, rows.predictors, chunk=16)
+            return head_logps(model, params, hidden, rows, chunk=16)
 
         return np.asarray(jax.jit(forward)(params["policy"], rows))
 
