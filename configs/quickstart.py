@@ -37,7 +37,7 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.loss = LOSS[objective]
 
     config.data = ml_collections.ConfigDict()
-    config.data.train = "synthetic"  # or a .jsonl, .jsonl.gz or .parquet file
+    config.data.train = "synthetic"  # or a .jsonl, .jsonl.gz or .parquet file, a named dataset, or a mixture of them
     config.data.eval = ""  # empty: hold out a share of the training prompts
     config.data.holdout = 0.1
     config.data.tokenizer = "byte"
@@ -46,6 +46,9 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.data.pair_targets = "labels"
     config.data.normalize_targets = OBJECTIVES[objective].reads == "rewards"
     config.data.directory = ""  # where prepared data is kept; empty: in the workdir
+    config.data.mixture_seed = 0
+    config.data.tfds_dir = ""  # where named datasets are kept; empty: ~/tensorflow_datasets
+    config.data.manual_dir = ""  # their files, fetched by hand; empty: they are downloaded
     config.data.format = dict(ties="drop", auxiliary_field=placeholder(str))
     config.data.encoding = dict(
         max_length=2048,

@@ -3,6 +3,11 @@
     python -m experiments.prepare --config=configs/quickstart.py:dpo \\
         --config.data.train=preferences.jsonl.gz --config.data.directory=prepared
 
+`data.train` and `data.eval` take a file, a named dataset of docs/datasets.md, or a mixture:
+
+    --config.data.train="0.7 hh_rlhf/helpful-base:train + 0.3 preferences.jsonl.gz"
+    --config.data.eval=hh_rlhf/helpful-base:test
+
 The trees and their manifest.json stay in config.data.directory, where a run given the same options finds them.
 """
 

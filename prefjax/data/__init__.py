@@ -4,6 +4,9 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "datasets": ("DATASETS",),
+    "datasets.builder": ("build",),
+    "datasets.entry": ("Dataset", "Variant", "local_files"),
     "encoding": ("EncodingPolicy", "encode", "encode_all", "encode_prompt", "end_id"),
     "formats": ("RecordFormat", "parse"),
     "layout": ("attach_reference", "branch_slots", "build_rows", "lay_out_forest"),
@@ -16,6 +19,7 @@ _HOMES = {
     "records": ("Message", "Record", "inspect"),
     "report": ("Finding", "Notice", "Rejection", "Report"),
     "rows": ("LAYOUTS", "Branches", "PromptRows", "RowShape", "Rows"),
+    "sources": ("OpenSource", "Source", "open_sources", "parse_sources", "take_shares"),
     "statistics": ("Statistics", "describe"),
     "store": ("MemoryTrees", "PreparedTrees", "TreeSource", "open_trees", "write_trees"),
     "synthetic": ("World", "preference_probability", "write_jsonl"),

@@ -1,20 +1,22 @@
-"""A preference file, or the synthetic world, made into prepared token trees: read, split, adapt, encode, store.
+"""Preference data, or the synthetic world, made into prepared token trees: read, split, adapt, mix, encode, store.
 
-What was prepared once is found again by a key over everything it depends on: the files' bytes, the options, the
-tokenizer. The manifest beside the trees says what happened to every record.
+What was prepared once is found again by a key over everything it depends on: the sources' content, the options, the
+tokenizer. The manifest beside the trees says what happened to every record of every source.
 """
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from prefjax.data import statistics
 from prefjax.data.encoding import EncodingPolicy, encode_all, end_id
 from prefjax.data.formats import RecordFormat
-from prefjax.data.readers import find_files, read_records
 from prefjax.data.records import Record
+from prefjax.data.report import Report
+from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources, take_shares
 from prefjax.data.store import PreparedTrees, open_trees, write_trees
 from prefjax.data.synthetic import World, write_jsonl
 from prefjax.data.tokenizers import Tokenizer
@@ -40,14 +42,20 @@ class WorldOptions:
 class DataConfig:
     """Which records, and how they become token trees.
 
-    train, eval        "synthetic", or a file or glob of .jsonl, .jsonl.gz, .parquet. An empty `eval` holds out
-                       `holdout` of the training prompts (the synthetic world has a held-out split of its own).
+    train, eval        "synthetic"; a file or glob of .jsonl, .jsonl.gz, .parquet; a named dataset and its split as in
+                       "hh_rlhf/harmless-base:train" (docs/datasets.md); "hf:owner/name:split" with the library
+                       datasets; or several, "a + b" for all records of both and "0.7 a + 0.3 b" for shares. An empty
+                       `eval` holds out `holdout` of the training prompts (the synthetic world has a held-out split of
+                       its own).
     tokenizer          "byte", or a Hugging Face tokenizer folder.
     chat_template      None: the tokenizer's own; "plain", or a Jinja template.
     rankings           "best_worst", "adjacent", "all": which pairs a ranking makes; None: the objective decides.
     pair_targets       "labels": 1 and 0; "scores": the file's scores, for objectives that read rewards.
     normalize_targets  mean 0, variance 1 over the training set (DRO's rewards).
     directory          where prepared trees are kept and found again; empty: inside the run's workdir.
+    mixture_seed       which records a mixture with shares takes.
+    tfds_dir           where named datasets are downloaded and built; empty: TFDS's own, ~/tensorflow_datasets.
+    manual_dir         offline: a folder with <dataset>/<file> of named datasets; empty: they are downloaded.
     """
 
     train: str = SYNTHETIC
@@ -59,6 +67,9 @@ class DataConfig:
     pair_targets: str = "labels"
     normalize_targets: bool = False
     directory: str = ""
+    mixture_seed: int = 0
+    tfds_dir: str = ""
+    manual_dir: str = ""
     format: RecordFormat = RecordFormat()
     encoding: EncodingPolicy = EncodingPolicy()
     world: WorldOptions = WorldOptions()
@@ -70,6 +81,9 @@ class DataConfig:
             raise ValueError(f"data.holdout={self.holdout} must be a share in [0, 1)")
         if not self.eval and self.train != SYNTHETIC and not self.holdout:
             raise ValueError("nothing to evaluate on: set data.eval to a file or data.holdout above 0")
+        for given in filter(None, (self.train, self.eval)):
+            if given != SYNTHETIC and SYNTHETIC in (source.name for source in parse_sources(given)):
+                raise ValueError(f"{given!r}: the synthetic world cannot be mixed with other data")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,53 +103,103 @@ def prepare(
     Raises:
       ValueError: no record is left; the message holds the counts by reason.
     """
-    source = _source(config, need, split, directory)
-    key = _key(config, need, tokenizer, split, source)
+    given = _given(config, need, split, directory)
+    sources = parse_sources(given)
+    opened = open_sources(sources, data_dir=config.tfds_dir, manual_dir=config.manual_dir)
+    key = _key(config, need, tokenizer, split, sources, opened)
     target = Path(directory) / f"{split}-{key}"
     if (target / "manifest.json").exists():
         return open_trees(target)
-    records, report = read_records(source, config.format, progress=progress)
-    division = f"split {split}: all {len(records)} records"
-    if not config.eval and config.train != SYNTHETIC:
-        mine = [record for record in records if _is_held_out(record, config.holdout) == (split == "eval")]
+
+    # Lists by source, from here on.
+    taken = [_take(source, config, need, split, progress) for source in opened]
+    records, reports = [own for own, _, _ in taken], [report for _, report, _ in taken]
+    read, kept = (sum(count) for count in zip(*(counts for _, _, counts in taken), strict=True))
+    division = f"split {split}: all {read} records"
+    if _holds_out(config):
         division = (
-            f"split {split}: {len(mine)} of {len(records)} records; a share of {config.holdout:g} of the prompts, "
+            f"split {split}: {kept} of {read} records; a share of {config.holdout:g} of the prompts, "
             "chosen by their hash, makes the eval split"
         )
-        records = mine
-    options = dict(rankings=config.rankings, pair_targets=config.pair_targets)
-    if need.best_only:
-        options = dict(best_only=True)
-    records, adapted = adapt(records, group_size=need.group_size, reads=need.reads, **options)
-    report += adapted
+    if sources[0].share is not None:
+        records, drawn = take_shares(records, sources, config.mixture_seed)
+        reports = [report + more for report, more in zip(reports, drawn, strict=True)]
     constants = None
     if config.normalize_targets and not need.best_only:
         constants = _normalization(config, need, tokenizer, directory, split)
-        if records:
-            records, constants = normalize_targets(records, constants)
-    trees, encoded = encode_all(records, tokenizer, config.encoding, progress=progress)
-    report += encoded
+        if any(records):
+            _, constants = normalize_targets([record for own in records for record in own], constants)
+            records = [normalize_targets(own, constants)[0] for own in records]
+    trees, counts = [], []
+    for index, own in enumerate(records):
+        encoded, report = encode_all(own, tokenizer, config.encoding, progress=progress)
+        reports[index] += report
+        trees += encoded
+        counts.append(len(encoded))
+    report = sum(reports, Report())
     if not trees:
-        raise ValueError(f"{source}: no record of the {split} split is left\n\n{report}")
+        raise ValueError(f"{given}: no record of the {split} split is left\n\n{report}")
     lengths = statistics.describe(trees)
     facts = {
-        "source": str(source),
+        "source": given,
+        "sources": _describe(sources, reports, counts),
         "split": split,
         "need": dataclasses.asdict(need),
         "tokenizer": {"name": config.tokenizer, "fingerprint": tokenizer.fingerprint},
-        "end_id": end_id(tokenizer, chat=any(record.is_chat for record in records)),
+        "end_id": end_id(tokenizer, chat=any(record.is_chat for own in records for record in own)),
         "options": _options(config),
         "normalization": None if constants is None else dataclasses.asdict(constants),
         "report": report.as_dict(),
-        "report_text": f"{report}\n\n{division}",
+        "report_text": "\n\n".join([str(report), division, *_source_table(sources, reports, counts)]),
         "statistics": lengths.as_dict(),
         "statistics_text": str(lengths),
     }
     return write_trees(target, trees, manifest=facts)
 
 
-def _source(config: DataConfig, need: Need, split: str, directory: Path) -> str:
-    """The file to read; the synthetic world's records are written down first, so that they can be looked at."""
+def _take(
+    source: OpenSource, config: DataConfig, need: Need, split: str, progress: bool
+) -> tuple[list[Record], Report, tuple[int, int]]:
+    """A source's records of the split as the objective needs them, a report, and how many there were before and after
+    holding out."""
+    records, report = source.read(config.format, progress=progress)
+    read = len(records)
+    if _holds_out(config):
+        records = [record for record in records if _is_held_out(record, config.holdout) == (split == "eval")]
+    options = dict(rankings=config.rankings, pair_targets=config.pair_targets)
+    if need.best_only:
+        options = dict(best_only=True)
+    adapted, more = adapt(records, group_size=need.group_size, reads=need.reads, **options)
+    return adapted, report + more, (read, len(records))
+
+
+def _holds_out(config: DataConfig) -> bool:
+    return not config.eval and config.train != SYNTHETIC
+
+
+def _describe(sources: Sequence[Source], reports: Sequence[Report], counts: Sequence[int]) -> list[dict[str, Any]]:
+    """Where trees come from: those of source i are `trees` in number, and follow those of the sources before it."""
+    return [
+        {"name": source.name, "share": source.share, "trees": count, "report": report.as_dict()}
+        for source, report, count in zip(sources, reports, counts, strict=True)
+    ]
+
+
+def _source_table(sources: Sequence[Source], reports: Sequence[Report], counts: Sequence[int]) -> list[str]:
+    """One line a source, where there are several."""
+    if len(sources) == 1:
+        return []
+    width = max(len(source.name) for source in sources)
+    lines = [f"{'source':<{width}} {'asked':>7} {'read':>8} {'usable':>8} {'trees':>8} {'is':>7}"]
+    for source, report, count in zip(sources, reports, counts, strict=True):
+        asked = "all" if source.share is None else f"{source.share:.1%}"
+        read, usable = report["read"].read, report["adapt"].outputs
+        lines.append(f"{source.name:<{width}} {asked:>7} {read:>8} {usable:>8} {count:>8} {count / sum(counts):>7.1%}")
+    return ["\n".join(lines)]
+
+
+def _given(config: DataConfig, need: Need, split: str, directory: Path) -> str:
+    """What to read; the synthetic world's records are written down first, so that they can be looked at."""
     given = config.eval if split == "eval" and config.eval else config.train
     if given != SYNTHETIC:
         return given
@@ -162,20 +226,28 @@ def _source(config: DataConfig, need: Need, split: str, directory: Path) -> str:
     return str(path)
 
 
-def _key(config: DataConfig, need: Need, tokenizer: Tokenizer, split: str, source: str) -> str:
+def _key(
+    config: DataConfig,
+    need: Need,
+    tokenizer: Tokenizer,
+    split: str,
+    sources: Sequence[Source],
+    opened: Sequence[OpenSource],
+) -> str:
     digest = hashlib.sha256()
-    for path in find_files(source):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+    for source in opened:
+        digest.update(source.fingerprint())
     facts = [_options(config), dataclasses.asdict(need), tokenizer.fingerprint, split]
+    if sources[0].share is not None:  # which records a mixture draws depends on the sources' names
+        facts += [config.mixture_seed, [dataclasses.asdict(source) for source in sources]]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
 def _options(config: DataConfig) -> dict[str, Any]:
-    """The options that decide what a given file becomes."""
+    """The options that decide what given records become."""
     facts = dataclasses.asdict(config)
-    for elsewhere in ("train", "tokenizer", "world", "directory"):
+    for elsewhere in ("train", "tokenizer", "world", "directory", "mixture_seed", "tfds_dir", "manual_dir"):
         del facts[elsewhere]
     return facts
 

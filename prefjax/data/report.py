@@ -32,6 +32,8 @@ REASONS: Mapping[str, str] = {
     # what an objective needs
     "wrong_kind": "the objective needs another kind of record",
     "undesirable": "labelled 0: not to be imitated",
+    # mixing
+    "not_drawn": "left out so that every source has its share",
     # encoding
     "special_text": "the text spells one of the tokenizer's special tokens",
     "template_error": "the chat template refuses the conversation",
