@@ -14,8 +14,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.door import RunConfig, remember, run_config
-from experiments.samples import compare_samples, run_results
-from prefjax.analysis import write_report
+from experiments.samples import report_run
 from prefjax.training.loop import StopRequest
 from prefjax.training.stage import StageResult, run_stage
 
@@ -68,13 +67,7 @@ def main(_) -> None:
             sys.exit(_INTERRUPTED)
     if jax.process_index():
         return  # one report is enough
-    started = time.perf_counter()
-    samples = None
-    if run.sampling.prompts and jax.process_count() == 1:  # sampling sees the whole policy, so one process holds it
-        samples = compare_samples(run, result)
-    seconds["samples"] = time.perf_counter() - started
-    path = write_report(workdir, run_results(run, _CONFIG.value, result, samples, workdir, command, seconds))
-    print(f"report: {path}", flush=True)
+    print(f"report: {report_run(run, _CONFIG.value, result, workdir, command, seconds)}", flush=True)
 
 
 if __name__ == "__main__":

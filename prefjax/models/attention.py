@@ -6,6 +6,7 @@ visible pair, the one in plain XLA, the other in kernels for TPU and NVIDIA.
 """
 
 import functools
+import math
 
 import flax.struct
 import jax
@@ -47,12 +48,35 @@ class MaskPlan:
         return jax.lax.with_sharding_constraint(activations, NamedSharding(self.mesh, P(ROW_AXES)))
 
 
-def whole_width(table: Float[Array, "V D"], mesh: Mesh | None) -> Float[Array, "V D"]:
-    """A vocabulary table with its width gathered over "fsdp" (as any FSDP parameter is before use), V left cut."""
+def vocabulary_axes(size: int, mesh: Mesh) -> tuple[str, ...]:
+    """The mesh axes over which the head cuts a vocabulary of this size: as many of "tensor" and "fsdp" as divide it."""
+    for axes in (("tensor", "fsdp"), ("tensor",)):
+        if size % math.prod(mesh.shape[axis] for axis in axes) == 0:
+            return axes
+    return ()
+
+
+def cut_vocabulary(table: Float[Array, "V D"], mesh: Mesh | None) -> Float[Array, "V D"]:
+    """A vocabulary table, its width cut over "fsdp" like any parameter's, with its entries cut instead, each whole.
+
+    Devices exchange slices; none ever holds the table of the whole vocabulary, nor its gradient.
+    """
     if mesh is None:
         return table
-    vocabulary = "tensor" if table.shape[0] % mesh.shape["tensor"] == 0 else None
-    return jax.lax.with_sharding_constraint(table, NamedSharding(mesh, P(vocabulary, None)))
+    spec = P(vocabulary_axes(table.shape[0], mesh) or None, None)
+    return jax.lax.with_sharding_constraint(table, NamedSharding(mesh, spec))
+
+
+def embed(table: Float[Array, "V D"], tokens: Int[Array, "R T"], mesh: Mesh | None) -> Float[Array, "R T D"]:
+    """Rows of the table. Every device looks its slice of the width up for the tokens of all devices along "fsdp".
+
+    The caller spreads the result over rows, an exchange of activations: the table and its gradient stay where they are.
+    """
+    if mesh is None:
+        return table[tokens]
+    pin = lambda x, *spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
+    width = "fsdp" if table.shape[1] % mesh.shape["fsdp"] == 0 else None
+    return pin(table[pin(tokens, "data")], "data", None, width)
 
 
 def prepare(

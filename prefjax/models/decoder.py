@@ -16,15 +16,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from prefjax.models import attention
+from prefjax.models import attention, fused_attention, rotary
+from prefjax.models.rotary import RopeScaling
 
 Params = Any
 _ACTIVATIONS = {"silu": nn.silu, "gelu": lambda x: nn.gelu(x, approximate=True)}
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(fused_attention.SAVED),
+    ),
 }
 REMAT = ("none", *_REMAT_POLICIES)
+QK_NORMS = ("none", "head", "projection")
 _NEVER = 2**30  # a window no row can reach
 
 
@@ -41,12 +46,17 @@ class ModelConfig:
     mlp_width: int
     activation: str = "silu"  # gate of the MLP; "gelu" (tanh form): Gemma
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None  # of layers that see everything, if local_rope_theta is set: Llama 3.1
+    local_rope_theta: float | None = None  # of layers with a sliding window; None is rope_theta. Gemma 3
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
     attention_bias: bool = False  # on query, key, value: Qwen 2
-    qk_norm: bool = False  # RMSNorm on every query and key head: Qwen 3, Gemma 3
+    output_bias: bool = False  # on the attention's output projection
+    mlp_bias: bool = False  # on gate, up, down
+    qk_norm: str = "none"  # RMSNorm of queries and keys. "head": each head, Qwen 3, Gemma 3; "projection": all, OLMo 2
     unit_offset_norm: bool = False  # scale is 1 + weight: Gemma
-    post_norms: bool = False  # RMSNorm on block outputs too: Gemma 2, 3
+    pre_norms: bool = True  # RMSNorm on the inputs of attention and MLP: all but OLMo 2
+    post_norms: bool = False  # RMSNorm on their outputs: Gemma 2, 3, OLMo 2
     scale_embeddings: bool = False  # by sqrt(width): Gemma
     query_scale: float | None = None  # on query . key; None is head_width ** -0.5
     attention_softcap: float | None = None  # Gemma 2
@@ -63,12 +73,20 @@ class ModelConfig:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width} must be even: rotary positions turn pairs")
-        choices = {"activation": _ACTIVATIONS, "remat": REMAT, "attention": attention.IMPLEMENTATIONS}
+        choices = {
+            "activation": _ACTIVATIONS,
+            "qk_norm": QK_NORMS,
+            "remat": REMAT,
+            "attention": attention.IMPLEMENTATIONS,
+        }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
                 raise ValueError(f"{field}={getattr(self, field)!r}: choose one of {tuple(allowed)}")
-        if self.global_every and self.sliding_window is None:
-            raise ValueError("global_every has no effect without sliding_window: set both or neither")
+        for field in ("global_every", "local_rope_theta"):
+            if getattr(self, field) and self.sliding_window is None:
+                raise ValueError(f"{field} has no effect without sliding_window: set both or neither")
+        if not self.pre_norms and not self.post_norms:
+            raise ValueError("pre_norms=False leaves no norm in a block: set post_norms=True")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -76,6 +94,11 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh parameters, a plain nested dict of arrays of `param_dtype`."""
     one = jnp.zeros((1, 1), jnp.int32)
     return Decoder(config).init(key, one, attention.prepare(one + 1, one, implementation="dense"))["params"]
+
+
+def shapes(config: ModelConfig) -> Params:
+    """Shapes and dtypes of `init`'s parameters; nothing is computed."""
+    return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
 
 
 def apply(
@@ -98,7 +121,7 @@ def apply(
 
 def vocabulary_head(config: ModelConfig, params: Params, *, mesh: Mesh | None = None) -> Float[Array, "V D"]:
     """The output projection, one row per vocabulary entry; the embedding table itself when tied."""
-    return attention.whole_width(params["embedding" if config.tie_embeddings else "head"], mesh)
+    return attention.cut_vocabulary(params["embedding" if config.tie_embeddings else "head"], mesh)
 
 
 def init_value_head(config: ModelConfig) -> Params:
@@ -143,46 +166,43 @@ class Linear(nn.Module):
         dtype, param_dtype = jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
         initial = nn.initializers.variance_scaling(self.gain, "fan_in", "normal")
         kernel = self.param("kernel", initial, (x.shape[-1], self.outputs), param_dtype)
+        # Two axes: with rows kept apart, XLA on CPU writes out a transposed copy for the gradient of every kernel.
+        leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
         y = x @ kernel.astype(dtype)
+        if self.has_variable("params", "lora_a"):
+            down, up = (self.get_variable("params", name).astype(dtype) for name in ("lora_a", "lora_b"))
+            y += (x @ down) @ up
         if self.bias:
             bias = self.param("bias", nn.initializers.zeros, (self.outputs,), param_dtype)
-            y += bias.astype(dtype).reshape((1,) * (y.ndim - 1) + (-1,))
-        return y
-
-
-def rotate(x: Float[Array, "R T N H"], positions: Int[Array, "R T"], theta: float) -> Float[Array, "R T N H"]:
-    """Rotary position embedding, halves convention (arXiv 2104.09864, section 3.2.2), in at least float32."""
-    half = x.shape[-1] // 2
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    frequency = theta ** (-jnp.arange(half, dtype=wide.dtype) / half)
-    angle = (positions[:, :, None].astype(wide.dtype) * frequency[None, None])[:, :, None]
-    sine, cosine = jnp.sin(angle), jnp.cos(angle)
-    first, second = wide[..., :half], wide[..., half:]
-    return jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], -1).astype(x.dtype)
+            y += bias.astype(dtype)[None]
+        return y.reshape(*leading, self.outputs)
 
 
 class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, look, window, cache):
+    def __call__(self, x, look, turns, window, cache):
         c = self.config
-        bias = c.attention_bias
         heads = lambda y: y.reshape(*y.shape[:2], -1, c.head_width)
-        query = heads(Linear(c, c.num_heads * c.head_width, bias, name="query")(x))
-        key = heads(Linear(c, c.num_kv_heads * c.head_width, bias, name="key")(x))
-        value = heads(Linear(c, c.num_kv_heads * c.head_width, bias, name="value")(x))
-        if c.qk_norm:
-            query, key = RMSNorm(c, name="query_norm")(query), RMSNorm(c, name="key_norm")(key)
-        query, key = rotate(query, look.positions, c.rope_theta), rotate(key, look.positions, c.rope_theta)
+        norm = lambda name, kind, y: RMSNorm(c, name=name)(y) if kind == c.qk_norm else y
+        query = norm("query_norm", "projection", self._project("query", c.num_heads, x))
+        key = norm("key_norm", "projection", self._project("key", c.num_kv_heads, x))
+        value = heads(self._project("value", c.num_kv_heads, x))
+        query = rotary.rotate(norm("query_norm", "head", heads(query)), turns)
+        key = rotary.rotate(norm("key_norm", "head", heads(key)), turns)
         scale = c.head_width**-0.5 if c.query_scale is None else c.query_scale
         options = dict(scale=scale, softcap=c.attention_softcap, window=window)
         if cache is None:
             output = attention.attend(query, key, value, look, **options)
         else:
             output, cache = look.attend(query, key, value, cache, **options)
-        output = Linear(c, c.width, gain=0.5 / c.num_layers, name="output")(output.reshape(*x.shape[:2], -1))
-        return output, cache
+        output = output.reshape(*x.shape[:2], -1)
+        return Linear(c, c.width, c.output_bias, gain=0.5 / c.num_layers, name="output")(output), cache
+
+    def _project(self, name, heads, x):
+        c = self.config
+        return Linear(c, heads * c.head_width, c.attention_bias, name=name)(x)
 
 
 class MLP(nn.Module):
@@ -193,22 +213,26 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         c = self.config
-        gate = _ACTIVATIONS[c.activation](Linear(c, c.mlp_width, name="gate")(x))
-        return Linear(c, c.width, gain=0.5 / c.num_layers, name="down")(gate * Linear(c, c.mlp_width, name="up")(x))
+        gate = _ACTIVATIONS[c.activation](Linear(c, c.mlp_width, c.mlp_bias, name="gate")(x))
+        up = Linear(c, c.mlp_width, c.mlp_bias, name="up")(x)
+        return Linear(c, c.width, c.mlp_bias, gain=0.5 / c.num_layers, name="down")(gate * up)
 
 
 class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, look, layer):
+    def __call__(self, x, look, turns, layer):
         c = self.config
         window, cache = layer
-        norm = lambda name, y: RMSNorm(c, name=name)(y)
-        y, cache = Attention(c, name="attention")(norm("attention_norm", x), look, window, cache)
-        x += norm("attention_post_norm", y) if c.post_norms else y
-        y = MLP(c, name="mlp")(norm("mlp_norm", x))
-        x += norm("mlp_post_norm", y) if c.post_norms else y
+        if c.local_rope_theta is not None:
+            turns = jax.tree.map(functools.partial(jnp.where, window < _NEVER), turns["local"], turns["global"])
+        norm = lambda name, wanted, y: RMSNorm(c, name=name)(y) if wanted else y
+        y = norm("attention_norm", c.pre_norms, x)
+        y, cache = Attention(c, name="attention")(y, look, turns, window, cache)
+        x += norm("attention_post_norm", c.post_norms, y)
+        y = MLP(c, name="mlp")(norm("mlp_norm", c.pre_norms, x))
+        x += norm("mlp_post_norm", c.post_norms, y)
         return look.spread(x), cache
 
 
@@ -225,7 +249,7 @@ class Decoder(nn.Module):
         embedding = self.param("embedding", nn.initializers.normal(0.02), table, param_dtype)
         if not c.tie_embeddings:
             self.param("head", nn.initializers.normal(0.02), table, param_dtype)
-        x = attention.whole_width(embedding, look.mesh)[tokens].astype(c.dtype)
+        x = attention.embed(embedding, tokens, look.mesh).astype(c.dtype)
         if c.scale_embeddings:
             x *= jnp.asarray(c.width**0.5, x.dtype)
         x = look.spread(x)
@@ -236,12 +260,21 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, 0),
             length=c.num_layers,
         )
-        x, cache = layers(c, name="layers")(x, look, (_layer_windows(c), cache))
+        x, cache = layers(c, name="layers")(x, look, _turns(c, look.positions), (_layer_windows(c), cache))
         x = RMSNorm(c, name="final_norm")(x)
         return x if cache is None else (x, cache)
+
+
+def _turns(config: ModelConfig, positions):
+    """Rotary turns of all layers, or of "global" and "local" ones where these differ. In at least float32."""
+    make = functools.partial(rotary.turns, positions, dtype=jnp.promote_types(config.dtype, jnp.float32))
+    everywhere = make(rotary.frequencies(config.head_width, config.rope_theta, config.rope_scaling))
+    if config.local_rope_theta is None:
+        return everywhere
+    return {"global": everywhere, "local": make(rotary.frequencies(config.head_width, config.local_rope_theta))}
 
 
 def _layer_windows(config: ModelConfig):

@@ -9,10 +9,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from prefjax.models import pallas_attention, tiled_attention
 from prefjax.models.pallas_tiles import KernelPlan
+
+SAVED = "attention"  # the name of what a rematerialisation policy may keep, so as not to run the forward kernel again
 
 
 def attention(
@@ -47,6 +50,7 @@ def _forward(query, key, value, mask, scale, softcap, interpret):
     options = dict(scale=scale, softcap=softcap)
     arrays = (query, key, value)
     output, log_total = _lower(pallas_attention.forward, _tiled_forward, arrays, mask, options, interpret)
+    output, log_total = (checkpoint_name(x, SAVED) for x in (output, log_total))
     return output, (*arrays, output, log_total, mask)
 
 

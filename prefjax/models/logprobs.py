@@ -1,8 +1,9 @@
 """Hidden states -> log-probs of the scored tokens -> sums per response. Never a [R, T, V] array.
 
 Only scored tokens go through the vocabulary head, gathered from all rows of a device and `chunk` at a time, each chunk
-recomputed in the backward pass: the largest array is [chunk, V], and chunks of padding are skipped. Under tensor
-parallelism every device multiplies its own part of the vocabulary; what travels is a few numbers per token.
+recomputed in the backward pass: the largest array is [chunk, V], and chunks of padding are skipped. On a mesh every
+device multiplies its own part of the vocabulary by the states of all devices that share the parameters ("fsdp"): what
+travels is states and a few numbers per token, and no device holds the head, or its gradient, whole.
 """
 
 import functools
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from prefjax.models.attention import ROW_AXES
+from prefjax.models.attention import ROW_AXES, vocabulary_axes
 
 
 class TokenScores(NamedTuple):
@@ -58,36 +59,42 @@ def token_scores(
       softcap: logits become softcap * tanh(logits / softcap) (Gemma 2); None is off.
       log_sum_p2: also return this statistic.
       reference: the frozen model's states and weights; with them `kl` is returned (no gradient reaches them).
-      mesh: where rows lie over ("data", "fsdp") and the vocabulary over "tensor"; None on one device.
+      mesh: where rows lie over ("data", "fsdp") and the vocabulary over `vocabulary_axes`; None on one device.
     """
-    cut = mesh is not None and policy.weights.shape[0] % mesh.shape["tensor"] == 0
     score = functools.partial(_token_scores, chunk=chunk, softcap=softcap, log_sum_p2=log_sum_p2)
     reference = jax.lax.stop_gradient(reference)
     if mesh is None or mesh.size == 1:
         return score(policy, reference, target_ids, predictors, scored)
 
+    axes = vocabulary_axes(policy.weights.shape[0], mesh)
+
     def on_device(policy, reference, target_ids, predictors, scored):
         # Said once, here, and not where chunks meet the weights: the gradients then cross devices once, not per chunk.
-        policy, reference = (_spread(head, cut) for head in (policy, reference))
-        return score(policy, reference, target_ids, predictors, scored, axis="tensor" if cut else None)
+        policy, reference = (_spread(head, axes) for head in (policy, reference))
+        return score(policy, reference, target_ids, predictors, scored, axes=axes)
 
-    rows, table = P(ROW_AXES), P("tensor" if cut else None, None)
+    rows, table = P(ROW_AXES), P(axes or None, None)
     head = Head(hidden=rows, weights=table)
     return jax.shard_map(
         on_device, mesh=mesh, in_specs=(head, head if reference else None, rows, rows, rows), out_specs=rows
     )(policy, reference, target_ids, predictors, scored)
 
 
-def _spread(head, cut):
+def _spread(head, axes):
     """Declares that weights differ in what they do by row, and states by part of the vocabulary."""
     if head is None:
         return None
-    hidden = jax.lax.pcast(head.hidden, "tensor", to="varying") if cut else head.hidden
-    return Head(hidden, jax.lax.pcast(head.weights, ROW_AXES, to="varying"))
+    hidden = jax.lax.pcast(head.hidden, "tensor", to="varying") if "tensor" in axes else head.hidden
+    uncut = tuple(axis for axis in ROW_AXES if axis not in axes)
+    return Head(hidden, jax.lax.pcast(head.weights, uncut, to="varying"))
 
 
-def _token_scores(policy, reference, target_ids, predictors, scored, *, chunk, softcap, log_sum_p2, axis=None):
-    """One device's rows and its part of the vocabulary; `axis` names the mesh axis over which the vocabulary is cut."""
+def _token_scores(policy, reference, target_ids, predictors, scored, *, chunk, softcap, log_sum_p2, axes=()):
+    """One device's rows and its part of the vocabulary, which is cut over the mesh axes `axes`.
+
+    Devices along "tensor" hold the same rows, those along "fsdp" others: where "fsdp" cuts, they score their chunks
+    together.
+    """
     count, (_, length, width) = target_ids.size, policy.hidden.shape
     chunk = min(chunk, count)
     flat = scored.reshape(-1)
@@ -99,24 +106,27 @@ def _token_scores(policy, reference, target_ids, predictors, scored, *, chunk, s
     ids = target_ids.reshape(-1)[order].reshape(-1, chunk)
     operands = states(policy), states(reference) if reference else None, ids
     # All devices go through as many chunks, as they add up their parts of the vocabulary in each.
-    filled = flat.sum() if axis is None else jax.lax.pmax(flat.sum(), ROW_AXES)
+    filled = jax.lax.pmax(flat.sum(), ROW_AXES) if axes else flat.sum()
     live = jnp.arange(0, len(order), chunk) < filled
+    together = "fsdp" in axes
+    gather = lambda x: jax.lax.all_gather(x, "fsdp", tiled=True) if together else x
+    own = lambda x: jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index("fsdp") * chunk, chunk) if together else x
 
     def score(operands):
-        chosen, frozen, ids = operands
+        chosen, frozen, ids = jax.tree.map(gather, operands)
         # The cast is inside, so that the chunks' gradients of the weights add up in the parameters' own precision.
         logits = functools.partial(_logits, softcap=softcap)
         z = logits(chosen, policy.weights)
-        normaliser = _log_sum_exp(z, axis)
+        normaliser = _log_sum_exp(z, axes)
         kl = p2 = None
         if log_sum_p2:
-            p2 = _log_sum_exp(2 * z, axis) - 2 * normaliser
+            p2 = _log_sum_exp(2 * z, axes) - 2 * normaliser
         if reference is not None:
             y = logits(frozen, reference.weights)
-            reference_normaliser = _log_sum_exp(y, axis)
-            gap = _sum((jnp.exp(y - reference_normaliser[:, None]) * (y - z)).sum(-1), axis)
+            reference_normaliser = _log_sum_exp(y, axes)
+            gap = _sum((jnp.exp(y - reference_normaliser[:, None]) * (y - z)).sum(-1), axes)
             kl = gap - reference_normaliser + normaliser
-        return TokenScores(logp=_target_logit(z, ids, axis) - normaliser, log_sum_p2=p2, kl=kl)
+        return jax.tree.map(own, TokenScores(logp=_target_logit(z, ids, axes) - normaliser, log_sum_p2=p2, kl=kl))
 
     def skip(operands):
         return jax.tree.map(lambda x: 0 * operands[2].astype(x.dtype), jax.eval_shape(score, operands))
@@ -133,24 +143,24 @@ def _logits(states, weights, softcap):
     return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
-def _log_sum_exp(z, axis):
-    if axis is None:
+def _log_sum_exp(z, axes):
+    if not axes:
         return jax.nn.logsumexp(z, axis=-1)
-    top = jax.lax.pmax(jax.lax.stop_gradient(z.max(-1)), axis)
-    return top + jnp.log(_sum(jnp.exp(z - top[:, None]).sum(-1), axis))
+    top = jax.lax.pmax(jax.lax.stop_gradient(z.max(-1)), axes)
+    return top + jnp.log(_sum(jnp.exp(z - top[:, None]).sum(-1), axes))
 
 
-def _target_logit(z, ids, axis):
-    if axis is None:
+def _target_logit(z, ids, axes):
+    if not axes:
         return jnp.take_along_axis(z, ids[:, None], axis=-1)[:, 0]
-    ids = ids - jax.lax.axis_index(axis) * z.shape[-1]
+    ids = ids - jax.lax.axis_index(axes) * z.shape[-1]
     here = (ids >= 0) & (ids < z.shape[-1])
     found = jnp.take_along_axis(z, jnp.where(here, ids, 0)[:, None], axis=-1)[:, 0]
-    return _sum(jnp.where(here, found, 0), axis)
+    return _sum(jnp.where(here, found, 0), axes)
 
 
-def _sum(x, axis):
-    return x if axis is None else jax.lax.psum(x, axis)
+def _sum(x, axes):
+    return jax.lax.psum(x, axes) if axes else x
 
 
 def response_sums(

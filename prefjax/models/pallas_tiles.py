@@ -41,8 +41,9 @@ class Blocks:
 
 
 # Untuned: chosen so that the compilers accept every head width (TPU: on-chip memory; GPU: shared memory and no or few
-# spilled registers in bfloat16). Nothing was timed on a chip. A key is how `jax.Device.device_kind` starts; "tpu" and
-# "cuda" serve other chips, and programs lowered without a mesh where no chip of that platform is.
+# spilled registers in bfloat16). Nothing was timed on a chip: experiments.benchmarks.tune_attention does that. A key is
+# how `jax.Device.device_kind` starts; "tpu" and "cuda" serve other chips, and programs lowered without a mesh where no
+# chip of that platform is.
 BLOCKS = {
     "TPU v4": Blocks(query=256, key=256, rows=512, memory=14 * 2**20),  # 16 MiB on chip
     "TPU v5 lite": Blocks(query=256, key=512, rows=1024, memory=96 * 2**20),  # v5e, 128 MiB
@@ -94,10 +95,14 @@ def _device(mesh: Mesh | None) -> jax.Device:
     return jax.devices()[0] if mesh is None else mesh.devices.flat[0]
 
 
+def listed_kind(platform: str, kind: str) -> str:
+    """The entry of `BLOCKS` that serves a kind of chip."""
+    return max((name for name in BLOCKS if kind.startswith(name)), key=len, default=platform)
+
+
 def choose_blocks(platform: str, kind: str, rows: int, length: int) -> Blocks:
     """The table's tile for a kind of chip, smaller where padding rows of `length` to it would add over an eighth."""
-    listed = [name for name in BLOCKS if kind.startswith(name)]
-    blocks = BLOCKS[max(listed, key=len) if listed else platform]
+    blocks = BLOCKS[listed_kind(platform, kind)]
 
     def fit(block):
         while block > _SMALLEST[platform] and -length % block > length // 8:

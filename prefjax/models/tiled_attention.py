@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-BLOCK = 128
+BLOCK = 64
 _MASKED = -1e30  # finite, so that exp(masked - max) is 0 and never NaN
 
 

@@ -94,6 +94,18 @@ class Checkpointer:
         self._manager.close()
 
 
+def load_identity(workdir: Path) -> dict[str, Any]:
+    """The identity that a run's newest checkpoint was saved with; empty where there is no checkpoint."""
+    directory = Path(workdir).resolve() / "checkpoints"
+    if not directory.is_dir():
+        return {}
+    with ocp.CheckpointManager(directory) as manager:
+        step = manager.latest_step()
+        if step is None:
+            return {}
+        return manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())).identity
+
+
 def load_params(workdir: Path, like: Any) -> Any:
     """Parameters of the newest checkpoint in a run's working directory: the part that `like` names, placed as it says.
 

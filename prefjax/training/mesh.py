@@ -21,7 +21,11 @@ RULES = (
     (r"(embedding|head)$", P("tensor", "fsdp")),
     (r"(query|key|value|gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"(attention/output|mlp/down)/kernel$", P(None, "tensor", "fsdp")),
-    (r"(query|key|value)/bias$", P(None, "tensor")),
+    (r"(query|key|value|gate|up)/bias$", P(None, "tensor")),
+    (r"(query|key|value|gate|up)/lora_a$", P(None, "fsdp")),
+    (r"(query|key|value|gate|up)/lora_b$", P(None, None, "tensor")),
+    (r"(attention/output|mlp/down)/lora_a$", P(None, "tensor")),
+    (r"(attention/output|mlp/down)/lora_b$", P(None, None, "fsdp")),
     (r"", P()),
 )
 

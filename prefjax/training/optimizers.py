@@ -110,7 +110,5 @@ def _at_least_float32(inner: optax.GradientTransformation) -> optax.GradientTran
 
 def _is_matrix(params):
     """Weight decay leaves norms and biases alone: everything but kernels and tables."""
-    return {
-        name: _is_matrix(child) if isinstance(child, dict) else name in ("kernel", "embedding", "head")
-        for name, child in params.items()
-    }
+    matrices = ("kernel", "embedding", "head", "lora_a", "lora_b")
+    return {name: _is_matrix(child) if isinstance(child, dict) else name in matrices for name, child in params.items()}

@@ -15,7 +15,8 @@ from prefjax.data.planning import InOrder, Planner, simulate
 from prefjax.data.rows import RowShape
 from prefjax.data.store import TreeSource
 from prefjax.data.tokenizers import Tokenizer, load_tokenizer
-from prefjax.models import ModelConfig, init
+from prefjax.models import ModelConfig, init, lora
+from prefjax.models.huggingface import is_checkpoint, read_params
 from prefjax.training import loop
 from prefjax.training.batches import (
     branches_of,
@@ -27,7 +28,7 @@ from prefjax.training.batches import (
     training_plan,
     with_baselines,
 )
-from prefjax.training.checkpoint import Checkpointer, load_params, parameter_hash
+from prefjax.training.checkpoint import Checkpointer, load_identity, load_params, parameter_hash
 from prefjax.training.config import StageConfig, find_objective
 from prefjax.training.feed import DeviceFeed, to_devices
 from prefjax.training.mesh import make_mesh, parameter_shardings, row_shards
@@ -72,17 +73,19 @@ def run_stage(
 
     policy = load_policy(config, setup.model, mesh, config.init_from)
     other = config.reference.init_from
-    # Without a reference in the loss, the starting point is still what the report compares with.
-    reference = load_policy(config, setup.model, mesh, other) if other else jax.tree.map(jnp.copy, policy)
+    # Without a reference in the loss, the starting point is still what the report compares with. With LoRA the policy's
+    # base is never written to, so it is the reference without a copy.
+    start_point = policy if setup.lora.rank else jax.tree.map(jnp.copy, policy)
+    reference = load_policy(config, setup.model, mesh, other) if other else start_point
     hashes = {"initial_policy": parameter_hash(policy), "reference": parameter_hash(reference)}
-    live = reference if setup.reference == "live" else None
+    frozen = policy if setup.lora.rank else reference if setup.reference == "live" else None
     cache = Path(config.reference.cache or workdir / "reference")
     table = _reference_table(setup, cache, reference, hashes["reference"], trees, shape)
-    evaluator = _Evaluator(config, setup, held_out, cache, reference, hashes["reference"])
+    evaluator = _Evaluator(config, setup, held_out, cache, reference, hashes["reference"], frozen)
 
     steps = config.train.steps or forecast(config, trees, shape, None).steps
     optimizer = make_optimizer(config.optimizer, steps)
-    state = init_state(mesh, optimizer, init_params(setup, policy))
+    state = init_state(mesh, optimizer, init_params(setup, policy, seed=config.seed))
     identity = {
         "objective": config.objective,
         "loss": dict(config.loss),
@@ -90,6 +93,8 @@ def run_stage(
         "data": trees.content_hash,
         **hashes,
     }
+    if setup.lora.rank:  # what the adapters lie on, so that the run can be loaded as a whole policy
+        identity["lora"] = {**dataclasses.asdict(setup.lora), "base": config.init_from, "seed": config.seed}
     checkpointer = Checkpointer(workdir / "checkpoints", keep=config.train.keep_checkpoints, identity=identity)
     plan = training_plan(config)
     feed = DeviceFeed(host_rows(trees, shape, plan, reference=table), mesh)
@@ -100,14 +105,14 @@ def run_stage(
         print(f"continuing from step {start}", flush=True)
     elif config.check_start and not other:
         first = next(host_rows(trees, shape, plan, reference=table, prefetch=0))
-        values = loop.evaluate(make_eval_step(setup, state.params), state.params, live, [to_devices(mesh, first)])
+        values = loop.evaluate(make_eval_step(setup, state.params), state.params, frozen, [to_devices(mesh, first)])
         loop.check_start(values, config.objective, tolerance=2e-2 if setup.model.dtype == "bfloat16" else 1e-3)
 
     state, finished = loop.run(
         dataclasses.replace(config.train, steps=steps, epochs=0),
         train_step=make_train_step(setup, optimizer, make_schedule(config.optimizer, steps), state),
         state=state,
-        reference_params=live,
+        reference_params=frozen,
         feed=feed,
         evaluation=lambda state: evaluator(state.params),
         metrics_file=MetricsFile(workdir / "metrics.jsonl", resume_step=start),
@@ -118,7 +123,7 @@ def run_stage(
     checkpointer.close()
     feed.close()
     return StageResult(
-        policy=_without_value_head(state.params["policy"]),
+        policy=_plain_policy(setup, state.params["policy"], frozen),
         reference=reference,
         setup=setup,
         tokenizer=tokenizer,
@@ -146,54 +151,92 @@ def evaluate_stage(config: StageConfig, workdir: Path, reference_workdir: str, *
     trees = with_baselines(config, load_trees(config, tokenizer, directory, "eval"))
     setup = make_setup(config, tokenizer, trees, mesh)
     reference = load_policy(config, setup.model, mesh, config.reference.init_from or reference_workdir)
-    params = load_params(workdir, init_params(setup, reference))
-    return _Evaluator(config, setup, trees, workdir / "reference", reference, "")(params)
+    base = load_policy(config, setup.model, mesh, config.init_from) if setup.lora.rank else reference
+    params = load_params(workdir, _placed(mesh, jax.eval_shape(functools.partial(init_params, setup), base)))
+    frozen = base if setup.lora.rank or setup.reference == "live" else None
+    return _Evaluator(config, setup, trees, workdir / "reference", reference, "", frozen)(params)
 
 
 def make_setup(config: StageConfig, tokenizer: Tokenizer, trees: TreeSource, mesh: Mesh) -> Setup:
     """The static facts of the step. Raises ValueError when model and tokenizer, or objective and options, disagree."""
     objective = find_objective(config.objective)
-    model = config.model
-    if not model.vocab_size:
-        model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
-    if model.vocab_size < tokenizer.vocab_size:
-        raise ValueError(
-            f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}: raise it"
-        )
     return Setup(
-        model=model,
+        model=complete_model(config.model, tokenizer),
         objective=objective,
         branches=branches_of(trees, objective),
         options=dict(config.loss),
         reference=config.reference.kind,
         value_network=config.value_network,
+        lora=config.lora,
         accumulation=config.accumulation,
         head_chunk=config.head_chunk,
         mesh=mesh,
     )
 
 
-def load_policy(config: StageConfig, model: ModelConfig, mesh: Mesh, workdir: str) -> Any:
-    """Policy parameters on the mesh: of another run's newest checkpoint, or fresh from the seed."""
+def complete_model(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model with its vocabulary size. Raises ValueError when that is too small for the tokenizer."""
+    if not model.vocab_size:
+        model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size={model.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}: raise it, or "
+            "take the tokenizer that belongs to the checkpoint"
+        )
+    return model
+
+
+def load_policy(config: StageConfig, model: ModelConfig, mesh: Mesh, source: str) -> Any:
+    """Policy parameters on the mesh, from another run's newest checkpoint, a Hugging Face folder, or the seed.
+
+    Args:
+      source: the run's workdir, or the folder; empty: fresh parameters.
+
+    Raises:
+      ValueError: the folder holds another architecture than `model`; names the fields.
+    """
     key = jax.random.key(config.seed)
     fresh = functools.partial(init, model)
     shapes = jax.eval_shape(fresh, key)
     shardings = parameter_shardings(mesh, shapes)
-    if not workdir:
+    if not source:
         return jax.jit(fresh, out_shardings=shardings)(key)
-    like = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
-    return load_params(Path(workdir), {"policy": like})["policy"]
+    if is_checkpoint(source):
+        return read_params(source, model, shardings)
+    adapted = load_identity(Path(source)).get("lora")
+    if adapted:
+        adapters = lora.LoraConfig(adapted["rank"], adapted["alpha"], adapted["targets"])
+        base_config = dataclasses.replace(config, seed=adapted["seed"])
+        base = load_policy(base_config, model, mesh, adapted["base"])
+        saved = load_params(Path(source), {"policy": _placed(mesh, lora.shapes(adapters, shapes))})["policy"]
+        return jax.jit(functools.partial(lora.merge, adapters), out_shardings=shardings)(base, saved)
+    return load_params(Path(source), {"policy": _placed(mesh, shapes)})["policy"]
+
+
+def _placed(mesh: Mesh, shapes: Any) -> Any:
+    """Shapes with the shardings that parameters of these names have."""
+    place = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    return jax.tree.map(place, shapes, parameter_shardings(mesh, shapes))
 
 
 class _Evaluator:
     """The held-out set under its own row shape (it may have another K), compiled once."""
 
-    def __init__(self, config: StageConfig, setup: Setup, trees: TreeSource, cache: Path, reference: Any, key: str):
+    def __init__(
+        self,
+        config: StageConfig,
+        setup: Setup,
+        trees: TreeSource,
+        cache: Path,
+        reference: Any,
+        reference_hash: str,
+        frozen: Any,
+    ):
         rows = dataclasses.replace(config.rows, batching="rows", prompts_per_step=0)
         self._setup = dataclasses.replace(setup, branches=branches_of(trees, setup.objective), accumulation=1)
         self._shape = plan_rows(dataclasses.replace(config, rows=rows), trees, row_multiple=row_shards(setup.mesh))
-        self._trees, self._live = trees, reference if setup.reference == "live" else None
-        self._table = _reference_table(self._setup, cache, reference, key, trees, self._shape)
+        self._trees, self._frozen = trees, frozen
+        self._table = _reference_table(self._setup, cache, reference, reference_hash, trees, self._shape)
         self._step = None
 
     def __call__(self, params: Any) -> dict[str, float]:
@@ -201,7 +244,7 @@ class _Evaluator:
             self._step = make_eval_step(self._setup, params)
         batches = host_rows(self._trees, self._shape, InOrder(), reference=self._table)
         on_devices = (to_devices(self._setup.mesh, rows) for rows in batches)
-        values = loop.evaluate(self._step, params, self._live, on_devices)
+        values = loop.evaluate(self._step, params, self._frozen, on_devices)
         return {name: value for name, value in values.items() if name not in ("expected_loss", "start_gap")}
 
 
@@ -222,5 +265,7 @@ def _reference_table(
     return table
 
 
-def _without_value_head(policy: Any) -> Any:
-    return {name: leaf for name, leaf in policy.items() if not name.startswith("value_")}
+def _plain_policy(setup: Setup, trained: Any, frozen: Any) -> Any:
+    """The trained policy as parameters of the decoder alone: without a value head, adapters merged into the base."""
+    trained = {name: leaf for name, leaf in trained.items() if not name.startswith("value_")}
+    return jax.jit(functools.partial(lora.merge, setup.lora))(frozen, trained) if setup.lora.rank else trained

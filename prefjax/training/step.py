@@ -12,31 +12,46 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from prefjax.data.rows import Rows
-from prefjax.models import decoder
+from prefjax.models import decoder, lora
 from prefjax.training import mesh as mesh_lib
 from prefjax.training import metrics as metrics_lib
-from prefjax.training.scoring import Scores, Setup, assemble, counted_prompts, score, score_reference
+from prefjax.training.scoring import (
+    Scores,
+    Setup,
+    assemble,
+    counted_prompts,
+    score,
+    score_reference,
+    whole_policy,
+)
 
 
 class TrainState(NamedTuple):
-    """All that training changes. params: {"policy": ..., and "value": ... with a value network of its own}."""
+    """All that training changes. params: {"policy": ..., and "value": ... with a value network of its own}.
+
+    With LoRA "policy" holds the adapters only (and a value head on the trunk).
+    """
 
     step: Any  # int32 scalar
     params: Any
     optimizer: Any
 
 
-def init_params(setup: Setup, policy: Any) -> Any:
+def init_params(setup: Setup, policy: Any, *, seed: int = 0) -> Any:
     """Trained parameters from a policy's: adds the value head, or the value network as a copy of the policy with one.
 
     DRO starts the value network from the same initial model (arXiv 2405.19107, section 4); the head starts at 0.
+
+    Args:
+      seed: of the adapters, which with LoRA take the policy's place.
     """
+    trained = lora.init(setup.lora, policy, jax.random.key(seed)) if setup.lora.rank else policy
     if setup.value_network == "none":
-        return {"policy": policy}
+        return {"policy": trained}
     head = decoder.init_value_head(setup.model)
     if setup.value_network == "trunk":
-        return {"policy": policy | head}
-    return {"policy": policy, "value": jax.tree.map(jnp.copy, policy) | head}
+        return {"policy": trained | head}
+    return {"policy": trained, "value": jax.tree.map(jnp.copy, policy) | head}
 
 
 def state_shardings(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
@@ -71,6 +86,9 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
     The result does not depend on how prompts fall into rows, micro-batches or devices. A coupled objective under
     accumulation is differentiated in two passes: score every micro-batch, differentiate the loss of the whole batch
     with respect to the scores, then pull that back through each micro-batch. One forward pass more, and exact.
+
+    Args:
+      reference_params: None without a live reference. With LoRA always there: the policy's base, and the reference.
     """
     total = jnp.maximum(counted_prompts(setup, rows).sum(), 1)
     gradients_of_loss = functools.partial(_loss_gradients, setup, reference_params=reference_params, total=total)
@@ -101,7 +119,8 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
     def pull_back(summed, part):
         rows, cotangent = part
         frozen = score_reference(setup, reference_params, rows)  # unused, and so dropped, unless the scores read it
-        _, vjp = jax.vjp(lambda params: score(setup, params, rows, frozen), params)
+        whole = lambda params: whole_policy(setup, params, reference_params)
+        _, vjp = jax.vjp(lambda params: score(setup, whole(params), rows, frozen), params)
         return add(summed, vjp(cotangent)[0]), None
 
     gradients, _ = jax.lax.scan(pull_back, zeros, (micro, pulled))
@@ -126,7 +145,7 @@ def make_train_step(
     replicated = NamedSharding(setup.mesh, P())
     return jax.jit(
         train_step,
-        in_shardings=(shardings, _reference_shardings(setup, state.params), mesh_lib.row_sharding(setup.mesh)),
+        in_shardings=(shardings, _reference_shardings(setup), mesh_lib.row_sharding(setup.mesh)),
         out_shardings=(shardings, replicated),
         donate_argnums=0,
     )
@@ -154,20 +173,22 @@ def make_eval_step(setup: Setup, params: Any) -> Callable[[Any, Any, Rows], metr
     trained = mesh_lib.parameter_shardings(setup.mesh, params)
     return jax.jit(
         eval_step,
-        in_shardings=(trained, _reference_shardings(setup, params), mesh_lib.row_sharding(setup.mesh)),
+        in_shardings=(trained, _reference_shardings(setup), mesh_lib.row_sharding(setup.mesh)),
         out_shardings=NamedSharding(setup.mesh, P()),
     )
 
 
-def _reference_shardings(setup: Setup, params: Any):
-    return mesh_lib.parameter_shardings(setup.mesh, params["policy"]) if setup.reference == "live" else None
+def _reference_shardings(setup: Setup):
+    if setup.reference != "live" and not setup.lora.rank:
+        return None
+    return mesh_lib.parameter_shardings(setup.mesh, decoder.shapes(setup.model))
 
 
 def _loss_gradients(setup, params, *, rows, reference_params, total):
     reference = score_reference(setup, reference_params, rows)
 
     def loss(params):
-        scores = score(setup, params, rows, reference)
+        scores = score(setup, whole_policy(setup, params, reference_params), rows, reference)
         return batch_loss(setup, scores, reference.logp, rows)[0] / total, scores
 
     gradients, scores = jax.grad(loss, has_aux=True)(params)
@@ -176,7 +197,7 @@ def _loss_gradients(setup, params, *, rows, reference_params, total):
 
 def _forward(setup, params, reference_params, rows):
     reference = score_reference(setup, reference_params, rows)
-    return score(setup, params, rows, reference), reference.logp
+    return score(setup, whole_policy(setup, params, reference_params), rows, reference), reference.logp
 
 
 def _metrics(setup, scores, reference, rows):

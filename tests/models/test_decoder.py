@@ -16,7 +16,7 @@ SMALL = ModelConfig(
 FAMILIES = {
     "llama": SMALL,
     "qwen2": dataclasses.replace(SMALL, attention_bias=True),
-    "qwen3": dataclasses.replace(SMALL, qk_norm=True),
+    "qwen3": dataclasses.replace(SMALL, qk_norm="head"),
     "gemma2": dataclasses.replace(
         SMALL,
         tie_embeddings=True,
