@@ -1,9 +1,11 @@
 """The quickstart: a tiny model learns to speak by SFT and to please by a preference objective, on two CPU cores.
 
 COMMAND   python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/quickstart
-          The word after the colon is any objective: dpo cdpo rdpo ipo slic rso_hinge kto dro dro_p.
-DATA      The synthetic world of prefjax/data/synthetic.py, nothing is downloaded. Your own file:
-          --config.data.train=preferences.jsonl.gz
+          The word after the colon is any objective of docs/objectives.md but sft, which is the stage before, and
+          rationale_dpo, whose rationales the data lacks. All of them, with one table: python -m experiments.zoo
+DATA      The synthetic world of prefjax/data/synthetic.py, nothing is downloaded: clean pairs, thumbs or gold rewards;
+          gold rewards as scores of pairs and of rankings of four; their difference as margin, and its Bradley-Terry
+          probability. Your own file: --config.data.train=preferences.jsonl.gz
 TIME      under 4 minutes on two CPU cores.
 RESULT    see the table in README.md.
 """
@@ -11,30 +13,54 @@ RESULT    see the table in README.md.
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from prefjax.data.records import NUMBERS
 from prefjax.losses import OBJECTIVES
 
 # Responses of 30 bytes and clean labels: a beta of 2 asks for margins of about a nat, which keeps the policy near SFT.
+BETA = 2.0
+# Where beta times the log-ratio is to become a gold reward itself, 1 is enough; per token the same margin is a 30th.
+BETA_OF_REWARDS, BETA_PER_TOKEN = 1.0, 60.0
+REGRESSIONS = ("soft_ce", "mmpo", "reward_rpo", "infonca", "nca", "dpo_rw", "exo_rw", "ulma_continuous", "gpo_score")
+PER_TOKEN = ("dpo_norm", "simpo", "alphapo")
+# Everything else is the default of the objective, or said here.
 LOSS = {
-    "dpo": dict(beta=2.0),
-    "cdpo": dict(beta=2.0, label_smoothing=0.1),
-    "rdpo": dict(beta=2.0, flip_rate=0.1),
-    "ipo": dict(tau=0.25, normalize="none"),
-    "slic": dict(delta=1.0, regularizer_weight=0.1),
+    "ipo": dict(tau=0.25),
+    "rso_sigmoid": dict(gamma=BETA),
     "rso_hinge": dict(gamma=1.0),
-    "kto": dict(beta=2.0, desirable_weight=1.0, undesirable_weight=1.0),
-    "dro": dict(tau=1.0),
-    "dro_p": dict(tau=1.0),
+    "rso_hinge_raw": dict(gamma=1.0),
+    "gpo": dict(beta=1.0),  # the exponential link's push grows where a pair is ranked wrongly
+    "discopop": dict(tau=1.0),  # with the default the first steps lower the margin
+    "dpop": dict(penalty=5.0),
+    "sppo": dict(beta=0.5),  # log-ratios of +1 and -1 nat
+    "cal_dpo": dict(beta=0.5),
+    "pmpo": dict(beta=0.75),  # at 0.5 what is undesirable would be forbidden altogether
+    "cpo": dict(alpha=0.1),
+    "orpo": dict(weight=2.0),
+    "dpo_rw": dict(reward_temperature=1.0),
+    "exo_rw": dict(reward_temperature=1.0),
 }
 
 
+def loss_options(objective: str) -> dict:
+    """All options of an objective, with the values that suit this data."""
+    options = dict(OBJECTIVES[objective].options)
+    if "beta" in options:
+        options["beta"] = BETA_OF_REWARDS if objective in REGRESSIONS else BETA
+        if objective in PER_TOKEN:
+            options["beta"] = BETA_PER_TOKEN
+    return options | LOSS.get(objective, {})
+
+
 def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
-    if objective not in LOSS:
-        raise ValueError(f"configs/quickstart.py:{objective}: choose one of {', '.join(LOSS)}")
-    needs = OBJECTIVES[objective].needs
+    if objective not in OBJECTIVES:
+        raise ValueError(f"configs/quickstart.py:{objective}: choose one of {', '.join(OBJECTIVES)}")
+    if objective == "sft":
+        raise ValueError("configs/quickstart.py:sft is the stage before: set it by --config.sft of any objective")
+    facts = OBJECTIVES[objective]
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.objective = objective
-    config.loss = LOSS[objective]
+    config.loss = loss_options(objective)
 
     config.data = ml_collections.ConfigDict()
     config.data.train = "synthetic"  # or a .jsonl, .jsonl.gz or .parquet file, a named dataset, or a mixture of them
@@ -43,13 +69,17 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.data.tokenizer = "byte"
     config.data.chat_template = placeholder(str)  # None: the tokenizer's own; plain, or a Jinja template
     config.data.rankings = placeholder(str)  # best_worst, adjacent, all
-    config.data.pair_targets = "labels"
-    config.data.normalize_targets = OBJECTIVES[objective].reads == "rewards"
+    # "labels" or "scores". SPPO reads how often each response of a pair wins: with clean labels always, or never.
+    config.data.pair_targets = "scores" if facts.reads == "scores" and objective != "sppo" else "labels"
+    config.data.normalize_targets = facts.reads == "rewards"
+    config.data.methods = ""  # data methods for training records, docs/data_methods.md
     config.data.directory = ""  # where prepared data is kept; empty: in the workdir
     config.data.mixture_seed = 0
     config.data.tfds_dir = ""  # where named datasets are kept; empty: ~/tensorflow_datasets
     config.data.manual_dir = ""  # their files, fetched by hand; empty: they are downloaded
     config.data.format = dict(ties="drop", auxiliary_field=placeholder(str))
+    for name in NUMBERS:  # the columns of a pair's margin and of P(chosen is better), where the objective reads them
+        config.data.format[f"{name}_field"] = name if name in facts.needs else placeholder(str)
     config.data.encoding = dict(
         max_length=2048,
         max_prompt_length=placeholder(int),
@@ -60,6 +90,8 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.data.world = dict(train_examples=8192, eval_examples=512, temperature=0.0, flip_rate=0.0, seed=0)
     if objective in ("rdpo", "cdpo"):
         config.data.world.flip_rate = 0.1  # the noise they assume; without it rDPO's loss has no minimum
+    if objective == "soft_ce":
+        config.data.world.temperature = 1.0  # without it every probability is 1, and it is dpo
 
     config.rows = ml_collections.ConfigDict()
     config.rows.layout = "shared_packed"
@@ -84,10 +116,11 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
 
     config.optimizer = dict(name="adamw", learning_rate=6e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
     config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60)
-    config.reference = dict(kind="live" if "reference_logp" in needs else "none", init_from="", cache="")
+    config.reference = dict(kind="live" if facts.needs_reference else "none", init_from="", cache="")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.init_from = ""
-    config.value_network = "own" if "value" in needs else "none"
+    config.value_network = "own" if "value" in facts.needs else "none"
+    config.lora = dict(rank=0, alpha=16.0, targets="attention/|mlp/")  # rank 0: all parameters are trained
     config.accumulation = 1
     config.head_chunk = 512
     config.check_start = True

@@ -10,6 +10,8 @@ from typing import Any
 
 import ml_collections
 
+from prefjax.models import huggingface
+from prefjax.models.families import NUMERICS
 from prefjax.training.stage import StageConfig, find_objective
 
 # Changing these between runs in one workdir changes no number.
@@ -37,21 +39,60 @@ class RunConfig:
 def run_config(config: ml_collections.ConfigDict) -> RunConfig:
     """Checks and freezes a config as `configs/quickstart.py` makes it.
 
+    Where training starts from a Hugging Face folder, or from a run that did, the architecture is the folder's, and so
+    is the tokenizer if `data.tokenizer` is empty.
+
     Raises:
       ValueError: names the field that is unknown, missing, of the wrong type, or that the objective does not take.
     """
     values = config.to_dict()
     sft, sampling = values.pop("sft", None), values.pop("sampling", {})
+    folder = origin((sft or {}).get("init_from") or values.get("init_from") or "")
+    if folder is not None:
+        values["model"] = _model_of(folder, values.get("model", {}))
+        data = values.get("data", {})
+        values["data"] = {**data, "tokenizer": data.get("tokenizer") or folder}
     stage = build(StageConfig, values, "config")
     find_objective(stage.objective).check_options(stage.loss)
     sft_stage = None
     if sft is not None:
         if stage.init_from:
             raise ValueError("config.init_from and config.sft both say where the policy starts: keep one of them")
-        inherited = {name: value for name, value in values.items() if name not in ("reference", "value_network")}
+        apart = ("reference", "value_network", "lora")
+        inherited = {name: value for name, value in values.items() if name not in apart}
+        # Data methods are for the preference stage; SFT takes its own, in config.sft.data.
+        inherited["data"] = values.get("data", {}) | {"methods": ""}
         own = inherited | {"objective": "sft", "loss": {}, "reference": {"kind": "none"}, "accumulation": 1} | sft
         sft_stage = build(StageConfig, own, "config.sft")
     return RunConfig(stage=stage, sft=sft_stage, sampling=build(SamplingConfig, sampling, "config.sampling"))
+
+
+def origin(source: str) -> str | None:
+    """The Hugging Face folder that a policy goes back to, through the runs between; None: it began from a seed.
+
+    Args:
+      source: a Hugging Face folder, a run's workdir, or "".
+    """
+    path = Path(source) / "config.json"
+    if not source or not path.is_file():
+        return None
+    if huggingface.is_checkpoint(source):
+        return source
+    config = json.loads(path.read_text())
+    return origin((config.get("sft") or {}).get("init_from") or config.get("init_from") or "")
+
+
+def _model_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model options of a Hugging Face folder with those given beside it, which must not contradict it."""
+    read = dataclasses.asdict(huggingface.read_config(folder))
+    wrong = [
+        f"config.model.{name}={value!r}, not {read[name]!r}"
+        for name, value in given.items()
+        if name in read and name not in NUMERICS and value != read[name] and (name, value) != ("vocab_size", 0)
+    ]
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)} as {folder} says: leave architecture to the folder")
+    return read | {name: value for name, value in given.items() if name not in read or name in NUMERICS}
 
 
 def build(cls: type, values: Mapping[str, Any], path: str) -> Any:

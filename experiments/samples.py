@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from experiments.door import RunConfig
-from prefjax.analysis import Gold, RunResults, Samples, read_metrics
+from prefjax.analysis import Gold, RunResults, Samples, read_metrics, write_report
 from prefjax.data.prepare import SYNTHETIC, DataConfig
 from prefjax.data.synthetic import GARBLED_REWARD, World
 from prefjax.training.rollouts import sample_responses, sequence_logps
@@ -55,6 +56,23 @@ def compare_samples(run: RunConfig, result: StageResult) -> Samples:
         gold=_gold(run.stage.data, asked, said),
         unfinished=sum(response[-1] != end for response in drawn["policy"]),
     )
+
+
+def report_run(
+    run: RunConfig,
+    config: ml_collections.ConfigDict,
+    result: StageResult,
+    workdir: Path,
+    command: str,
+    seconds: Mapping[str, float],
+) -> Path:
+    """Samples from a finished stage and writes its report, whose path it returns."""
+    started = time.perf_counter()
+    samples = None
+    if run.sampling.prompts and jax.process_count() == 1:  # sampling sees the whole policy, so one process holds it
+        samples = compare_samples(run, result)
+    seconds = {**seconds, "samples": time.perf_counter() - started}
+    return write_report(workdir, run_results(run, config, result, samples, workdir, command, seconds))
 
 
 def run_results(

@@ -38,7 +38,7 @@ def run_figure(results: RunResults, summary: Summary) -> matplotlib.figure.Figur
             continue
         title = panel(axis)
         axis.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=9)
-        _restrain(axis)
+        restrain(axis)
     return figure
 
 
@@ -144,7 +144,7 @@ def _train_and_eval(axis: Axes, metrics: Rows, name: str) -> tuple[float, float]
     return tuple(ends)
 
 
-def _restrain(axis: Axes) -> None:
+def restrain(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["bottom", "left"]].set_color("#BBBBBB")
     axis.tick_params(labelsize=8.5, labelcolor=INK, color="#BBBBBB")

@@ -26,7 +26,7 @@ def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.
     summary = summarize(results)
     run_figure(results, summary).savefig(directory / "plot.png")
     (directory / "result.json").write_text(
-        json.dumps(_json_safe(_result(results, summary)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        json.dumps(json_safe(_result(results, summary)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         encoding="utf-8",
     )
     path = directory / "report.md"
@@ -44,16 +44,16 @@ def _markdown(results: RunResults, summary: Summary) -> str:
         "![samples and training curves](plot.png)",
         "" if samples is None else _examples(results.start, samples),
         "## Last values of the curves\n\n" + _final_metrics(results.metrics),
-        "## Run\n\n" + _table(("part", "wall time"), _times(results.seconds)),
-        _table(("machine", ""), results.machine.items()),
-        _table(("option", "value"), ((f"`{name}`", f"`{value}`") for name, value in results.config.items())),
+        "## Run\n\n" + table(("part", "wall time"), _times(results.seconds)),
+        table(("machine", ""), results.machine.items()),
+        table(("option", "value"), ((f"`{name}`", f"`{value}`") for name, value in results.config.items())),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _headline(results: RunResults, summary: Summary) -> str:
     if summary.win_rate is not None:
-        gold = f"{_number(summary.gold_start.value)} → {_number(summary.gold_trained.value)}"
+        gold = f"{number(summary.gold_start.value)} → {number(summary.gold_trained.value)}"
         return f"{results.objective}: gold reward {gold}, wins {summary.win_rate.value:.0%} against {results.start}"
     if summary.accuracy is not None:
         return f"{results.objective}: held-out reward accuracy {summary.accuracy.value:.1%}"
@@ -65,12 +65,12 @@ def _measures(results: RunResults, summary: Summary) -> str:
     start = results.start
     rows = []
     if summary.gold_start is not None:
-        rows.append((f"gold reward of {start}", _with_error(summary.gold_start), "mean ± standard error"))
-        ceiling = "" if summary.gold_ceiling is None else f"; the best possible is {_number(summary.gold_ceiling)}"
-        rows.append(("gold reward of the trained model", _with_error(summary.gold_trained), f"the same{ceiling}"))
+        rows.append((f"gold reward of {start}", with_error(summary.gold_start), "mean ± standard error"))
+        ceiling = "" if summary.gold_ceiling is None else f"; the best possible is {number(summary.gold_ceiling)}"
+        rows.append(("gold reward of the trained model", with_error(summary.gold_trained), f"the same{ceiling}"))
     if summary.win_rate is not None:
         definition = f"gold reward against {start}'s sample, same prompt, ties half; 95 % Wilson interval"
-        rows.append((f"win rate against {start}", _with_interval(summary.win_rate), definition))
+        rows.append((f"win rate against {start}", with_interval(summary.win_rate), definition))
     if summary.garbled_trained is not None:
         shares = f"{summary.garbled_start:.1%} → {summary.garbled_trained:.1%}"
         rows.append(("malformed samples", shares, f"{start} → trained; share at the gold floor"))
@@ -78,11 +78,11 @@ def _measures(results: RunResults, summary: Summary) -> str:
         definition = (
             f"KL(trained ‖ {start}) of whole responses: mean of log π − log ref over its samples ± standard error"
         )
-        rows.append(("KL", f"{_with_error(summary.kl)} nats", definition))
+        rows.append(("KL", f"{with_error(summary.kl)} nats", definition))
     if summary.accuracy is not None:
         definition = f"{summary.accuracy.count} held-out pairs, last evaluation, ties half; 95 % Wilson interval"
-        rows.append(("reward accuracy", _with_interval(summary.accuracy), definition))
-    return _table(("measure", "value", "how"), rows) if rows else ""
+        rows.append(("reward accuracy", with_interval(summary.accuracy), definition))
+    return table(("measure", "value", "how"), rows) if rows else ""
 
 
 def _caveats(results: RunResults, summary: Summary) -> str:
@@ -107,7 +107,7 @@ def _caveats(results: RunResults, summary: Summary) -> str:
 
 def _examples(start: str, samples: Samples) -> str:
     def cell(text: str, rewards: np.ndarray | None, index: int) -> str:
-        reward = "" if rewards is None else f" **{_number(float(rewards[index]))}**"
+        reward = "" if rewards is None else f" **{number(float(rewards[index]))}**"
         return _cell_text(text) + reward
 
     gold = samples.gold
@@ -121,7 +121,7 @@ def _examples(start: str, samples: Samples) -> str:
         for i in _example_indices(samples)
     ]
     heading = f"## Samples\n\nEvenly spaced over the {len(samples.prompts)} prompts, not selected by outcome.\n\n"
-    return heading + _table(("prompt", f"{start}{worth}", f"trained{worth}"), rows)
+    return heading + table(("prompt", f"{start}{worth}", f"trained{worth}"), rows)
 
 
 def _example_indices(samples: Samples) -> list[int]:
@@ -134,8 +134,8 @@ def _final_metrics(metrics: Sequence[Mapping[str, Any]]) -> str:
     for name in _FINAL_METRICS:
         train, heldout = last(metrics, name, "train"), last(metrics, name, "eval")
         if train is not None or heldout is not None:
-            rows.append((f"`{name}`", *("" if v is None else _number(v, 3) for v in (train, heldout))))
-    return _table(("metric", "train", "held out"), rows)
+            rows.append((f"`{name}`", *("" if v is None else number(v, 3) for v in (train, heldout))))
+    return table(("metric", "train", "held out"), rows)
 
 
 def _times(seconds: Mapping[str, float]) -> list[tuple[str, str]]:
@@ -166,12 +166,12 @@ def _result(results: RunResults, summary: Summary) -> dict[str, Any]:
     }
 
 
-def _json_safe(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """Plain JSON types; numbers that JSON lacks (NaN, infinity) become null, and unknown objects their text."""
     if isinstance(value, Mapping):
-        return {str(name): _json_safe(item) for name, item in value.items()}
+        return {str(name): json_safe(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_json_safe(item) for item in value]
+        return [json_safe(item) for item in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -179,7 +179,7 @@ def _json_safe(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _table(header: Sequence[str], rows: Any) -> str:
+def table(header: Sequence[str], rows: Any) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
@@ -195,13 +195,13 @@ def _cell_text(text: str) -> str:
     return "<br>".join(text.splitlines()) or "(empty)"
 
 
-def _number(value: float, digits: int = 2) -> str:
+def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def _with_error(mean: Mean) -> str:
-    return _number(mean.value) + ("" if mean.standard_error is None else f" ± {mean.standard_error:.2f}")
+def with_error(mean: Mean) -> str:
+    return number(mean.value) + ("" if mean.standard_error is None else f" ± {mean.standard_error:.2f}")
 
 
-def _with_interval(share: Share) -> str:
+def with_interval(share: Share) -> str:
     return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"

@@ -8,8 +8,9 @@ _HOMES = {
     "datasets.builder": ("build",),
     "datasets.entry": ("Dataset", "Variant", "local_files"),
     "encoding": ("EncodingPolicy", "encode", "encode_all", "encode_prompt", "end_id"),
-    "formats": ("RecordFormat", "parse"),
+    "formats": ("Columns", "RecordFormat", "parse"),
     "layout": ("attach_reference", "branch_slots", "build_rows", "lay_out_forest"),
+    "methods.registry": ("METHODS", "apply_methods", "parse_methods"),
     "mismatch": ("MismatchedTrees", "mismatched_baselines"),
     "packing": ("Suggestion", "TreeLengths", "first_fit_decreasing", "real_tokens", "suggest_shape", "tree_sizes"),
     "pipeline": ("row_dataset",),
@@ -33,6 +34,7 @@ _HOMES = {
         "targets_from_scores",
     ),
     "trees": ("TokenTree",),
+    "writers": ("to_row", "write_records"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

@@ -190,6 +190,8 @@ def _encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Ite
         targets=np.asarray(record.targets, np.float32),
         auxiliary=auxiliary,
         weight=record.weight,
+        margin=record.margin,
+        target_probability=record.target_probability,
     )
 
 

@@ -6,8 +6,9 @@
     demonstration  {completion}
 
 All have a `prompt`, except that a pair may leave it out and give the whole conversation twice; all may have a
-`weight`. Text is a string or a list of {role, content} messages. Where only some texts are messages, a string prompt is
-the user's turn and a string response the assistant's. Other columns are not read, and that is counted.
+`weight`. A pair may have a margin and a probability, in the columns that `RecordFormat` names. Text is a string or a
+list of {role, content} messages. Where only some texts are messages, a string prompt is the user's turn and a string
+response the assistant's. Other columns are not read, and that is counted.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prefjax.data.prompts import NoPrompt, join
-from prefjax.data.records import TIES, Message, Record, Text, inspect
+from prefjax.data.records import NUMBERS, TIES, Message, Record, Text, inspect
 from prefjax.data.report import Finding, Notice, Rejection
 
 
@@ -28,19 +29,47 @@ class RecordFormat:
     boundaries       texts after which a response may begin: a pair of plain text without a prompt is split after the
                      last one inside the common prefix
     auxiliary_field  the column of the regulariser target (SLiC's y_ref), or None
+    margin_field     the column of a pair's margin, a number, or None: not read
+    target_probability_field
+                     the column of P(chosen is better), a number in [0, 1], or None: not read
     """
 
     ties: str = "drop"
     boundaries: tuple[str, ...] = ("\n\nAssistant:",)
     auxiliary_field: str | None = None
+    margin_field: str | None = None
+    target_probability_field: str | None = None
 
     def __post_init__(self):
         if self.ties not in TIES:
             raise ValueError(f"ties must be one of {TIES}, got {self.ties!r}")
         if isinstance(self.boundaries, str) or not all(self.boundaries):
             raise ValueError(f"boundaries must be a tuple of texts that are not empty, got {self.boundaries!r}")
-        if self.auxiliary_field in _KNOWN_COLUMNS:
-            raise ValueError(f"auxiliary_field {self.auxiliary_field!r} has another meaning already")
+        known = set(_KNOWN_COLUMNS)
+        for name in ("auxiliary", *NUMBERS):
+            column = getattr(self, f"{name}_field")
+            if column in known:
+                raise ValueError(f"{name}_field {column!r} has another meaning already")
+            known |= {column} - {None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Further columns that data methods read, kept in `Record.columns` and `Record.response_columns` as they are.
+
+    record    those with one value for each record
+    response  those with a list, one value for each response (of a pair: chosen, rejected)
+    """
+
+    record: tuple[str, ...] = ()
+    response: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for name in (*self.record, *self.response):
+            if name in _KNOWN_COLUMNS:
+                raise ValueError(f"column {name!r} has another meaning already; a method reads scores if none is named")
+            if name in self.record and name in self.response:
+                raise ValueError(f"column {name!r} is read as one value for each record and for each response")
 
 
 class _RejectedRow(Exception):
@@ -57,17 +86,20 @@ class _Judged:
     scores: tuple[float, ...] | None
 
 
-def parse(row: Any, source: str, record_format: RecordFormat | None = None) -> Iterator[Record | Finding]:
+def parse(
+    row: Any, source: str, record_format: RecordFormat | None = None, more: Columns | None = None
+) -> Iterator[Record | Finding]:
     """One row of a file -> everything found in it and, unless something rejects it, its Record.
 
     Args:
         row: the decoded row, normally a mapping of column names to values; null counts as absent.
         source: "file:line".
         record_format: None means `RecordFormat()`.
+        more: further columns to keep where the row has them; None means none.
     """
     record_format = record_format or RecordFormat()
     try:
-        record, notices = _read(row, source, record_format)
+        record, notices = _read(row, source, record_format, more or Columns())
     except (_RejectedRow, NoPrompt) as rejected:
         reason, field, detail = rejected.args
         yield Rejection(reason, source, field, detail)
@@ -78,7 +110,7 @@ def parse(row: Any, source: str, record_format: RecordFormat | None = None) -> I
         yield record
 
 
-def _read(row: Any, source: str, record_format: RecordFormat) -> tuple[Record, list[Notice]]:
+def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> tuple[Record, list[Notice]]:
     if not isinstance(row, Mapping):
         raise _RejectedRow("wrong_type", "", f"a row must be an object, got {type(row).__name__}")
     columns = {name: value for name, value in row.items() if value is not None}
@@ -99,13 +131,16 @@ def _read(row: Any, source: str, record_format: RecordFormat) -> tuple[Record, l
     if weight < 0:
         raise _RejectedRow("bad_weight", "weight", f"{weight:g}")
 
+    numbers = _numbers(columns, record_format) if judged.kind == "pair" else {}
+
     notices = []
     if repeated:
         notices.append(Notice("prompt_repeated", source, repeated[0]))
     goes_on = [f for f, text in texts.items() for b in record_format.boundaries if isinstance(text, str) and b in text]
     if goes_on:
         notices.append(Notice("several_messages", source, goes_on[0]))
-    unread = columns.keys() - own_columns - {"prompt", "weight", auxiliary}
+    read = own_columns | {"prompt", "weight", auxiliary} | {getattr(record_format, f"{name}_field") for name in numbers}
+    unread = columns.keys() - read - {*more.record, *more.response}
     if unread:
         notices.append(Notice("unread_column", source, "", ", ".join(sorted(map(str, unread)))))
     responses = tuple(texts[field] for field in judged.responses)
@@ -118,8 +153,33 @@ def _read(row: Any, source: str, record_format: RecordFormat) -> tuple[Record, l
         auxiliary=texts.get(auxiliary),
         weight=weight,
         source=source,
+        **numbers,
+        columns={name: columns[name] for name in more.record if name in columns},
+        response_columns={name: _each(columns, name, judged) for name in more.response if name in columns},
     )
     return record, notices
+
+
+def _each(columns: Mapping[str, Any], name: str, judged: _Judged) -> tuple[Any, ...]:
+    """One value for each response; of a single one the value may stand without a list."""
+    values, count = columns[name], len(judged.responses)
+    if count == 1 and not isinstance(values, list | tuple):
+        values = (values,)
+    if not isinstance(values, list | tuple):
+        raise _RejectedRow("wrong_type", name, f"must be a list, got {type(values).__name__}")
+    if len(values) != count:
+        raise _RejectedRow("length_mismatch", name, f"{count} responses, {len(values)} values")
+    return tuple(values)
+
+
+def _numbers(columns: Mapping[str, Any], record_format: RecordFormat) -> dict[str, float]:
+    """Those of NUMBERS that the format names a column for and this pair has; whether it must is for the objective."""
+    fields = {name: getattr(record_format, f"{name}_field") for name in NUMBERS}
+    numbers = {name: _number(columns, field) for name, field in fields.items() if field in columns}
+    probability = numbers.get("target_probability", 0)
+    if not 0 <= probability <= 1:
+        raise _RejectedRow("bad_probability", fields["target_probability"], f"{probability:g}")
+    return numbers
 
 
 def _pair(columns: Mapping[str, Any]) -> _Judged:

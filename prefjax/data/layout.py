@@ -147,6 +147,7 @@ def _empty_rows(shape: RowShape) -> Rows:
         weight=zeros(groups, shape.groups, dtype=np.float32),
         example_id=np.full((groups, shape.groups), -1, np.int32),
         prompts=prompts,
+        **{name: zeros(groups, shape.groups, dtype=np.float32) for name in shape.numbers},
     )
 
 
@@ -208,6 +209,13 @@ def build_rows(groups_per_row: Sequence[Sequence[TokenTree]], shape: RowShape) -
             rows.valid[b, g, :responses] = True
             rows.weight[b, g] = tree.weight
             rows.example_id[b, g] = tree.example_id
+            for name in shape.numbers:
+                if (number := getattr(tree, name)) is None:
+                    raise ValueError(
+                        f"example {tree.example_id} has no {name}, but shape.numbers asks for it: "
+                        f"prepare the data with Need(numbers={shape.numbers!r})"
+                    )
+                getattr(rows, name)[b, g] = number
         for n, nodes in enumerate(_row_nodes(trees, shape)):
             if not nodes:
                 continue

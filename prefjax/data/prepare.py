@@ -14,6 +14,7 @@ from typing import Any
 from prefjax.data import statistics
 from prefjax.data.encoding import EncodingPolicy, encode_all, end_id
 from prefjax.data.formats import RecordFormat
+from prefjax.data.methods.registry import Step, apply_methods, columns_of, parse_methods, provenance, split_steps
 from prefjax.data.records import Record
 from prefjax.data.report import Report
 from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources, take_shares
@@ -24,6 +25,7 @@ from prefjax.data.transforms import Normalization, adapt, normalize_targets
 
 SYNTHETIC = "synthetic"
 SPLITS = ("train", "eval")
+_RANKED = 4  # responses of a ranking of the synthetic world
 _PARTS = 10_000  # resolution of the held-out share
 
 
@@ -50,8 +52,12 @@ class DataConfig:
     tokenizer          "byte", or a Hugging Face tokenizer folder.
     chat_template      None: the tokenizer's own; "plain", or a Jinja template.
     rankings           "best_worst", "adjacent", "all": which pairs a ranking makes; None: the objective decides.
-    pair_targets       "labels": 1 and 0; "scores": the file's scores, for objectives that read rewards.
-    normalize_targets  mean 0, variance 1 over the training set (DRO's rewards).
+    pair_targets       "labels": 1 and 0; "scores": the file's scores, for objectives that read rewards or scores.
+    normalize_targets  mean 0, variance 1 over the training set (DRO's rewards; never scores, which only compare the
+                       responses of one prompt).
+    methods            data methods for training records, as "rso(count=8) | flip_labels(rate=0.1)"; see
+                       docs/data_methods.md. Of a mixture each source goes through them by itself, before shares are
+                       taken. Held-out records stay as they are.
     directory          where prepared trees are kept and found again; empty: inside the run's workdir.
     mixture_seed       which records a mixture with shares takes.
     tfds_dir           where named datasets are downloaded and built; empty: TFDS's own, ~/tensorflow_datasets.
@@ -66,6 +72,7 @@ class DataConfig:
     rankings: str | None = None
     pair_targets: str = "labels"
     normalize_targets: bool = False
+    methods: str = ""
     directory: str = ""
     mixture_seed: int = 0
     tfds_dir: str = ""
@@ -81,6 +88,7 @@ class DataConfig:
             raise ValueError(f"data.holdout={self.holdout} must be a share in [0, 1)")
         if not self.eval and self.train != SYNTHETIC and not self.holdout:
             raise ValueError("nothing to evaluate on: set data.eval to a file or data.holdout above 0")
+        columns_of(parse_methods(self.methods))
         for given in filter(None, (self.train, self.eval)):
             if given != SYNTHETIC and SYNTHETIC in (source.name for source in parse_sources(given)):
                 raise ValueError(f"{given!r}: the synthetic world cannot be mixed with other data")
@@ -93,6 +101,8 @@ class Need:
     group_size: int | None
     reads: str = "nothing"
     best_only: bool = False
+    least: int = 1
+    numbers: tuple[str, ...] = ()
 
 
 def prepare(
@@ -103,16 +113,19 @@ def prepare(
     Raises:
       ValueError: no record is left; the message holds the counts by reason.
     """
+    if config.normalize_targets and need.reads == "scores":
+        raise ValueError("normalize_targets would change scores, which are left as they are: drop it")
     given = _given(config, need, split, directory)
     sources = parse_sources(given)
     opened = open_sources(sources, data_dir=config.tfds_dir, manual_dir=config.manual_dir)
-    key = _key(config, need, tokenizer, split, sources, opened)
+    steps = parse_methods(config.methods) if split == "train" else ()
+    key = _key(config, need, tokenizer, split, sources, opened, steps)
     target = Path(directory) / f"{split}-{key}"
     if (target / "manifest.json").exists():
         return open_trees(target)
 
     # Lists by source, from here on.
-    taken = [_take(source, config, need, split, progress) for source in opened]
+    taken = [_take(source, config, need, split, steps, stream, progress) for stream, source in enumerate(opened)]
     records, reports = [own for own, _, _ in taken], [report for _, report, _ in taken]
     read, kept = (sum(count) for count in zip(*(counts for _, _, counts in taken), strict=True))
     division = f"split {split}: all {read} records"
@@ -148,6 +161,7 @@ def prepare(
         "tokenizer": {"name": config.tokenizer, "fingerprint": tokenizer.fingerprint},
         "end_id": end_id(tokenizer, chat=any(record.is_chat for own in records for record in own)),
         "options": _options(config),
+        "methods": provenance(steps, report),
         "normalization": None if constants is None else dataclasses.asdict(constants),
         "report": report.as_dict(),
         "report_text": "\n\n".join([str(report), division, *_source_table(sources, reports, counts)]),
@@ -158,19 +172,29 @@ def prepare(
 
 
 def _take(
-    source: OpenSource, config: DataConfig, need: Need, split: str, progress: bool
+    source: OpenSource,
+    config: DataConfig,
+    need: Need,
+    split: str,
+    steps: Sequence[Step],
+    stream: int,
+    progress: bool,
 ) -> tuple[list[Record], Report, tuple[int, int]]:
     """A source's records of the split as the objective needs them, a report, and how many there were before and after
     holding out."""
-    records, report = source.read(config.format, progress=progress)
+    records, report = source.read(config.format, more=columns_of(steps), progress=progress)
     read = len(records)
     if _holds_out(config):
         records = [record for record in records if _is_held_out(record, config.holdout) == (split == "eval")]
-    options = dict(rankings=config.rankings, pair_targets=config.pair_targets)
+    options = dict(rankings=config.rankings, pair_targets=config.pair_targets, least=need.least, numbers=need.numbers)
     if need.best_only:
         options = dict(best_only=True)
-    adapted, more = adapt(records, group_size=need.group_size, reads=need.reads, **options)
-    return adapted, report + more, (read, len(records))
+    kept = len(records)
+    before, after = split_steps(steps)
+    records, shaped = apply_methods(records, before, stream=stream)
+    records, adapted = adapt(records, group_size=need.group_size, reads=need.reads, **options)
+    records, treated = apply_methods(records, after, stream=stream, first=len(before) + 1)
+    return records, report + shaped + adapted + treated, (read, kept)
 
 
 def _holds_out(config: DataConfig) -> bool:
@@ -212,6 +236,12 @@ def _given(config: DataConfig, need: Need, split: str, directory: Path) -> str:
         # Held-out rewards come two to a prompt, so that reward accuracy can be read.
         kind = "rewarded" if split == "train" else "rankings"
         records = world.rewarded(count) if split == "train" else world.rankings(count, 2, split=split)
+    elif need.group_size is None and need.reads == "scores":
+        kind, records = f"rankings{_RANKED}", world.rankings(count, _RANKED, split=split)
+    elif need.numbers or need.reads == "scores":
+        # What grades a pair is no noise of its label, so held-out pairs have it too.
+        grades = dict(temperature=options.temperature, flip_rate=options.flip_rate)
+        kind, records = "graded", world.graded(count, split=split, **grades)
     elif need.group_size is None and split == "train":
         kind, records = "unpaired", world.unpaired(count, split=split, **noise)
     else:
@@ -233,6 +263,7 @@ def _key(
     split: str,
     sources: Sequence[Source],
     opened: Sequence[OpenSource],
+    steps: Sequence[Step],
 ) -> str:
     digest = hashlib.sha256()
     for source in opened:
@@ -240,6 +271,7 @@ def _key(
     facts = [_options(config), dataclasses.asdict(need), tokenizer.fingerprint, split]
     if sources[0].share is not None:  # which records a mixture draws depends on the sources' names
         facts += [config.mixture_seed, [dataclasses.asdict(source) for source in sources]]
+    facts += [step.fingerprint() for step in steps]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
@@ -247,7 +279,7 @@ def _key(
 def _options(config: DataConfig) -> dict[str, Any]:
     """The options that decide what given records become."""
     facts = dataclasses.asdict(config)
-    for elsewhere in ("train", "tokenizer", "world", "directory", "mixture_seed", "tfds_dir", "manual_dir"):
+    for elsewhere in ("train", "tokenizer", "world", "directory", "mixture_seed", "tfds_dir", "manual_dir", "methods"):
         del facts[elsewhere]
     return facts
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from prefjax.data.formats import RecordFormat, parse
+from prefjax.data.formats import Columns, RecordFormat, parse
 from prefjax.data.records import Record
 from prefjax.data.report import Finding, Rejection, Report, collect
 
@@ -17,13 +17,18 @@ SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 
 def read_records(
-    files: str | Path | Iterable[str | Path], record_format: RecordFormat | None = None, *, progress: bool = True
+    files: str | Path | Iterable[str | Path],
+    record_format: RecordFormat | None = None,
+    *,
+    more: Columns | None = None,
+    progress: bool = True,
 ) -> tuple[list[Record], Report]:
     """All records of some files, in order.
 
     Args:
         files: a path or a glob pattern, or several of them.
         record_format: how rows are read; None means `RecordFormat()`.
+        more: further columns to keep, see `Columns`.
         progress: a progress bar per file, on a terminal only.
     Returns:
         the records, and a report with the stage "read".
@@ -34,7 +39,7 @@ def read_records(
 
     def step(numbered: tuple[str, Any]) -> Iterable[Record | Finding]:
         source, row = numbered
-        return (row,) if isinstance(row, Rejection) else parse(row, source, record_format)
+        return (row,) if isinstance(row, Rejection) else parse(row, source, record_format, more)
 
     rows = (row for path in find_files(files) for row in read_rows(path, progress=progress))
     return collect("read", rows, step)

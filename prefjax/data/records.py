@@ -2,12 +2,14 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from prefjax.data.report import Finding, Notice, Rejection
 
 KINDS = ("pair", "unpaired", "ranked", "demonstration")
 TIES = ("drop", "keep")
+NUMBERS = ("margin", "target_probability")  # what some objectives read of a pair besides its targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Record:
     auxiliary  a regulariser target under the same prompt (SLiC's y_ref), or None
     weight     per-prompt loss weight
     source     "file:line", for messages
+    margin     what the pair's rewards must differ by (`Responses.margin`), or None
+    target_probability  P(the first response is better) of a pair, in [0, 1], or None
+    columns    what data methods read of the row besides, by column name
+    response_columns  the same, with one value for each response
     """
 
     prompt: Text
@@ -44,6 +50,10 @@ class Record:
     auxiliary: Text | None = None
     weight: float = 1.0
     source: str = "memory"
+    margin: float | None = None
+    target_probability: float | None = None
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+    response_columns: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -53,6 +63,13 @@ class Record:
             raise ValueError(f"a record of kind {self.kind!r} cannot have {count} responses")
         if len(self.targets) != count or (self.scores is not None and len(self.scores) != count):
             raise ValueError(f"{count} responses need as many targets and scores: {self.targets}, {self.scores}")
+        for name, values in self.response_columns.items():
+            if len(values) != count:
+                raise ValueError(f"{count} responses need as many values of {name}: {len(values)}")
+        if self.kind != "pair" and any(getattr(self, name) is not None for name in NUMBERS):
+            raise ValueError(f"only a pair has {' and '.join(NUMBERS)}: a record of kind {self.kind!r} has none")
+        if self.target_probability is not None and not 0 <= self.target_probability <= 1:
+            raise ValueError(f"target_probability must be in [0, 1], got {self.target_probability}")
         texts = (self.prompt, *self.responses, *(() if self.auxiliary is None else (self.auxiliary,)))
         if len({isinstance(text, str) for text in texts}) > 1:
             raise ValueError("prompt, responses and auxiliary must be all plain text or all chats")
@@ -68,12 +85,17 @@ class Record:
         return f"completions[{response}]" if self.kind == "ranked" else "completion"
 
     def select(self, responses: tuple[int, ...], targets: tuple[float, ...], kind: str) -> "Record":
-        """The record with some of its responses, in the order given; the source names them as file:line[k,...]."""
+        """The record with some of its responses, in the order given; the source names them as file:line[k,...].
+
+        What was said about the pair it may have been (`NUMBERS`) does not hold for the selection.
+        """
         return dataclasses.replace(
             self,
+            **dict.fromkeys(NUMBERS),
             responses=tuple(self.responses[k] for k in responses),
             targets=targets,
             scores=None if self.scores is None else tuple(self.scores[k] for k in responses),
+            response_columns={name: tuple(own[k] for k in responses) for name, own in self.response_columns.items()},
             kind=kind,
             source=f"{self.source}[{','.join(map(str, responses))}]",
         )

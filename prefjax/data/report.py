@@ -18,10 +18,11 @@ REASONS: Mapping[str, str] = {
     "ambiguous_shape": "the row has the fields of several shapes",
     "wrong_type": "the field is of another type",
     "unsupported_field": "a chat message carries more than role and content",
-    "length_mismatch": "completions and scores differ in number",
+    "length_mismatch": "lists that go together differ in length",
     "bad_label": "a label is neither true nor false, or a target is not a label",
     "not_finite": "a number is NaN or infinite",
     "bad_weight": "a weight is negative",
+    "bad_probability": "a probability is outside [0, 1]",
     "bad_role": "a response does not begin with the assistant's turn",
     "no_boundary": "no prompt can be told from the responses without guessing",
     # what a row says
@@ -30,10 +31,15 @@ REASONS: Mapping[str, str] = {
     "identical_responses": "all responses are the same, so they teach no preference",
     "tie": "equal scores, so nothing is preferred",
     # what an objective needs
-    "wrong_kind": "the objective needs another kind of record",
+    "wrong_kind": "the objective, or a data method, needs another kind of record",
     "undesirable": "labelled 0: not to be imitated",
     # mixing
     "not_drawn": "left out so that every source has its share",
+    # data methods
+    "few_responses": "fewer responses than a method needs",
+    "no_pair": "no two responses fit the rule of a method",
+    "not_selected": "left out by a selection",
+    "outside_window": "a number is outside the window of a filter",
     # encoding
     "special_text": "the text spells one of the tokenizer's special tokens",
     "template_error": "the chat template refuses the conversation",
@@ -53,6 +59,7 @@ REASONS: Mapping[str, str] = {
     "tied_pair": "two responses of a ranking with equal scores: no pair made of them",
     "same_text_pair": "two responses of a ranking with equal text: no pair made of them",
     "tied_best": "several responses share the top score; the first one is taken",
+    "flipped": "chosen and rejected exchanged, or a label inverted, by a method",
     "trimmed_prompt": "the prompt was cut from the left",
     "trimmed_response": "a response was cut from the right and has no EOS",
 }

@@ -67,6 +67,8 @@ class Rows(NamedTuple):
     example_id: np.ndarray  # [B, G] -1 is padding
     reference_logp: np.ndarray | None = None  # [B, G, N] float32, nats; None when the reference is live or absent
     prompts: PromptRows | None = None
+    margin: np.ndarray | None = None  # [B, G] float32, as in `Responses`; None unless RowShape.numbers names it
+    target_probability: np.ndarray | None = None  # [B, G] float32, the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +81,7 @@ class RowShape:
     scored_length  S
     groups         G, prompts per row at most (1 in layouts pairs and shared)
     prompt_length  Q, length of a prompt row; 0 means no prompt rows are built
+    numbers        which of margin and target_probability the rows carry: those that the objective reads
     """
 
     layout: str
@@ -88,6 +91,7 @@ class RowShape:
     groups: int
     branches: Branches
     prompt_length: int = 0
+    numbers: tuple[str, ...] = ()
 
 
 LAYOUTS = ("pairs", "packed_pairs", "shared", "shared_packed")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from prefjax.data.datasets import DATASETS, find
 from prefjax.data.datasets.builder import build
-from prefjax.data.formats import RecordFormat, parse
+from prefjax.data.formats import Columns, RecordFormat, parse
 from prefjax.data.readers import SUFFIXES, find_files, read_records
 from prefjax.data.records import Record
 from prefjax.data.report import Finding, Rejection, Report, collect
@@ -100,14 +100,16 @@ class OpenSource:
             digest.update(hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest())
         return digest.digest()
 
-    def read(self, record_format: RecordFormat, *, progress: bool = True) -> tuple[list[Record], Report]:
+    def read(
+        self, record_format: RecordFormat, *, more: Columns | None = None, progress: bool = True
+    ) -> tuple[list[Record], Report]:
         """Its records, named "<source>:<row>" from row 1 on, and a report with the stage "read"."""
         if self.files:
-            return read_records(self.files, record_format, progress=progress)
+            return read_records(self.files, record_format, more=more, progress=progress)
 
         def step(numbered: tuple[int, Any]) -> Iterable[Record | Finding]:
             number, row = numbered
-            return parse(row, f"{self.name}:{number}", record_format)
+            return parse(row, f"{self.name}:{number}", record_format, more)
 
         # tqdm's `disable=None` shows the bar on a terminal only.
         bar = tqdm(self._rows, desc=self.name, unit=" rows", disable=None if progress else True)

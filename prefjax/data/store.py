@@ -16,9 +16,10 @@ import tensorflow_datasets as tfds
 from jaxtyping import UInt64
 
 from prefjax.data.packing import TreeLengths, node_lengths
+from prefjax.data.records import NUMBERS
 from prefjax.data.trees import TokenTree
 
-_FORMAT = 1  # of index.npz and manifest.json
+_FORMAT = 2  # of index.npz and manifest.json
 _SPLIT = "trees"
 _OWN_KEYS = frozenset({"format", "examples", "content_hash", "index_hash"})
 
@@ -29,7 +30,7 @@ class TreeSource(Protocol):
 
     lengths: TreeLengths
     prompt_hashes: UInt64[np.ndarray, "n"]  # equal iff the prompts are (up to 64-bit collisions)
-    content_hash: str  # sha256 over tokens, targets and weights, in order
+    content_hash: str  # sha256 over tokens, targets, weights and other numbers, in order
 
     def __len__(self) -> int: ...
 
@@ -44,9 +45,14 @@ def _flat(tree: TokenTree) -> tuple[np.ndarray, np.ndarray]:
     return np.array([len(node) for node in nodes], np.int32), np.concatenate(nodes)
 
 
-def _digest(lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray, weight: float) -> bytes:
+def _numbers(tree: TokenTree) -> np.ndarray:
+    """[3] float32: weight, margin and target_probability, NaN when absent."""
+    return np.array([tree.weight, *(getattr(tree, name) for name in NUMBERS)], np.float32)
+
+
+def _digest(lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray, numbers: np.ndarray) -> bytes:
     """sha256 (32 bytes) over everything a tree holds except its example_id."""
-    parts = (np.asarray(lengths, "<i4"), np.asarray(tokens, "<i4"), np.asarray(targets, "<f4"), np.float32(weight))
+    parts = (np.asarray(lengths, "<i4"), np.asarray(tokens, "<i4"), *(np.asarray(x, "<f4") for x in (targets, numbers)))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
 
 
@@ -68,9 +74,15 @@ def _checked(tree: TokenTree, index: int) -> TokenTree:
         targets=np.asarray(tree.targets, np.float32),
         baseline=None if tree.baseline is None else np.asarray(tree.baseline, np.int32),
         auxiliary=None if tree.auxiliary is None else np.asarray(tree.auxiliary, np.int32),
-        weight=float(np.float32(tree.weight)),
+        **_read_numbers(_numbers(tree)),
         example_id=index,
     )
+
+
+def _read_numbers(numbers: np.ndarray) -> dict[str, float | None]:
+    weight, *optional = numbers.tolist()
+    absent = [None if np.isnan(number) else number for number in optional]
+    return {"weight": weight, **dict(zip(NUMBERS, absent, strict=True))}
 
 
 class MemoryTrees:
@@ -81,7 +93,7 @@ class MemoryTrees:
         self.lengths = TreeLengths.of(self._trees)
         self.prompt_hashes = np.array([_prompt_hash(tree) for tree in self._trees], np.uint64)
         self.content_hash = hashlib.sha256(
-            b"".join(_digest(*_flat(tree), tree.targets, tree.weight) for tree in self._trees)
+            b"".join(_digest(*_flat(tree), tree.targets, _numbers(tree)) for tree in self._trees)
         ).hexdigest()
 
     def __len__(self) -> int:
@@ -91,7 +103,7 @@ class MemoryTrees:
         return self._trees[index]
 
 
-def _numbers(dtype: type) -> tfds.features.Tensor:
+def _vector(dtype: type) -> tfds.features.Tensor:
     """A vector of any length: TFDS reads and writes it several times faster than its `Sequence`."""
     return tfds.features.Tensor(shape=(None,), dtype=dtype)
 
@@ -119,10 +131,10 @@ class _TokenTrees(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,
             features=tfds.features.FeaturesDict(
                 {
-                    "lengths": _numbers(np.int32),  # prompt, responses, baseline, auxiliary (0 when absent)
-                    "tokens": _numbers(np.int32),  # the same nodes, concatenated
-                    "targets": _numbers(np.float32),
-                    "weight": tfds.features.Scalar(np.float32),
+                    "lengths": _vector(np.int32),  # prompt, responses, baseline, auxiliary (0 when absent)
+                    "tokens": _vector(np.int32),  # the same nodes, concatenated
+                    "targets": _vector(np.float32),
+                    "numbers": _vector(np.float32),  # weight, margin, target_probability (NaN when absent)
                 }
             ),
         )
@@ -133,11 +145,11 @@ class _TokenTrees(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, given in enumerate(self._trees):
             tree = _checked(given, index)
-            lengths, tokens = _flat(tree)
+            (lengths, tokens), numbers = _flat(tree), _numbers(tree)
             self.lengths.append(node_lengths(tree))
-            self.digests.append(_digest(lengths, tokens, tree.targets, tree.weight))
+            self.digests.append(_digest(lengths, tokens, tree.targets, numbers))
             self.prompt_hashes.append(_prompt_hash(tree))
-            yield index, {"lengths": lengths, "tokens": tokens, "targets": tree.targets, "weight": tree.weight}
+            yield index, {"lengths": lengths, "tokens": tokens, "targets": tree.targets, "numbers": numbers}
         if not self.digests:
             raise ValueError("there are no trees to write")
 
@@ -186,7 +198,7 @@ class PreparedTrees:
     def __getitem__(self, index: int) -> TokenTree:
         record = self._records[index]
         lengths, tokens = record["lengths"], record["tokens"]
-        if _digest(lengths, tokens, record["targets"], record["weight"]) != self._digests[index].tobytes():
+        if _digest(lengths, tokens, record["targets"], record["numbers"]) != self._digests[index].tobytes():
             raise ValueError(f"tree {index} of {self.directory} is not what was written: prepare the data again")
         prompt, *responses, baseline, auxiliary = np.split(tokens, np.cumsum(lengths)[:-1])
         return TokenTree(
@@ -195,7 +207,7 @@ class PreparedTrees:
             targets=record["targets"],
             baseline=baseline if len(baseline) else None,
             auxiliary=auxiliary if len(auxiliary) else None,
-            weight=float(record["weight"]),
+            **_read_numbers(record["numbers"]),
             example_id=index,
         )
 

@@ -242,6 +242,28 @@ class World:
 
         return self._records("pairs", n, split, one)
 
+    def graded(
+        self, n: int, *, split: str = "train", temperature: float = 0.0, flip_rate: float = 0.0
+    ) -> Iterator[dict[str, Any]]:
+        """n records {prompt, chosen, rejected, score_chosen, score_rejected, margin, target_probability}.
+
+        The two responses are drawn as those of `pairs`, and the better one is chosen. Scores are gold rewards, the
+        margin is their difference, and target_probability is its `preference_probability`: 1 for clean labels.
+        """
+        preference_probability(0.0, temperature, flip_rate)
+
+        def one(rng, prompt):
+            responses, scores = self._distinct_responses(rng, prompt, 2)
+            (high, chosen), (low, rejected) = sorted(zip(scores, responses, strict=True), reverse=True)
+            margin = round(high - low, 6)
+            return {
+                **{"prompt": prompt, "chosen": chosen, "rejected": rejected},
+                **{"score_chosen": high, "score_rejected": low, "margin": margin},
+                "target_probability": preference_probability(margin, temperature, flip_rate),
+            }
+
+        return self._records("graded", n, split, one)
+
     def unpaired(
         self, n: int, *, split: str = "train", temperature: float = 0.0, flip_rate: float = 0.0
     ) -> Iterator[dict[str, Any]]:

@@ -8,12 +8,12 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from prefjax.data.records import Record
+from prefjax.data.records import NUMBERS, Record
 from prefjax.data.report import Finding, Notice, Rejection, Report, collect
 
 RANKING_RULES = ("best_worst", "adjacent", "all")
 PAIR_TARGETS = ("labels", "scores")
-READS = ("nothing", "labels", "rewards")
+READS = ("nothing", "labels", "rewards", "scores")
 
 
 def rankings_to_pairs(record: Record, rule: str = "best_worst") -> Iterator[Record | Finding]:
@@ -93,7 +93,9 @@ def adapt(
     records: Iterable[Record],
     *,
     group_size: int | None,
+    least: int = 1,
     reads: str = "nothing",
+    numbers: Sequence[str] = (),
     rankings: str | None = None,
     pair_targets: str = "labels",
     best_only: bool = False,
@@ -102,9 +104,12 @@ def adapt(
 
     Args:
         group_size: of the objective. 2 takes pairs, and rankings as pairs; None takes records with any number of
-            responses.
+            responses, and keeps all of them under their prompt.
+        least: under group_size None, the responses a record needs: 2 where the objective compares them.
         reads: what the objective reads of `targets`: "nothing" (SFT), "labels" (KTO: 1 desirable, 0 undesirable),
-            "rewards" (DRO: any number). A demonstration has neither label nor reward.
+            "rewards" (DRO: any number, a quantity on its own), "scores" (any number that compares the responses of one
+            prompt). A demonstration has none of them.
+        numbers: what the objective reads of a pair besides: of `NUMBERS`. A pair that lacks one is rejected.
         rankings: the rule that makes pairs of rankings, see `rankings_to_pairs`. None means "best_worst" under
             group_size 2, and rankings as they are otherwise.
         pair_targets: targets of a pair: "labels", 1 and 0, or "scores", score_chosen and score_rejected.
@@ -118,6 +123,8 @@ def adapt(
         raise ValueError(f"group_size must be None or 2, got {group_size}")
     if reads not in READS:
         raise ValueError(f"reads must be one of {READS}, got {reads!r}")
+    if unknown := set(numbers) - set(NUMBERS):
+        raise ValueError(f"numbers must be of {NUMBERS}, got {sorted(unknown)}")
     if pair_targets not in PAIR_TARGETS:
         raise ValueError(f"pair_targets must be one of {PAIR_TARGETS}, got {pair_targets!r}")
     if best_only and (group_size == 2 or rankings is not None or pair_targets != "labels"):
@@ -145,17 +152,26 @@ def adapt(
 
     def checked(record: Record) -> Iterator[Record | Finding]:
         for item in step(record):
-            yield item if isinstance(item, Finding) else _unmet_need(item, group_size, reads) or item
+            yield item if isinstance(item, Finding) else _unmet_need(item, group_size, least, reads, numbers) or item
 
     return collect("adapt", records, checked)
 
 
-def _unmet_need(record: Record, group_size: int | None, reads: str) -> Rejection | None:
+def _unmet_need(
+    record: Record, group_size: int | None, least: int, reads: str, numbers: Sequence[str]
+) -> Rejection | None:
     if group_size == 2 and record.kind != "pair":
         detail = (
             "a pairwise objective needs a chosen and a rejected response to every prompt; "
             f"this record is {record.kind}: use an objective for single responses (kto, dro, sft)"
         )
+        return Rejection("wrong_kind", record.source, record.field(0), detail)
+    for name in numbers:
+        if getattr(record, name) is None:
+            detail = f"this objective reads a {name} of every pair: add it, and name its column in format.{name}_field"
+            return Rejection("missing_field", record.source, name, detail)
+    if (count := len(record.responses)) < least:
+        detail = f"this objective compares at least {least} responses to a prompt, this record has {count}"
         return Rejection("wrong_kind", record.source, record.field(0), detail)
     if reads != "nothing" and record.kind == "demonstration":
         return Rejection(

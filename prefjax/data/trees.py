@@ -15,6 +15,8 @@ class TokenTree:
     baseline    [L] KTO's mismatched response (a response to another prompt), or None.
     auxiliary   [L] a regulariser target under the same prompt (SLiC's y_ref), or None.
     weight      per-prompt loss weight.
+    margin      `Responses.margin` of a pair, or None.
+    target_probability  `Responses.target_probability` of a pair, or None.
     example_id  row of the record in its prepared dataset; stable across runs, keys the reference cache.
     """
 
@@ -24,6 +26,8 @@ class TokenTree:
     baseline: np.ndarray | None = None
     auxiliary: np.ndarray | None = None
     weight: float = 1.0
+    margin: float | None = None
+    target_probability: float | None = None
     example_id: int = -1
 
     @property

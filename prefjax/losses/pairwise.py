@@ -1,136 +1,250 @@
-"""Objectives on pairs: K = 2, chosen in slot 0, rejected in slot 1.
+"""Objectives on pairs that look at one number, how far the policy's margin is above the reference's: DPO and its kin.
 
-Notation of the docstrings, all in nats and all sums over response tokens (EOS included):
+Notation of the docstrings, all in nats and all sums over response tokens (EOS included) unless a line says "per token":
 
-    a(y) = logp(y) - reference_logp(y)      the log-ratio of a response
-    h    = a(chosen) - a(rejected)          the margin; 0 when policy == reference
-    sp(x) = log(1 + e^x) = -log sigmoid(-x) softplus
+    a_w, a_l  = logp - reference_logp       the log-ratio of the chosen and of the rejected response
+    h         = a_w - a_l                   the margin; 0 when policy == reference
+    n_w, n_l                                response tokens
+    sp(x)     = log(1 + e^x) = -log sigmoid(-x)
 
-Every loss is [B], one number per prompt, unreduced; a prompt counts only if both of its slots are valid, and any other
-contributes exactly zero loss and zero gradient. At a kink (the hinges) the subgradient is 0. The doctests use the pair
-below, whose margin is h = 2 nats.
+Every loss is [B], one number per prompt, unreduced; a pair counts only if both of its slots are valid, and any other
+contributes exactly zero loss and zero gradient. At a kink the subgradient is 0. The doctests' pair has h = 2 nats.
 
 >>> pair = Responses(logp=jnp.array([[-10.0, -12.0]]), reference_logp=jnp.array([[-11.0, -11.0]]))
->>> [f"{loss(pair)[0]:.4f}" for loss in (dpo, cdpo, rdpo, ipo, slic, rso_hinge)]
-['0.5981', '0.6181', '0.5731', '9.0000', '1.0000', '0.9000']
+>>> [f"{loss(pair)[0]:.4f}" for loss in (dpo, ipo, rso_hinge, gpo, discopop)]
+['0.5981', '9.0000', '0.9000', '0.8187', '0.8738']
 """
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jax.lax import stop_gradient
+from jaxtyping import Array, Float
 
+from prefjax.losses.links import LINKS, exp, hinge, logistic
+from prefjax.losses.reducers import gap, log_ratio, of_pairs, pairs, per_token, sides
 from prefjax.losses.types import Responses
-
-
-def _margin(r: Responses, per_token: bool = False) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
-    """The margin h of every pair, 0 where a slot is invalid, and which pairs count."""
-    r.require("reference_logp", *(["length"] if per_token else []), group_size=2)
-    r = r.masked(whole_groups=True)
-    log_ratio = r.logp - r.reference_logp
-    if per_token:
-        log_ratio /= jnp.maximum(r.length, 1)  # only the zeroed slots have length 0
-    return log_ratio[:, 0] - log_ratio[:, 1], r.valid[:, 0]
 
 
 def dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     """Direct preference optimisation: -log sigmoid(beta h).
 
-    arXiv 2305.18290, equation 7. Needs reference_logp. The push on the chosen log-prob is beta sigmoid(-beta h): close
-    to beta while the pair is ranked badly wrong, beta / 2 at the reference, fading to 0 as h grows; no finite h
-    minimises the loss. Only h matters, so both log-probs may fall together. Start value log 2.
+    Source: arXiv 2305.18290, equation 7.
+    Tokens: summed.
+    Start: log 2.
+    Elsewhere: TRL and EasyDeL `sigmoid`.
 
-    TRL's `sigmoid` and the authors' code agree on sums; Tulu 3's `dpo_norm` averages over tokens, another objective.
+    The push on the chosen log-prob is beta sigmoid(-beta h): close to beta while the pair is ranked badly wrong,
+    beta / 2 at the reference, fading to 0 as h grows; no finite h minimises the loss. Only h matters, so both log-probs
+    may fall together. Joint preferences (DOVE, arXiv 2404.00530) are this loss on responses to two different prompts.
     """
-    h, valid = _margin(r)
-    return jnp.where(valid, jax.nn.softplus(-beta * h), 0.0)
+    r = pairs(r, "reference_logp")
+    return of_pairs(r, logistic(beta * gap(log_ratio(r))))
 
 
-def cdpo(r: Responses, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Float[Array, "B"]:
-    """Conservative DPO: (1 - e) sp(-beta h) + e sp(beta h), the cross-entropy against a label that is wrong with
-    probability e = `label_smoothing`.
+def dpo_norm(r: Responses, *, beta: float = 5.0) -> Float[Array, "B"]:
+    """Length-normalised DPO: -log sigmoid(beta (a_w / n_w - a_l / n_l)).
 
-    E. Mitchell, "A note on DPO with noisy preferences and relationship to IPO" (cdpo.pdf), equation 3. Needs
-    reference_logp. Equals DPO + e beta h, so it pulls h back once beta h > log((1 - e) / e), its minimiser. Start value
-    log 2.
+    Source: arXiv 2411.15124 (Tulu 3), equation 6.
+    Tokens: mean.
+    Start: log 2.
+    Elsewhere: TRL `sigmoid_norm`; open-instruct `dpo_norm`.
 
-    HALOs smooths by 0.2 by default. TRL had it as `sigmoid` with label_smoothing; at commit f2cd577 that option no
-    longer reaches the `sigmoid` loss.
+    With two responses of n tokens it is `dpo` with beta / n, hence the large beta.
     """
-    h, valid = _margin(r)
-    z = beta * h
-    return jnp.where(valid, jax.nn.softplus(-z) + label_smoothing * z, 0.0)  # as sp(z) = sp(-z) + z
+    r = pairs(r, "reference_logp", "length")
+    return of_pairs(r, logistic(beta * gap(per_token(r, log_ratio(r)))))
 
 
-def rdpo(r: Responses, *, beta: float = 0.1, flip_rate: float = 0.1) -> Float[Array, "B"]:
-    """Provably robust DPO: [(1 - e) sp(-beta h) - e sp(beta h)] / (1 - 2e), e = `flip_rate` in [0, 1/2).
+def r_dpo(r: Responses, *, beta: float = 0.1, alpha: float = 0.01) -> Float[Array, "B"]:
+    """Length-regularised DPO (R-DPO): -log sigmoid(beta h + alpha (n_w - n_l)).
 
-    arXiv 2403.00409, section 3.1. Needs reference_logp. Averaged over labels flipped with probability e it is the DPO
-    loss of the clean label. Equals DPO - e / (1 - 2e) beta h: the push on the margin never vanishes, the loss has no
-    lower bound, and negative values are normal. It moves away from DPO in the direction opposite to cDPO. Start value
-    log 2.
+    Source: arXiv 2403.19159; the sign as derived from its length-penalised reward, and as in SamPO's code.
+    Tokens: summed.
+    Start: sp(-alpha (n_w - n_l)).
+    Elsewhere: not in TRL or EasyDeL.
 
-    TRL's and Liger's `robust` agree; there the rate is called label_smoothing.
-
-    Raises:
-        ValueError: flip_rate is not in [0, 1/2).
+    A longer chosen response counts as partly explained by its length, so it is pushed less. The paper tunes alpha.
     """
-    if not 0 <= flip_rate < 0.5:
-        raise ValueError(f"rdpo needs 0 <= flip_rate < 0.5 (at one half the labels say nothing), got {flip_rate}")
-    h, valid = _margin(r)
-    z = beta * h
-    return jnp.where(valid, jax.nn.softplus(-z) - flip_rate / (1 - 2 * flip_rate) * z, 0.0)  # sp(z) = sp(-z) + z
+    r = pairs(r, "reference_logp", "length")
+    return of_pairs(r, logistic(beta * gap(log_ratio(r)) + alpha * gap(r.length)))
+
+
+def dpop(r: Responses, *, beta: float = 0.3, penalty: float = 50.0) -> Float[Array, "B"]:
+    """DPO-positive: -log sigmoid(beta (h - penalty max(0, -a_w))).
+
+    Source: arXiv 2402.13228, equation 3.
+    Tokens: summed.
+    Start: log 2.
+    Elsewhere: not in TRL or EasyDeL.
+
+    Equals `dpo` wherever the chosen response is at least as likely as under the reference. Policy == reference lies on
+    the kink: with subgradient 0 the first step is that of DPO; with 1 (torch.clamp) it would be 1 + penalty times that.
+    """
+    r = pairs(r, "reference_logp")
+    a = log_ratio(r)
+    return of_pairs(r, logistic(beta * (gap(a) - penalty * jax.nn.relu(-a[:, 0]))))
+
+
+def hypo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+    """Hybrid DPO (HyPO): -log sigmoid(beta (logp_w - logp_l - max(0, reference_logp_w - reference_logp_l))).
+
+    Source: arXiv 2602.11902, the loss as stated in the abstract.
+    Tokens: summed.
+    Start: sp(-beta min(0, reference_logp_w - reference_logp_l)).
+    Elsewhere: not in TRL or EasyDeL.
+
+    DPO where the reference ranks the pair rightly; where it prefers the rejected response its head start is ignored, so
+    that the policy is not satisfied before it ranks the pair rightly itself. (Another HyPO, arXiv 2406.01462, is DPO
+    plus an online KL.)
+    """
+    r = pairs(r, "reference_logp")
+    return of_pairs(r, logistic(beta * (gap(r.logp) - jax.nn.relu(gap(r.reference_logp)))))
 
 
 def ipo(r: Responses, *, tau: float = 0.1, normalize: Literal["none", "length"] = "none") -> Float[Array, "B"]:
     """Identity preference optimisation: (h - 1 / (2 tau))^2.
 
-    arXiv 2310.12036, equation 17. Needs reference_logp, and length with `normalize="length"`. The minimiser is
-    h = 1 / (2 tau) and overshoot costs as much as undershoot; over pairs whose label is right with probability p it is
-    (2p - 1) / (2 tau). Start value 1 / (4 tau^2): with tau = 0.1 the first gradient is 200 times that of DPO at
-    beta = 0.1, so learning rates do not carry over.
+    Source: arXiv 2310.12036, equation 17.
+    Tokens: summed (normalize="none") or mean ("length").
+    Start: 1 / (4 tau^2).
+    Elsewhere: TRL `ipo` (mean, its beta is tau), EasyDeL `ipo` (the loss takes what the trainer reduced).
+
+    The minimiser is h = 1 / (2 tau) and overshoot costs as much as undershoot; over pairs whose label is right with
+    probability p it is (2p - 1) / (2 tau). With tau = 0.1 the first gradient is 200 times that of DPO at beta = 0.1, so
+    learning rates do not carry over.
 
     normalize  "none": sums over tokens, as in equation 17, the original DPO repository and OpenRLHF.
-               "length": each log-ratio is divided by its response's token count, h = a_w / |y_w| - a_l / |y_l|, as in
-               TRL, HALOs and LLaMA-Factory; the same tau then asks for far more per response. (HALOs counts only the
-               tokens with a non-zero log-ratio, hence NaN at policy == reference; here every response token counts.)
+               "length": each log-ratio is divided by its response's token count, h = a_w / n_w - a_l / n_l, as in TRL,
+               HALOs and LLaMA-Factory; the same tau then asks for far more per response. (HALOs counts only the tokens
+               with a non-zero log-ratio, hence NaN at policy == reference; here every response token counts.)
 
     Raises:
         ValueError: normalize is neither.
     """
     if normalize not in ("none", "length"):
         raise ValueError(f"ipo takes normalize='none' or 'length', got {normalize!r}")
-    h, valid = _margin(r, per_token=normalize == "length")
-    return jnp.where(valid, (h - 1 / (2 * tau)) ** 2, 0.0)
+    r = pairs(r, "reference_logp", *(["length"] if normalize == "length" else []))
+    a = log_ratio(r)
+    return of_pairs(r, (gap(per_token(r, a) if normalize == "length" else a) - 1 / (2 * tau)) ** 2)
 
 
-def slic(r: Responses, *, delta: float = 1.0, regularizer_weight: float = 0.1) -> Float[Array, "B"]:
-    """SLiC-HF: max(0, delta - logp(chosen) + logp(rejected)) - regularizer_weight * logp(y_ref).
+def rso_sigmoid(r: Responses, *, gamma: float = 0.05) -> Float[Array, "B"]:
+    """RSO's sigmoid-norm loss: -log sigmoid(gamma h), which is `dpo` with RSO's coefficient.
 
-    arXiv 2305.10425, equation 4. No reference model: a hinge on the raw log-probs (sums over tokens) with a margin of
-    `delta` nats, plus cross-entropy on a regulariser target y_ref: `auxiliary_logp` when the batch has it (the paper's
-    SFT target), otherwise the chosen response (the paper's best-ranked candidate; it reports little difference).
-    The paper sets delta = 1 and does not report the regulariser's weight; 0.1 is the choice of HALOs. No start value:
-    the loss at policy == reference depends on the model.
+    Source: arXiv 2309.06657, equation 8.
+    Tokens: summed.
+    Start: log 2.
+    Elsewhere: TRL and EasyDeL `sigmoid`, gamma named beta.
 
-    TRL's and Liger's `hinge` and torchtune's RSOLoss are not this objective but RSO's hinge-norm (`rso_hinge`).
+    The sampling half of RSO concerns the data, not the loss.
     """
-    r.require(group_size=2)
-    r = r.masked(whole_groups=True)
-    target_logp = r.logp[:, 0] if r.auxiliary_logp is None else r.auxiliary_logp
-    hinge = jax.nn.relu(delta - r.logp[:, 0] + r.logp[:, 1])  # relu: subgradient 0 at the kink, jnp.maximum's is 1/2
-    return jnp.where(r.valid[:, 0], hinge - regularizer_weight * target_logp, 0.0)
+    return dpo(r, beta=gamma)
 
 
 def rso_hinge(r: Responses, *, gamma: float = 0.05) -> Float[Array, "B"]:
     """RSO's hinge-norm loss: max(0, 1 - gamma h).
 
-    arXiv 2309.06657, equation 10; gamma is its default. Needs reference_logp. It is gamma times a hinge on h with a
-    margin of 1 / gamma nats (20 by default): a constant push until the pair is separated by that much, then none. Start
-    value 1. The sampling half of RSO concerns the data, not the loss.
+    Source: arXiv 2309.06657, equation 10.
+    Tokens: summed.
+    Start: 1.
+    Elsewhere: TRL and EasyDeL `hinge`, gamma named beta and 0.1 by default (a margin of 10 nats); it is not SLiC-HF.
 
-    TRL calls it `hinge`, with gamma named beta and 0.1 by default: a margin of 10 nats.
+    gamma times a hinge on h with a margin of 1 / gamma nats (20 by default): a constant push until the pair is
+    separated by that much, then none.
     """
-    h, valid = _margin(r)
-    return jnp.where(valid, jax.nn.relu(1 - gamma * h), 0.0)
+    r = pairs(r, "reference_logp")
+    return of_pairs(r, hinge(gamma * gap(log_ratio(r))))
+
+
+def gpo(
+    r: Responses,
+    *,
+    beta: float = 0.1,
+    link: Literal["logistic", "hinge", "squared", "truncated_quadratic", "exponential"] = "exponential",
+) -> Float[Array, "B"]:
+    """Generalised preference optimisation: f(beta h) for a convex f with f'(0) < 0.
+
+    Source: arXiv 2402.05749 (the family; DPO, IPO and SLiC's hinge are members).
+    Tokens: summed.
+    Start: f(0), 1 for every link but the logistic, whose is log 2.
+    Elsewhere: TRL and EasyDeL have the members `sigmoid`, `hinge` and `ipo`.
+
+    link  f(z): "logistic" log(1 + e^-z), "hinge" max(0, 1 - z), "squared" (1 - z)^2, "truncated_quadratic"
+          max(0, 1 - z)^2, "exponential" e^-z (continued as its tangent beyond e^30). The squared link is 4 tau^2 `ipo`
+          at beta = 2 tau.
+
+    Raises:
+        ValueError: an unknown link.
+    """
+    if link not in LINKS:
+        raise ValueError(f"gpo takes link {', '.join(map(repr, LINKS))}; got {link!r}")
+    r = pairs(r, "reference_logp")
+    return of_pairs(r, LINKS[link](beta * gap(log_ratio(r))))
+
+
+def discopop(r: Responses, *, beta: float = 0.05, tau: float = 0.05) -> Float[Array, "B"]:
+    """Discovered preference optimisation: (1 - s) sp(-z) + s e^-z, z = beta h and s = sigmoid(z / tau).
+
+    Source: arXiv 2406.08414, equation 5 (log-ratio modulated loss).
+    Tokens: summed.
+    Start: (log 2 + 1) / 2.
+    Elsewhere: TRL `discopop`; EasyDeL's takes tau = 1 by default.
+
+    Not convex: with the default tau the loss rises with z between -0.119 and 0.072, so the very first step lowers the
+    margin. e^-z is computed as exp(log s - z), without which badly ranked pairs would give 0 times infinity.
+    """
+    r = pairs(r, "reference_logp")
+    z = beta * gap(log_ratio(r))
+    log_s = jax.nn.log_sigmoid(z / tau)
+    return of_pairs(r, jax.nn.sigmoid(-z / tau) * logistic(z) + exp(log_s - z))
+
+
+def wpo(r: Responses, *, beta: float = 0.01) -> Float[Array, "B"]:
+    """Weighted preference optimisation: -min(1, w_w w_l) log sigmoid(beta h), log w = mean over tokens t of
+    log(pi_t / sum_v pi_v^2).
+
+    Source: arXiv 2406.11827, equation 2 with the sampled alignment of the weights.
+    Tokens: summed in h, mean in w.
+    Start: min(1, w_w w_l) log 2.
+    Elsewhere: TRL `use_weighting=True`, without the cap at 1 that the authors' code has.
+
+    A pair that the policy would hardly sample counts less. No gradient flows through the weights.
+    """
+    r = pairs(r, "reference_logp", "length", "log_sum_p2")
+    return of_pairs(r, pair_alignment(r) * logistic(beta * gap(log_ratio(r))))
+
+
+def pair_alignment(r: Responses) -> Float[Array, "B"]:
+    """WPO's weight of a pair, min(1, w_w w_l), detached."""
+    log_w = per_token(r, r.logp - r.log_sum_p2)
+    return stop_gradient(jnp.exp(jnp.minimum(0, log_w[:, 0] + log_w[:, 1])))
+
+
+def rpo_nll(r: Responses, *, beta: float = 0.1, alpha: float = 1.0) -> Float[Array, "B"]:
+    """DPO with likelihood: -log sigmoid(beta h) - alpha logp_w / n_w.
+
+    Source: arXiv 2404.19733 (iterative RPO), equation 1; as a regulariser arXiv 2405.16436 (alpha = 0.005).
+    Tokens: summed in h, mean in the likelihood.
+    Start: log 2 - alpha logp_w / n_w.
+    Elsewhere: TRL `loss_type=["sigmoid", "sft"]`, whose likelihood is a mean over all tokens of the batch.
+
+    Llama 3 (arXiv 2407.21783) uses alpha = 0.2 and masks formatting tokens in both terms.
+    """
+    r = pairs(r, "reference_logp", "length")
+    return of_pairs(r, logistic(beta * gap(log_ratio(r))) - alpha * sides(per_token(r, r.logp))[0])
+
+
+def rationale_dpo(r: Responses, *, beta: float = 0.1, gamma: float = 1.0) -> Float[Array, "B"]:
+    """DPO with rationales (RDPO): -log sigmoid(beta h) - gamma log pi(rationale | prompt, chosen better than rejected).
+
+    Source: arXiv 2407.14477.
+    Tokens: summed.
+    Start: log 2 - gamma auxiliary_logp.
+    Elsewhere: not in TRL or EasyDeL; the released code has -log sigmoid(gamma log pi(rationale)) instead.
+
+    `auxiliary_logp` scores the rationale alone, after a context that shows the pair. The paper tunes gamma.
+    """
+    r = pairs(r, "reference_logp", "auxiliary_logp")
+    return of_pairs(r, logistic(beta * gap(log_ratio(r))) - gamma * r.auxiliary_logp)

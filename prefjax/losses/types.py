@@ -18,6 +18,10 @@ PROVIDED_BY: Mapping[str, str] = {
     "baseline_logp": "a mismatched response (one to another prompt), packed as the baseline branch of every prompt",
     "baseline_reference_logp": "that baseline branch scored under the frozen reference",
     "auxiliary_logp": "a regulariser target, packed as the auxiliary branch of every prompt",
+    "margin": "a required margin per pair, in the preference records",
+    "target_probability": "P(the first response is the better one) per pair, in the preference records",
+    "log_sum_p2": "a statistic of the policy over the vocabulary, from the pass that scores its tokens",
+    "kl": "policy and a live reference over the whole vocabulary, from the pass that scores the tokens",
 }
 
 
@@ -33,7 +37,11 @@ class Responses:
     value                    [B]    V(x) of the prompt alone (DRO-V)
     baseline_logp            [B]    KTO's mismatched response under this prompt
     baseline_reference_logp  [B]    the same under the frozen reference
-    auxiliary_logp           [B]    SLiC's regulariser target under this prompt
+    auxiliary_logp           [B]    SLiC's regulariser target, or a rationale, under this prompt
+    margin                   [B]    what beta h must exceed, in units of beta times nats
+    target_probability       [B]    P(response 0 is better than response 1), in [0, 1]
+    log_sum_p2               [B, K] SUM over response tokens of log sum_v pi(v)^2
+    kl                       [B, K] SUM over response tokens of KL(reference || policy) over the vocabulary
     """
 
     logp: Float[Array, "B K"]
@@ -45,9 +53,16 @@ class Responses:
     baseline_logp: Float[Array, "B"] | None = None
     baseline_reference_logp: Float[Array, "B"] | None = None
     auxiliary_logp: Float[Array, "B"] | None = None
+    margin: Float[Array, "B"] | None = None
+    target_probability: Float[Array, "B"] | None = None
+    log_sum_p2: Float[Array, "B K"] | None = None
+    kl: Float[Array, "B K"] | None = None
 
-    def require(self, *fields: str, group_size: int | None = None, objective: str = "this objective") -> None:
-        """Raises a ValueError that names the first of `fields` the batch lacks, or a K other than `group_size`."""
+    def require(
+        self, *fields: str, group_size: int | None = None, least: int = 1, objective: str = "this objective"
+    ) -> None:
+        """Raises a ValueError that names the first of `fields` the batch lacks, or a K other than `group_size` (or
+        below `least`)."""
         for field in fields:
             if getattr(self, field) is None:
                 raise ValueError(f"{objective} needs {field}: {PROVIDED_BY[field]}")
@@ -56,22 +71,28 @@ class Responses:
                 f"{objective} compares exactly K = {group_size} responses per prompt, but logp has shape "
                 f"{self.logp.shape}: choose {group_size} responses per prompt when preparing the data"
             )
+        if self.logp.shape[-1] < least:
+            raise ValueError(
+                f"{objective} compares at least K = {least} responses per prompt, but logp has shape "
+                f"{self.logp.shape}: keep the rankings when preparing the data"
+            )
 
     def valid_slots(self) -> Bool[Array, "B K"]:
         """Which slots hold a response: `valid`, or all of them when it is None."""
         return jnp.ones(self.logp.shape, bool) if self.valid is None else self.valid
 
-    def masked(self, *, whole_groups: bool = False) -> "Responses":
+    def masked(self, *, whole_groups: bool = False, least: int = 1) -> "Responses":
         """The same batch with zeros wherever nothing valid stands, and `valid` filled in.
 
         This is the inner half of a "double where": an invalid slot may hold NaN or inf, and masking only the loss
         would let 0 * NaN through the backward pass. The outer half is `prompt_mean` (or a `where` on `valid`).
 
         whole_groups  one invalid slot makes all K slots of its prompt invalid (pairs).
+        least         fewer valid slots than this make all K slots of their prompt invalid (rankings).
         """
         valid = self.valid_slots()
-        if whole_groups:
-            valid = jnp.broadcast_to(jnp.all(valid, axis=-1, keepdims=True), valid.shape)
+        least = valid.shape[-1] if whole_groups else least
+        valid &= jnp.sum(valid, axis=-1, keepdims=True) >= least
         masks = {1: jnp.any(valid, axis=-1), 2: valid}
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         zeroed = {name: jnp.where(masks[x.ndim], x, 0) for name, x in arrays.items() if x is not None}
@@ -90,10 +111,14 @@ class Objective:
 
     loss        (responses, **options) -> [B] per-prompt losses; no reduction, no I/O, no state. Its keyword-only
                 parameters are the objective's options: Python numbers or strings, constants under jit.
-    group_size  K the loss is defined for; None means any K >= 1 (the per-prompt loss averages over valid responses).
+    group_size  K the loss is defined for; None means any K, of which a prompt may use fewer.
+    least       with group_size None, the valid responses a prompt needs to count: 2 where responses are compared, 1
+                where each is judged alone (the per-prompt loss is then their mean).
     needs       names of the `Responses` fields it reads besides logp and valid, with default options.
     optional    names of fields it reads when the batch has them, with a documented stand-in when not.
-    reads       what it reads of `target`: "nothing", "labels" (1 desirable, 0 undesirable) or "rewards" (any number).
+    reads       what it reads of `target`: "nothing"; "labels" (1 desirable, 0 undesirable); "rewards" (any number, a
+                quantity on its own that may be normalised over the dataset); or "scores" (any number that compares the
+                responses of one prompt: only its order or differences there matter, so it is left as it is).
     coupled     True when a per-prompt loss depends on other prompts of the batch (a batch statistic).
     at_init     (responses, **options) -> [B] closed-form per-prompt loss when policy == reference, or None
                 when there is none (reference-free objectives).
@@ -106,6 +131,7 @@ class Objective:
     optional: frozenset[str] = frozenset()
     reads: str = "nothing"
     coupled: bool = False
+    least: int = 1
     at_init: Callable[..., Float[Array, "B"]] | None = None
 
     @property
@@ -113,6 +139,11 @@ class Objective:
         """Hyper-parameter names and defaults, read from the loss's keyword-only parameters."""
         parameters = inspect.signature(self.loss).parameters.values()
         return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether it compares the policy with a frozen reference, in log-probs or over the vocabulary."""
+        return bool(self.needs & {"reference_logp", "kl"})
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raises a ValueError that names an option the objective does not take and lists those it takes."""
@@ -123,9 +154,8 @@ class Objective:
 
     def check_inputs(self, responses: Responses) -> None:
         """Raises a ValueError that names a field the objective needs and the batch lacks, or a K it does not take."""
-        responses.require(*sorted(self.needs), group_size=self.group_size, objective=self.name)
+        responses.require(*sorted(self.needs), group_size=self.group_size, least=self.least, objective=self.name)
 
     def valid_prompts(self, responses: Responses) -> Bool[Array, "B"]:
-        """The prompts that count: with all K slots valid where `group_size` fixes K, else with at least one."""
-        over_slots = jnp.any if self.group_size is None else jnp.all
-        return over_slots(responses.valid_slots(), axis=-1)
+        """The prompts that count: with all K slots valid where `group_size` fixes K, else with at least `least`."""
+        return jnp.sum(responses.valid_slots(), axis=-1) >= (self.group_size or self.least)

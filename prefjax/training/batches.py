@@ -16,6 +16,7 @@ from prefjax.data.packing import suggest_shape, tree_sizes
 from prefjax.data.pipeline import row_dataset
 from prefjax.data.planning import FixedPrompts, FullRows, InOrder, Planner, Simulation, rows_for_prompts, simulate
 from prefjax.data.prepare import Need, full_report, prepare
+from prefjax.data.records import NUMBERS
 from prefjax.data.rows import Branches, Rows, RowShape
 from prefjax.data.store import PreparedTrees, TreeSource
 from prefjax.data.tokenizers import Tokenizer
@@ -31,7 +32,13 @@ def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split
     Of several processes the first prepares; the others wait and find its trees, so they must share `directory`.
     """
     objective = find_objective(config.objective)
-    need = Need(objective.group_size, objective.reads, best_only=objective.name == "sft")
+    need = Need(
+        objective.group_size,
+        objective.reads,
+        best_only=objective.name == "sft",
+        least=objective.least,
+        numbers=numbers_of(objective),
+    )
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices(f"prepared {split}")
     trees = prepare(config.data, need, tokenizer, directory, split=split)
@@ -56,10 +63,16 @@ def branches_of(trees: TreeSource, objective: Objective) -> Branches:
     )
 
 
+def numbers_of(objective: Objective) -> tuple[str, ...]:
+    """Which numbers of a pair the rows carry for this objective."""
+    return tuple(name for name in NUMBERS if name in objective.needs)
+
+
 def plan_rows(config: StageConfig, trees: TreeSource, *, row_multiple: int) -> RowShape:
     """The static shape of a stage's rows over all hosts; `rows` is a multiple of `row_multiple`."""
     rows = config.rows
-    branches = branches_of(trees, find_objective(config.objective))
+    objective = find_objective(config.objective)
+    branches = branches_of(trees, objective)
     suggest = functools.partial(
         suggest_shape, trees.lengths, rows.layout, branches, row_multiple, prompt_rows=config.value_network == "own"
     )
@@ -76,7 +89,8 @@ def plan_rows(config: StageConfig, trees: TreeSource, *, row_multiple: int) -> R
     else:
         copies = branches.count if rows.layout == "pairs" else 1
         count = rows.tokens_per_step // (shape.row_length * copies)
-    return dataclasses.replace(shape, rows=max(1, math.ceil(count / row_multiple)) * row_multiple)
+    count = max(1, math.ceil(count / row_multiple)) * row_multiple
+    return dataclasses.replace(shape, rows=count, numbers=numbers_of(objective))
 
 
 def forecast(config: StageConfig, trees: TreeSource, shape: RowShape, steps: int | None) -> Simulation:

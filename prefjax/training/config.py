@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefjax.data.prepare import DataConfig
+from prefjax.data.records import NUMBERS
 from prefjax.losses import OBJECTIVES, Objective
+from prefjax.losses.types import PROVIDED_BY
 from prefjax.models import ModelConfig
+from prefjax.models.lora import LoraConfig
 from prefjax.training.loop import LoopConfig
 from prefjax.training.mesh import MeshConfig
 from prefjax.training.optimizers import OptimizerConfig
@@ -50,7 +53,7 @@ class RowsConfig:
 class ReferenceConfig:
     """kind: "live", "precomputed" (scored once into `cache`), or "none" for objectives without a reference.
 
-    init_from  workdir of the run whose policy is the reference; empty: the policy training starts from
+    init_from  the reference: workdir of a run, or a Hugging Face folder; empty: the policy training starts from
     cache      folder of score tables that runs may share; empty: inside the workdir
     """
 
@@ -70,7 +73,9 @@ class StageConfig:
     """Everything a stage needs besides its working directory.
 
     loss           options of the objective, all of them optional
-    init_from      workdir of the run whose policy training starts from; empty: fresh parameters from `seed`
+    init_from      where training starts: workdir of a run, or a Hugging Face folder, whose architecture `model` then
+                   has (`huggingface.read_config`); empty: fresh parameters from `seed`
+    lora           train adapters on a frozen base, which is the live reference too; rank 0 trains everything
     value_network  "own" or "trunk" for objectives that read V(x), else "none"
     accumulation   micro-batches per optimiser step
     check_start    compare the first loss with the closed form at policy == reference, and stop if it is off
@@ -86,6 +91,7 @@ class StageConfig:
     train: LoopConfig
     reference: ReferenceConfig = ReferenceConfig()
     mesh: MeshConfig = MeshConfig()
+    lora: LoraConfig = LoraConfig()
     init_from: str = ""
     value_network: str = "none"
     accumulation: int = 1
@@ -95,10 +101,33 @@ class StageConfig:
 
     def __post_init__(self):
         objective = find_objective(self.objective)
-        if self.data.normalize_targets and objective.reads != "rewards" and objective.name != "sft":
-            raise ValueError(f"data.normalize_targets has no effect: {objective.name} reads no rewards")
-        if self.data.format.auxiliary_field and not objective.optional and objective.name != "sft":
+        if self.lora.rank and self.reference.kind == "live" and self.reference.init_from:
+            raise ValueError(
+                "reference.init_from with lora.rank above 0: the adapters' base is the live reference. Leave it empty, "
+                "or set reference.kind='precomputed' to score another one first"
+            )
+        if "auxiliary_logp" in objective.needs:
+            raise ValueError(
+                f"objective {objective.name} scores a rationale after a context that shows the pair, but an auxiliary "
+                "response follows the bare prompt and is scored whole: no data provides it, call the loss by yourself"
+            )
+        if objective.name == "sft":
+            return  # it takes the data of the stage after it
+        data = self.data.format
+        if self.data.normalize_targets and objective.reads != "rewards":
+            detail = ", but scores, which are left as they are" if objective.reads == "scores" else ""
+            raise ValueError(f"data.normalize_targets has no effect: {objective.name} reads no rewards{detail}")
+        if data.auxiliary_field and "auxiliary_logp" not in objective.optional:
             raise ValueError(f"data.format.auxiliary_field has no effect: {objective.name} reads no auxiliary response")
+        for name in NUMBERS:
+            field, column = f"data.format.{name}_field", getattr(data, f"{name}_field")
+            if column is None and name in objective.needs and not self.data.methods:
+                raise ValueError(
+                    f"objective {objective.name} needs {name}, {PROVIDED_BY[name]}: set {field} to its column, or make "
+                    "it by data.methods"
+                )
+            if column is not None and name not in objective.needs:
+                raise ValueError(f"{field} has no effect: {objective.name} reads no {name}")
 
 
 def find_objective(name: str) -> Objective:

@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from prefjax.data.rows import Branches, Rows
 from prefjax.losses import Objective, Responses
-from prefjax.models import decoder, logprobs
+from prefjax.models import decoder, logprobs, lora
 from prefjax.models.decoder import ModelConfig
+from prefjax.models.lora import LoraConfig
 
 REFERENCES = ("live", "precomputed", "none")
 VALUE_NETWORKS = ("none", "own", "trunk")
@@ -25,6 +26,7 @@ class Setup:
 
     reference      "live": a frozen copy scores the same rows; "precomputed": rows carry it; "none".
     value_network  "own": a second decoder fed prompts only (DRO-V, as in the paper); "trunk": a head on the policy.
+    lora           adapters that are trained instead of the policy's own parameters, which stay as the reference's.
     accumulation   micro-batches per optimiser step.
     head_chunk     scored tokens of a device that go through the vocabulary head at once.
     """
@@ -35,6 +37,7 @@ class Setup:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str = "live"
     value_network: str = "none"
+    lora: LoraConfig = LoraConfig()
     accumulation: int = 1
     head_chunk: int = 512
     mesh: Mesh | None = None
@@ -45,8 +48,8 @@ class Setup:
         if self.value_network not in VALUE_NETWORKS:
             raise ValueError(f"value_network={self.value_network!r}: choose one of {VALUE_NETWORKS}")
         needs = self.objective.needs
-        if ("reference_logp" in needs) == (self.reference == "none"):
-            wanted = "live or precomputed" if "reference_logp" in needs else "none"
+        if self.objective.needs_reference == (self.reference == "none"):
+            wanted = "live or precomputed" if self.objective.needs_reference else "none"
             raise ValueError(f"objective {self.objective.name} with reference={self.reference!r}: set it to {wanted}")
         if ("value" in needs) == (self.value_network == "none"):
             wanted = "own or trunk" if "value" in needs else "none"
@@ -82,6 +85,13 @@ class Reference(NamedTuple):
 
     logp: Float[Array, "B G N"] | None
     head: logprobs.Head | None = None
+
+
+def whole_policy(setup: Setup, params: Any, frozen: Any) -> Any:
+    """{"policy": ..., ...} with the policy complete: with LoRA the trained part is laid over the frozen base."""
+    if not setup.lora.rank:
+        return params
+    return params | {"policy": lora.join(setup.lora, frozen, params["policy"])}
 
 
 def head_inputs(setup: Setup, params: Any, rows: Rows) -> logprobs.Head:
@@ -164,6 +174,8 @@ def assemble(setup: Setup, scores: Scores, reference: Float[Array, "B G N"] | No
         baseline_logp=slot(scores.logp, branches.baseline_slot, branches.baseline),
         baseline_reference_logp=slot(reference, branches.baseline_slot, branches.baseline),
         auxiliary_logp=slot(scores.logp, branches.auxiliary_slot, branches.auxiliary),
+        margin=flat(rows.margin),
+        target_probability=flat(rows.target_probability),
         **{name: flat(x[..., :k]) for name in STATISTICS if (x := getattr(scores, name)) is not None},
     )
 

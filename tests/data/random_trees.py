@@ -8,7 +8,10 @@ from prefjax.data.trees import TokenTree
 def random_trees(
     count: int, *, seed: int = 0, most_responses: int = 3, extras: bool = True, longest: int = 9
 ) -> list[TokenTree]:
-    """Trees with 1..most_responses responses of 1..longest tokens, and a baseline and an auxiliary branch if asked."""
+    """Trees with 1..most_responses responses of 1..longest tokens; if asked, a baseline, an auxiliary branch, a margin.
+
+    Every other tree has a target_probability.
+    """
     rng = np.random.default_rng(seed)
 
     def ids() -> np.ndarray:
@@ -25,6 +28,8 @@ def random_trees(
                 baseline=ids() if extras else None,
                 auxiliary=ids() if extras else None,
                 weight=float(np.float32(rng.uniform(0.5, 2.0))),
+                margin=index / 4 - 1 if extras else None,
+                target_probability=index % 5 / 4 if index % 2 else None,
                 example_id=index,
             )
         )
@@ -43,4 +48,5 @@ def equal_trees(first: TokenTree, second: TokenTree) -> bool:
         and len(first.responses) == len(second.responses)
         and (first.baseline is None, first.auxiliary is None) == (second.baseline is None, second.auxiliary is None)
         and (first.weight, first.example_id) == (second.weight, second.example_id)
+        and (first.margin, first.target_probability) == (second.margin, second.target_probability)
     )

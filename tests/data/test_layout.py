@@ -157,9 +157,23 @@ def test_dtypes_are_what_the_step_is_compiled_for():
     for name, array in rows._asdict().items():
         if name == "valid":
             assert array.dtype == np.bool_
-        elif name not in ("reference_logp", "prompts"):
+        elif array is not None and name != "prompts":
             assert array.dtype == (np.float32 if name in floats else np.int32), name
     assert all(array.dtype == np.int32 for array in rows.prompts)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_carry_the_numbers_that_are_asked_for(layout):
+    trees = random_trees(6)
+    rows = build_rows(some_rows(layout, trees), generous_shape(layout, numbers=("margin",)))
+    assert rows.margin.dtype == np.float32 and rows.target_probability is None
+    assert rows.margin.shape == rows.weight.shape
+    real = rows.example_id >= 0
+    np.testing.assert_array_equal(rows.margin[real], [np.float32(trees[i].margin) for i in rows.example_id[real]])
+    assert real.any() and not rows.margin[~real].any()
+    assert build_rows(some_rows(layout, trees), generous_shape(layout)).margin is None
+    with pytest.raises(ValueError, match="example 0 has no target_probability"):
+        build_rows(some_rows(layout, trees), generous_shape(layout, numbers=("margin", "target_probability")))
 
 
 @pytest.mark.parametrize("field", ["row_length", "scored_length", "groups", "prompt_length", "rows"])

@@ -1,5 +1,7 @@
 """Rows become records: every accepted shape, every reason to refuse one, and the split of an implicit prompt."""
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -95,6 +97,36 @@ def test_auxiliary_field():
     assert reasons({**row, "sft": " "}, auxiliary_field="sft") == ["empty_response"]
     with pytest.raises(ValueError, match="has another meaning"):
         RecordFormat(auxiliary_field="chosen")
+
+
+def test_margin_and_probability_come_from_the_columns_the_format_names():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "gap": 2, "p_chosen": 0.75}
+    named = dict(margin_field="gap", target_probability_field="p_chosen")
+    record = accept(row, **named)
+    assert (record.margin, record.target_probability) == (2.0, 0.75)
+    record, findings = read(row, margin_field="gap")
+    assert record.target_probability is None and [(f.reason, f.detail) for f in findings] == [
+        ("unread_column", "p_chosen")
+    ]
+    assert accept({**row, "gap": None}, **named).margin is None  # whether it must be there, the objective says
+    assert reasons({**row, "gap": "wide"}, **named) == ["wrong_type"]
+    assert reasons({**row, "gap": math.inf}, **named) == ["not_finite"]
+    assert reasons({**row, "p_chosen": 1.5}, **named) == ["bad_probability"]
+    ranked, findings = read({"prompt": "p", "completions": ["a", "b"], "scores": [1, 0], "gap": 2}, **named)
+    assert ranked.margin is None and [f.reason for f in findings] == ["unread_column"]
+    for clash in (dict(margin_field="chosen"), dict(margin_field="x", target_probability_field="x")):
+        with pytest.raises(ValueError, match="has another meaning"):
+            RecordFormat(**clash)
+
+
+def test_only_a_pair_has_a_margin_and_its_selections_have_none():
+    pair = Record("p", ("a", "b"), (1.0, 0.0), "pair", margin=1.0, target_probability=0.9)
+    chosen = pair.select((0,), (1.0,), "demonstration")
+    assert chosen.margin is None and chosen.target_probability is None
+    with pytest.raises(ValueError, match="only a pair has margin"):
+        Record("p", ("a", "b"), (1.0, 0.0), "ranked", margin=1.0)
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        Record("p", ("a", "b"), (1.0, 0.0), "pair", target_probability=-0.1)
 
 
 # Implicit prompts

@@ -10,7 +10,7 @@ import pytest
 
 from experiments.door import build as dataclass_from
 from prefjax.data.formats import RecordFormat
-from prefjax.data.prepare import DataConfig, Need, full_report, prepare
+from prefjax.data.prepare import DataConfig, Need, WorldOptions, full_report, prepare
 from prefjax.data.readers import read_records
 from prefjax.data.sources import OpenSource, Source, parse_sources, take_shares
 from prefjax.data.tokenizers import load_tokenizer
@@ -174,6 +174,44 @@ def test_rewards_of_a_mixture_are_normalised_together(tmp_path):
     targets = np.array([trees[i].targets[0] for i in range(4)])
     np.testing.assert_allclose(targets, (np.array([0, 2, 10, 12]) - 6) / np.sqrt(26), rtol=1e-6)
     assert trees.manifest["normalization"] == {"mean": 6.0, "std": pytest.approx(np.sqrt(26))}
+
+
+def test_a_file_without_the_number_that_is_read_is_refused_with_the_count(tmp_path):
+    file, need = write_pairs(tmp_path / "mine.jsonl", 6), Need(group_size=2, numbers=("margin",))
+    said = r"(?s)no record of the train split is left.*missing_field +6 +6.*margin_field"
+    with pytest.raises(ValueError, match=said):
+        prepared(DataConfig(train=file, eval=file), tmp_path, need=need)
+    rows = [json.loads(line) | {"gap": i / 2} for i, line in enumerate(open(file))]
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(train=file, eval=file, format=RecordFormat(margin_field="gap"))
+    trees = prepared(config, tmp_path, need=need)
+    assert [trees[i].margin for i in range(6)] == [i / 2 for i in range(6)]
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize(
+    "need,responses,numbers",
+    [
+        (Need(2, "scores"), 2, (True, True)),
+        (Need(2, numbers=("margin",)), 2, (True, True)),
+        (Need(None, "scores", least=2), 4, (False, False)),
+        (Need(None, "scores"), 4, (False, False)),
+        (PAIRS, 2, (False, False)),
+    ],
+)
+def test_the_synthetic_world_feeds_every_need(need, responses, numbers, split, tmp_path):
+    config = DataConfig(
+        pair_targets="scores" if need.reads == "scores" else "labels",
+        world=WorldOptions(train_examples=8, eval_examples=4, temperature=1.0),
+        format=RecordFormat(margin_field="margin", target_probability_field="target_probability"),
+    )
+    trees = prepared(config, tmp_path, split, need)
+    assert trees.lengths.responses.shape == ({"train": 8, "eval": 4}[split], responses)
+    for tree in (trees[i] for i in range(len(trees))):
+        assert (tree.margin is not None, tree.target_probability is not None) == numbers
+        if numbers[0] and need.reads == "scores":
+            assert tree.targets[0] - tree.targets[1] == pytest.approx(tree.margin, abs=1e-5)
+            assert tree.target_probability == pytest.approx(1 / (1 + np.exp(-tree.margin)), abs=1e-6)
 
 
 def test_a_name_and_a_file_together_offline(tmp_path):

@@ -64,7 +64,7 @@ def changed(trees: list[TokenTree], **fields) -> list[TokenTree]:
     return [*trees[:-1], dataclasses.replace(trees[-1], **fields)]
 
 
-def test_content_hash_changes_with_any_token_target_weight_boundary_or_order():
+def test_content_hash_changes_with_any_token_number_boundary_or_order():
     trees = random_trees(4)
     last = trees[-1]
     one_token = last.prompt.copy()
@@ -78,6 +78,9 @@ def test_content_hash_changes_with_any_token_target_weight_boundary_or_order():
         changed(trees, targets=last.targets + 1),
         changed(trees, weight=3.0),
         changed(trees, baseline=None),
+        changed(trees, margin=None),
+        changed(trees, margin=0.0),
+        changed(trees, margin=None, target_probability=last.margin),
         changed(trees, baseline=last.auxiliary, auxiliary=last.baseline),
         trees[::-1],
         trees[:-1],

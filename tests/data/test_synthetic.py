@@ -107,6 +107,7 @@ def _generators(world):
     return {
         "demonstrations": lambda n: world.demonstrations(n),
         "pairs": lambda n: world.pairs(n, temperature=0.5, flip_rate=0.1),
+        "graded": lambda n: world.graded(n, temperature=0.5, flip_rate=0.1),
         "unpaired": lambda n: world.unpaired(n, temperature=0.5, flip_rate=0.1),
         "rewarded": lambda n: world.rewarded(n),
         "rankings": lambda n: world.rankings(n, 4),
@@ -155,6 +156,19 @@ def _lead(record):
 def test_clean_pairs_agree_with_gold_and_never_tie():
     for split in synthetic.SPLITS:
         assert all(_lead(record) > 0 for record in WORLD.pairs(2000, split=split))
+
+
+def test_graded_pairs_say_how_much_better_the_chosen_is():
+    records = list(WORLD.graded(300, temperature=0.5, flip_rate=0.1))
+    for record in records:
+        lead = _lead(record)
+        assert lead > 0 and record["margin"] == pytest.approx(lead)
+        assert record["score_chosen"] - record["score_rejected"] == pytest.approx(lead)
+        assert record["score_chosen"] == WORLD.gold_reward(record["prompt"], record["chosen"])
+        assert record["target_probability"] == pytest.approx(0.1 + 0.8 / (1 + math.exp(-lead / 0.5)))
+    assert {record["target_probability"] for record in WORLD.graded(20, split="eval")} == {1.0}
+    with pytest.raises(ValueError, match="temperature"):
+        WORLD.graded(1, temperature=-1.0)
 
 
 def test_ties_are_rare_before_they_are_redrawn():

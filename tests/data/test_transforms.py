@@ -1,15 +1,19 @@
 """Records become what an objective needs, and what cannot is counted with the reason."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefjax.data.prepare import DataConfig, Need, prepare
 from prefjax.data.readers import read_records
 from prefjax.data.records import Record
 from prefjax.data.report import Finding, Notice, Rejection
+from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.data.transforms import (
     Normalization,
     adapt,
@@ -150,6 +154,26 @@ def test_any_number_of_responses():
     assert [record.targets for record in records] == [(1.0, 0.0), (1.0,)]
 
 
+def test_rankings_keep_all_responses_where_they_are_compared():
+    ranked = ranking(1, 3, 2, 0)
+    records, report = adapt([ranked, PAIR, UP, SHOWN], group_size=None, least=2, reads="scores")
+    assert records == [ranked, PAIR] and report["adapt"].dropped == {"wrong_kind": 2}
+    assert "compares at least 2 responses to a prompt, this record has 1" in str(report)
+    records, _ = adapt([ranked, PAIR, UP], group_size=None, reads="scores", pair_targets="scores")
+    assert [record.targets for record in records] == [(1.0, 3.0, 2.0, 0.0), (9.0, 7.0), (1.0,)]
+    with pytest.raises(ValueError, match="would change scores"):
+        prepare(DataConfig(normalize_targets=True), Need(None, "scores"), ByteTokenizer(), Path(), split="train")
+
+
+def test_a_pair_without_the_number_that_is_read_is_counted():
+    graded = dataclasses.replace(PAIR, margin=1.5)
+    records, report = adapt([graded, PLAIN_PAIR, ranking(3, 1)], group_size=2, numbers=("margin",))
+    assert records == [graded] and report["adapt"].dropped == {"missing_field": 2}
+    assert "f:2:margin: this objective reads a margin of every pair" in str(report)
+    assert "format.margin_field" in str(report)
+    assert adapt([graded, PLAIN_PAIR], group_size=2)[0] == [graded, PLAIN_PAIR]
+
+
 def test_labels_must_be_labels():
     records, report = adapt(
         [PAIR, UP, DOWN, ranking(1, 0, 0), ranking(0, -1, -2), REWARD], group_size=None, reads="labels"
@@ -172,6 +196,7 @@ def test_best_only():
         {"group_size": 2, "rankings": "worst"},
         {"group_size": None, "rankings": "worst"},
         {"group_size": None, "reads": "targets"},
+        {"group_size": 2, "numbers": ("weight",)},
         {"group_size": None, "pair_targets": "score"},
         {"group_size": 2, "best_only": True},
         {"group_size": None, "best_only": True, "rankings": "all"},

@@ -8,9 +8,14 @@ from prefjax.data.rows import Branches, RowShape
 from prefjax.data.trees import TokenTree
 from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig, init
+from prefjax.training.batches import numbers_of
 from prefjax.training.scoring import Setup
 from prefjax.training.step import init_params
 
+# Layouts, meshes and accumulation see an objective as a function of `Responses`: they are proven once per field of it
+# and its gradient. A test says that these objectives read every field. Coupled ones: kto and dro_p, whose statistic
+# has a gradient. K-wise: pl_dpo.
+REPRESENTATIVES = tuple("dpo dpo_norm kto dro dro_p wpo pmpo slic soft_ce margin_dpo pl_dpo".split())
 VOCABULARY = 31
 GROUPS, ROWS = 3, 8
 MODEL = ModelConfig(
@@ -46,7 +51,10 @@ def trees(count: int, *, responses: int = 2, seed: int = 0) -> list[TokenTree]:
                 responses=tuple(branches),
                 targets=targets.astype(np.float32),
                 baseline=tokens(1, 9),
+                auxiliary=tokens(1, 8),
                 weight=1.0 + 0.5 * (i % 3),
+                margin=float(rng.normal()),
+                target_probability=float(rng.uniform()),
                 example_id=i,
             )
         )
@@ -54,15 +62,19 @@ def trees(count: int, *, responses: int = 2, seed: int = 0) -> list[TokenTree]:
 
 
 def setup_for(name: str, **changes) -> Setup:
-    """A setup for one objective; `reference` and `value_network` follow from what it needs."""
+    """A setup for one objective; `reference`, `value_network` and the branches follow from what it reads."""
     objective = OBJECTIVES[name]
     model = changes.pop("model", MODEL)
     value_network = changes.pop("value_network", "own" if "value" in objective.needs else "none")
     return Setup(
         model=model,
         objective=objective,
-        branches=Branches(2, baseline="baseline_logp" in objective.needs),
-        reference="live" if "reference_logp" in objective.needs else "none",
+        branches=Branches(
+            changes.pop("responses", 2),
+            baseline="baseline_logp" in objective.needs,
+            auxiliary="auxiliary_logp" in objective.needs | objective.optional,
+        ),
+        reference="live" if objective.needs_reference else "none",
         value_network=value_network,
         **changes,
     )
@@ -74,7 +86,9 @@ def rows_for(setup: Setup, layout: str, examples: list[TokenTree], *, rows: int 
     groups = GROUPS if layout.endswith(("packed", "packed_pairs")) else 1
     while len(examples) > rows * groups:
         rows *= 2
-    shape = RowShape(layout, rows, length, length, groups, setup.branches, 64 if setup.value_network == "own" else 0)
+    prompt_length = 64 if setup.value_network == "own" else 0
+    numbers = numbers_of(setup.objective)
+    shape = RowShape(layout, rows, length, length, groups, setup.branches, prompt_length, numbers)
     return build_rows([examples[i : i + groups] for i in range(0, len(examples), groups)], shape)
 
 

@@ -9,15 +9,15 @@ import pytest
 
 from prefjax.data.rows import LAYOUTS
 from prefjax.losses import OBJECTIVES
+from prefjax.losses.types import PROVIDED_BY
 from prefjax.models import Head, apply, token_scores, vocabulary_head
 from prefjax.training.feed import to_devices
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
 from prefjax.training.metrics import finish
 from prefjax.training.step import loss_and_gradients
-from tests.training.examples import parameters, rows_for, setup_for, trees
+from tests.training.examples import REPRESENTATIVES, parameters, rows_for, setup_for, trees
 
 EXAMPLES = 20
-OBJECTIVE_NAMES = sorted(OBJECTIVES)
 
 
 @pytest.fixture(autouse=True)
@@ -70,14 +70,24 @@ def assert_same(got, expected, *, rtol=1e-9):
         assert metrics[metric] == pytest.approx(expected[1][metric], rel=rtol), metric
 
 
-@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
-@pytest.mark.parametrize("layout", ["packed_pairs", "shared"])
+def test_the_representatives_read_every_field():
+    """A new field of `Responses` needs a new representative, or the tests below prove nothing of it."""
+    read = set().union(*(OBJECTIVES[name].needs | OBJECTIVES[name].optional for name in REPRESENTATIVES))
+    assert read == set(PROVIDED_BY)
+    assert {True, False} == {OBJECTIVES[name].coupled for name in REPRESENTATIVES}
+
+
+# `shared` is `shared_packed` with one prompt a row: only what rides beside the responses could tell.
+@pytest.mark.parametrize(
+    "layout,name",
+    [("packed_pairs", name) for name in REPRESENTATIVES] + [("shared", name) for name in ("kto", "dro", "slic", "wpo")],
+)
 def test_layouts_agree(name, layout):
     setup = setup_for(name, head_chunk=48)
     assert_same(outcome(setup, rows_for(setup, layout, trees(EXAMPLES))), plain(name))
 
 
-@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_packed_rows_tiles_and_accumulation_agree(name):
     """The default path: coupled objectives too, whose batch statistic stays global over the micro-batches."""
     setup = setup_for(name, head_chunk=48, accumulation=4)
@@ -85,7 +95,7 @@ def test_packed_rows_tiles_and_accumulation_agree(name):
     assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES))), plain(name))
 
 
-@pytest.mark.parametrize("name", OBJECTIVE_NAMES)
+@pytest.mark.parametrize("name", REPRESENTATIVES)
 def test_eight_devices_agree(name):
     """data, fsdp and tensor axes together, with accumulation and the sharded tile loop."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -171,39 +181,26 @@ def test_token_log_probs_are_those_of_the_plain_sequence(layout, attention):
     assert seen == len(expected) == 3 * EXAMPLES
 
 
-def test_an_auxiliary_branch_agrees():
-    """SLiC's regulariser target rides as one more branch, and is not the chosen response."""
-    rng = np.random.default_rng(11)
-    examples = [
-        dataclasses.replace(tree, auxiliary=rng.integers(3, 31, 1 + i % 7).astype(np.int32))
-        for i, tree in enumerate(trees(EXAMPLES))
-    ]
-    setup = setup_for("slic", options={"regularizer_weight": 0.7})
-    setup = dataclasses.replace(setup, branches=dataclasses.replace(setup.branches, auxiliary=True))
-    expected = outcome(setup, rows_for(setup, "pairs", examples))
-    assert_same(outcome(setup, rows_for(setup, "shared_packed", examples)), expected)
-    assert expected[1]["loss"] != plain("slic")[1]["loss"]
+@pytest.mark.parametrize("name,counted", [("kto", 18), ("dro", 18), ("dro_p", 18), ("pl_dpo", 15)])
+def test_prompts_with_fewer_responses_agree(name, counted):
+    """K = 3 slots, of which a prompt may use one or two: invalid slots add nothing, in any layout.
 
-
-@pytest.mark.parametrize("name", ["kto", "dro", "dro_p"])
-def test_prompts_with_fewer_responses_agree(name):
-    """K = 3 slots, of which a prompt may use one or two: invalid slots add nothing, in any layout."""
+    Where responses are compared, a prompt with one does not count.
+    """
     examples = [
         dataclasses.replace(tree, responses=tree.responses[: 1 + i % 3], targets=tree.targets[: 1 + i % 3])
         for i, tree in enumerate(trees(9, responses=3))
     ]
-    setup = setup_for(name)
-    setup = dataclasses.replace(setup, branches=dataclasses.replace(setup.branches, responses=3))
+    setup = setup_for(name, responses=3)
     expected = outcome(setup, rows_for(setup, "pairs", examples))
     got = outcome(setup, rows_for(setup, "shared_packed", examples, length=320))
-    assert got[1]["responses"] == expected[1]["responses"] == 18
+    assert got[1]["responses"] == expected[1]["responses"] == counted
     assert_same(got, expected)
 
 
 @pytest.mark.parametrize("responses", [1, 3, 5])
 def test_any_number_of_responses(responses):
-    setup = setup_for("sft")
-    setup = dataclasses.replace(setup, branches=dataclasses.replace(setup.branches, responses=responses))
+    setup = setup_for("sft", responses=responses)
     examples = trees(9, responses=responses)
     expected = outcome(setup, rows_for(setup, "pairs", examples, length=64))
     got = outcome(setup, rows_for(setup, "shared_packed", examples, length=320))

@@ -6,6 +6,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -16,8 +17,9 @@ from prefjax.training.feed import to_devices
 from prefjax.training.mesh import MeshConfig, make_mesh, optimizer_shardings, parameter_shardings
 from prefjax.training.metrics import combine, finish, response_metrics
 from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from prefjax.training.scoring import Scores, assemble
 from prefjax.training.step import init_params, init_state, make_eval_step, make_train_step
-from tests.training.examples import MODEL, rows_for, setup_for, trees
+from tests.training.examples import MODEL, REPRESENTATIVES, rows_for, setup_for, trees
 
 FLOAT32 = dataclasses.replace(MODEL, dtype="float32", param_dtype="float32")
 # No two sizes are equal, so that a shape in the lowered text says which array it is.
@@ -105,7 +107,7 @@ def test_bad_meshes_are_refused(config, message):
         make_mesh(config)
 
 
-@pytest.mark.parametrize("name", sorted(name for name, o in OBJECTIVES.items() if o.at_init is not None))
+@pytest.mark.parametrize("name", [name for name in REPRESENTATIVES if OBJECTIVES[name].at_init is not None])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_start_value_is_the_closed_form(name, dtype):
     """Policy == reference by the same path: the log-probs are bit-equal, in bfloat16 too, and the loss is at_init."""
@@ -115,7 +117,7 @@ def test_the_start_value_is_the_closed_form(name, dtype):
     values = loop.evaluate(make_eval_step(setup, state.params), state.params, reference, [rows])
     assert values["start_gap"] == 0
     loop.check_start(values, name, tolerance=1e-5)
-    if name in ("dpo", "cdpo", "rdpo"):
+    if name in ("dpo", "dpo_norm", "soft_ce"):
         assert values["expected_loss"] == pytest.approx(
             float(rows.weight[rows.weight > 0].mean()) * math.log(2), rel=1e-5
         )
@@ -136,11 +138,66 @@ def test_accumulation_must_divide_the_rows():
         (dict(value_network="own"), "objective dpo with value_network='own': set it to none"),
         (dict(options={"tau": 0.1}), "dpo takes no option 'tau'"),
         (dict(reference="sometimes"), "choose one of"),
+        (dict(objective=OBJECTIVES["simpo"]), "objective simpo with reference='live': set it to none"),
+        (dict(objective=OBJECTIVES["pmpo"], reference="none"), "objective pmpo with reference='none'"),
+        (dict(objective=OBJECTIVES["pmpo"], reference="precomputed"), "'precomputed' must be live"),
+        (dict(objective=OBJECTIVES["kto"]), "objective kto: the rows' baseline branch"),
     ],
 )
 def test_contradictions_are_refused_by_name(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(setup_for("dpo"), **changes)
+
+
+@pytest.mark.parametrize("layout", ["pairs", "shared_packed"])
+@pytest.mark.parametrize("name", REPRESENTATIVES)
+def test_every_field_of_the_responses_comes_from_where_it_should(name, layout):
+    """The equality tests compare two ways to the same fields; this one says that they are the right ones."""
+    setup, examples = setup_for(name), trees(20)
+    rows, branches = rows_for(setup, layout, examples), setup.branches
+    shape = (*rows.valid.shape[:2], branches.count)
+    number = lambda start: start + jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape)
+    statistics = {
+        field: number(start) for start, field in ((3e4, "log_sum_p2"), (4e4, "kl")) if field in setup.objective.needs
+    }
+    scores = Scores(number(0), value=number(2e4)[..., 0] if setup.value_network == "own" else None, **statistics)
+    reference = number(1e4) if setup.reference == "live" else None
+    r = assemble(setup, scores, reference, jax.tree.map(jnp.asarray, rows))
+    setup.objective.check_inputs(r)
+    for field in setup.objective.needs | setup.objective.optional | {"logp", "valid"}:
+        got = getattr(r, field)
+        assert got.shape == rows.example_id.reshape(-1).shape + got.shape[1:], field
+        for prompt, example in enumerate(rows.example_id.reshape(-1)):
+            if example < 0:
+                continue
+            tree, base = examples[example], prompt * branches.count
+            responses = base + np.arange(2)
+            expected = {
+                "logp": responses,
+                "reference_logp": 1e4 + responses,
+                "value": 2e4 + base,
+                "log_sum_p2": 3e4 + responses,
+                "kl": 4e4 + responses,
+                "baseline_logp": base + branches.baseline_slot,
+                "baseline_reference_logp": 1e4 + base + branches.baseline_slot,
+                "auxiliary_logp": base + branches.auxiliary_slot,
+                "length": [len(response) for response in tree.responses],
+                "target": tree.targets,
+                "valid": [True, True],
+                "margin": np.float32(tree.margin),
+                "target_probability": np.float32(tree.target_probability),
+            }
+            np.testing.assert_array_equal(got[prompt], expected[field], err_msg=field)
+
+
+@pytest.mark.parametrize("name,field", [("margin_dpo", "margin"), ("soft_ce", "target_probability")])
+def test_rows_without_what_the_objective_reads_are_refused_by_name(name, field):
+    setup, step, state, reference = ready(name)
+    rows = rows_for(setup, "shared_packed", trees(20))._replace(**{field: None})
+    with pytest.raises(ValueError, match=f"{name} needs {field}: .* in the preference records"):
+        step.lower(state, reference, rows)
+    unread = rows_for(setup_for("dpo"), "shared_packed", trees(20))
+    assert unread.margin is None and unread.target_probability is None
 
 
 def test_metrics_by_hand():

@@ -1,0 +1,90 @@
+"""Writes docs/objectives.md from the registry and its docstrings: python docs/write_objectives.py"""
+
+import inspect
+import re
+from pathlib import Path
+
+from prefjax.losses import OBJECTIVES, Objective
+
+OUTPUT = Path(__file__).with_name("objectives.md")
+LABELS = ("Source", "Tokens", "Start", "Elsewhere")
+HEADINGS = {
+    "pairwise": "Pairs, by one margin against the reference",
+    "graded": "Pairs with a graded label",
+    "sided": "Pairs, each side against the reference",
+    "transport": "Pairs in sorted order over the batch",
+    "reference_free": "Pairs without a reference",
+    "unpaired": "Single responses with labels",
+    "rewarded": "Single responses with rewards or scores",
+    "listwise": "Rankings",
+    "supervised": "Imitation",
+}
+INTRODUCTION = """# Objectives
+
+Written by `python docs/write_objectives.py` from the registry and the docstrings; do not edit.
+
+All log-probs are in nats. a_w, a_l (or a) are log-ratios log pi(y|x) - log reference(y|x) of the chosen and the
+rejected response, h = a_w - a_l, sp(x) = log(1 + e^x), n the response's tokens, m = logp / n. *Tokens* says whether
+log-probs are summed or averaged over the response's tokens. *Start* is the loss per prompt (per response, where these
+are judged alone) when policy == reference; the trainer checks it on the first batch. A *coupled* objective reads a
+statistic of the whole batch, which gradient accumulation and sharding leave whole. Names elsewhere are those of TRL at
+commit f2cd577 and EasyDeL at 090a03b. What is missing, and why: [objectives_not_shipped.md](objectives_not_shipped.md).
+"""
+
+
+def facts(objective: Objective) -> dict[str, str]:
+    """Name, formula and the labelled lines of the docstring: "Title: formula.", a blank line, then "Source: ..." etc.
+
+    Raises:
+        ValueError: the docstring is not in that form.
+    """
+    first, second = (inspect.cleandoc(objective.loss.__doc__) + "\n\n").split("\n\n")[:2]
+    found = re.findall(r"^(\w+): (.*?)(?=^\w+: |\Z)", second, re.MULTILINE | re.DOTALL)
+    labelled = {label: " ".join(text.split()).removesuffix(".") for label, text in found}
+    title, colon, formula = " ".join(first.split()).partition(": ")
+    if not colon or tuple(labelled) != LABELS:
+        raise ValueError(
+            f"the docstring of {objective.name} must begin 'Title: formula.', then a paragraph with the lines "
+            f"{', '.join(LABELS)}; found {', '.join(labelled) or 'none of them'}"
+        )
+    return {"Title": title, "Formula": formula.removesuffix("."), **labelled}
+
+
+def inputs(objective: Objective) -> str:
+    """The fields it reads besides logp, and what the targets mean to it."""
+    names = [f"{name} ({objective.reads})" if name == "target" else name for name in sorted(objective.needs)]
+    names += [f"{name}, if there" for name in sorted(objective.optional)]
+    return ", ".join(names) or "only logp"
+
+
+def row(objective: Objective) -> str:
+    known = facts(objective)
+    options = ", ".join(f"{name}={default!r}" for name, default in objective.options.items())
+    cells = (
+        f"`{objective.name}`<br>{known['Title']}",
+        f"{known['Formula']}",
+        options,
+        known["Source"],
+        inputs(objective),
+        known["Tokens"],
+        "yes" if objective.coupled else "",
+        known["Start"],
+        known["Elsewhere"],
+    )
+    escaped = (re.sub(r"([|*_])", r"\\\1", cell) if "`" not in cell else cell.replace("|", r"\|") for cell in cells)
+    return "| " + " | ".join(escaped) + " |"
+
+
+def table() -> str:
+    """The whole document."""
+    parts = [INTRODUCTION]
+    columns = ("objective", "formula", "options", "source", "inputs besides logp", "tokens", "coupled", "start")
+    header = "| " + " | ".join((*columns, "elsewhere")) + " |\n|" + " --- |" * 9
+    for module, heading in HEADINGS.items():
+        rows = [row(o) for o in OBJECTIVES.values() if o.loss.__module__.endswith(f".{module}")]
+        parts.append(f"\n## {heading}\n\n{header}\n" + "\n".join(rows) + "\n")
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    OUTPUT.write_text(table())

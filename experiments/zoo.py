@@ -1,0 +1,136 @@
+"""Runs the quickstart for every objective from one SFT stage, and tabulates what came out.
+
+python -m experiments.zoo --workdir=runs/zoo                                    all of them; the same command goes on
+python -m experiments.zoo --workdir=runs/zoo --objectives=dpo,simpo --steps=40  some, for fewer steps
+
+Any --config.X=Y holds for all objectives. Each has its own folder in the workdir with the report of its run; beside
+them lie comparison.md, comparison.json and frontier.png, written anew after every run. What is finished is not run
+again.
+Exit status: 1 if a run failed, 130 if it was stopped.
+"""
+
+import dataclasses
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import ml_collections
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from configs import quickstart
+from experiments.door import RunConfig, remember, run_config
+from experiments.samples import report_run
+from prefjax.analysis import Outcome, read_outcome, write_comparison
+from prefjax.losses import OBJECTIVES
+from prefjax.training.loop import StopRequest
+from prefjax.training.stage import run_stage
+
+_CONFIG = config_flags.DEFINE_config_dict("config", quickstart.get_config("dpo"), "What holds for all objectives.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; the same one continues.")
+_OBJECTIVES = flags.DEFINE_list("objectives", [], "Which ones, with commas between them; empty: all.")
+_STEPS = flags.DEFINE_integer("steps", None, "Steps of each preference stage, in place of the quickstart's.")
+_INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+class _Stopped(Exception):
+    """The user asked to stop; everything is saved."""
+
+
+def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
+    names = _OBJECTIVES.value or [name for name in OBJECTIVES if name != "sft"]
+    if unknown := sorted(set(names) - set(OBJECTIVES)):
+        raise ValueError(f"--objectives: no {', '.join(unknown)}; choose of {', '.join(OBJECTIVES)}")
+    workdir = Path(_WORKDIR.value)
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
+    command = shlex.join(["python", "-m", "experiments.zoo", *sys.argv[1:]])
+    with StopRequest() as stop:
+        try:
+            outcomes = run_all(names, workdir, command, stop)
+        except _Stopped:
+            print(f"stopped, and saved. To continue:\n  {command}", flush=True)
+            sys.exit(_INTERRUPTED)
+    print((workdir / "comparison.md").read_text(), flush=True)
+    sys.exit(any(outcome.failure.startswith("failed") for outcome in outcomes))
+
+
+def run_all(names: Sequence[str], workdir: Path, command: str, stop: StopRequest) -> list[Outcome]:
+    """Outcomes in the order of the names; a run that cannot be, or that fails, is one that says why."""
+    start_from_sft(workdir, stop)
+    outcomes = []
+    for name in names:
+        family = OBJECTIVES[name].loss.__module__.rsplit(".", 1)[-1]
+        try:
+            config = objective_config(name)
+            run = run_config(config)
+        except ValueError as error:
+            outcomes.append(Outcome(name, family, failure=f"refused: {error}"))
+            continue
+        try:
+            outcomes.append(run_one(run, config, family, workdir, command, stop))
+        except _Stopped:
+            raise
+        except Exception as error:  # one objective must not take the others with it
+            traceback.print_exc()
+            outcomes.append(Outcome(name, family, failure=f"failed: {type(error).__name__}: {error}"))
+        jax.clear_caches()  # the next objective compiles other programs; shared ones are found on disk
+        write_comparison(workdir, outcomes, command)
+    write_comparison(workdir, outcomes, command)
+    return outcomes
+
+
+def start_from_sft(workdir: Path, stop: StopRequest) -> None:
+    """The SFT stage that all objectives start from, in workdir/sft."""
+    config = objective_config("dpo")
+    read = {name: config[name] for name in ("seed", "data", "rows", "model", "sft")}
+    remember(ml_collections.ConfigDict(read), workdir / "sft")
+    print("== SFT", flush=True)
+    if not run_stage(run_config(config).sft, workdir / "sft", workdir / "data", should_stop=stopping(stop)).finished:
+        raise _Stopped
+
+
+def run_one(
+    run: RunConfig, config: ml_collections.ConfigDict, family: str, workdir: Path, command: str, stop: StopRequest
+) -> Outcome:
+    """Trains and reports one objective, or reads the report that an earlier command made.
+
+    Raises:
+      ValueError: the folder holds a run with another config.
+    """
+    name, directory = run.stage.objective, workdir / run.stage.objective
+    remember(config, directory)
+    if not (directory / "result.json").exists():
+        print(f"== {name}", flush=True)
+        started = time.perf_counter()
+        stage = dataclasses.replace(run.stage, init_from=str(workdir / "sft"))
+        result = run_stage(stage, directory, workdir / "data", should_stop=stopping(stop))
+        if not result.finished:
+            raise _Stopped
+        report_run(run, config, result, directory, command, {name: time.perf_counter() - started})
+    return read_outcome(directory, family)
+
+
+def objective_config(name: str) -> ml_collections.ConfigDict:
+    """The quickstart of one objective with what the command line says for all of them."""
+    config = quickstart.get_config(name)
+    config.update_from_flattened_dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    if _STEPS.value:
+        config.train.steps = _STEPS.value
+        config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, _STEPS.value // 4)
+    return config
+
+
+def stopping(stop: StopRequest):
+    return lambda step: stop.requested
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir"])
+    app.run(main)

@@ -1,0 +1,200 @@
+"""Which records to train on: random subsets and folds, the easiest share, and windows of scores."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import numpy as np
+
+from prefjax.data.methods.stream import (
+    Outcome,
+    Outcomes,
+    Seed,
+    check_choice,
+    check_share,
+    each,
+    generator,
+    kept_in_order,
+    measured,
+    number,
+    reject,
+    rewards,
+    take_kind,
+)
+from prefjax.data.records import Record
+from prefjax.data.report import Rejection
+
+
+def subset(
+    records: Iterable[Record], *, size: int | None = None, share: float | None = None, seed: Seed = 0
+) -> Outcomes:
+    """Nested random subsets: of one seed and one file, a smaller subset lies within every larger one.
+
+    Source: arXiv 2410.16586 (the improvement curve of DPO over random subsets of 20 % to 100 %); nested here.
+    Takes: all records.
+    Makes: `size` of them, or floor(share * n) but at least one, in the order they came in.
+
+    Raises:
+        ValueError: not exactly one of size and share, or a size below 1 or above the number of records.
+    """
+    if (size is None) == (share is None):
+        raise ValueError("subset needs either size or share")
+    if share is not None:
+        check_share("share", share)
+    records = list(records)
+    count = size if size is not None else max(1, math.floor(share * len(records) + 1e-9))
+    if not 1 <= count <= max(1, len(records)):
+        raise ValueError(f"subset size={size} of {len(records)} records: there must be at least as many")
+    order = generator(seed).permutation(len(records))
+    return kept_in_order(records, order[:count].tolist(), "outside the subset")
+
+
+def fold(
+    records: Iterable[Record],
+    *,
+    index: int = 0,
+    folds: int = 2,
+    repeat: int = 0,
+    held_out: bool = False,
+    seed: Seed = 0,
+) -> Outcomes:
+    """Cross-fitting: one fold of the records held out, or all the others, by a random split for each repeat.
+
+    Source: arXiv 2502.09650 (2 folds, 3 repeats with new splits: six models, each scores what it did not see).
+    Takes: all records.
+    Makes: those outside fold `index`, to train on; with `held_out` those inside it, to score.
+
+    Train on every (index, repeat), write the validation loss of each held-out record into files, and choose with
+    `join(file="losses/*.jsonl", columns=("loss",), count=3) | easiest(by="loss")`.
+
+    Raises:
+        ValueError: index outside [0, folds), folds < 2, or repeat < 0.
+    """
+    if folds < 2 or not 0 <= index < folds or repeat < 0:
+        raise ValueError(f"fold needs 0 <= index < folds, folds >= 2, repeat >= 0; got {index=}, {folds=}, {repeat=}")
+    records = list(records)
+    own = (seed,) if isinstance(seed, int) else seed
+    order = generator((*own, repeat)).permutation(len(records))
+    inside = order[index::folds]
+    chosen = inside if held_out else np.setdiff1d(order, inside)
+    return kept_in_order(records, chosen.tolist(), "in another fold" if held_out else "in the fold held out")
+
+
+def easiest(records: Iterable[Record], *, by: str, share: float = 0.5) -> Outcomes:
+    """Selective DPO: the share of records with the lowest difficulty, from easy to hard.
+
+    Source: arXiv 2502.09650 (difficulty is the mean validation loss of models trained on the other fold; 50 %).
+    Takes: all records; the column `by` holds the difficulty, see `fold` and `join`.
+    Makes: floor(share * n) of them but at least one, n those with a difficulty, in rising order of it; equal ones
+        keep their order.
+    """
+    check_share("share", share)
+    usable, values, lost = measured(records, lambda record: number(record, by))
+    order = np.argsort(np.array(values, np.float64), kind="stable").tolist()
+    count = max(1, math.floor(share * len(usable) + 1e-9))
+    yield from ((usable[k],) for k in order[:count])
+    yield from ((Rejection("not_selected", usable[k].source, by, "harder than those kept"),) for k in order[count:])
+    yield from lost
+
+
+def margin_window(
+    records: Iterable[Record],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    reward: str | None = None,
+) -> Outcomes:
+    """Moderate margins: pairs whose score_chosen - score_rejected lies in a window, ends included.
+
+    Source: arXiv 2504.03612 (AIR, response pairs: moderate margins; the window depends on the scale and is yours).
+    Takes: pairs with two scores, or the response column `reward`.
+    Makes: those inside.
+    """
+
+    def value(record: Record) -> float:
+        take_kind(record, "pair")
+        first, second = rewards(record, reward)
+        return float(first - second)
+
+    return _window(records, value, at_least, at_most, reward or "score_chosen")
+
+
+def score_window(
+    records: Iterable[Record],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    response: Literal["all", "chosen", "rejected"] = "all",
+    reward: str | None = None,
+) -> Outcomes:
+    """Absolute quality: records whose scores lie in a window, ends included.
+
+    Source: arXiv 2504.03612 (AIR, response pairs: high absolute scores; the window depends on the scale and is yours).
+    Takes: records with scores, or the response column `reward`; "chosen" and "rejected" only pairs.
+    Makes: those of which all scores, or that of the named response, are inside.
+    """
+
+    check_choice("response", response, ("all", "chosen", "rejected"))
+
+    def value(record: Record) -> np.ndarray:
+        if response != "all":
+            take_kind(record, "pair")
+        scores = rewards(record, reward)
+        return scores if response == "all" else scores[[int(response == "rejected")]]
+
+    return _window(records, value, at_least, at_most, reward or "scores")
+
+
+def variance_window(
+    records: Iterable[Record],
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    reward: str | None = None,
+) -> Outcomes:
+    """Stable instructions: prompts whose scores over responses of several models have a variance in a window.
+
+    Source: arXiv 2504.03612 (AIR, instructions: variance-based filtering across models; the threshold is yours).
+    Takes: pairs and rankings with scores, or the response column `reward`.
+    Makes: those whose variance (divisor K, squared units of the score) is inside, ends included.
+    """
+
+    def value(record: Record) -> float:
+        take_kind(record, "pair", "ranked")
+        return float(rewards(record, reward).var())
+
+    return _window(records, value, at_least, at_most, reward or "scores")
+
+
+def column_window(
+    records: Iterable[Record], *, column: str, at_least: float | None = None, at_most: float | None = None
+) -> Outcomes:
+    """Records whose number in a column lies in a window, ends included.
+
+    Source: none needed; with |log reference(y_w) - log reference(y_l)| in the column and at_least=3 it is ComPO's
+        split into clean pairs, arXiv 2505.05465.
+    Takes: all records; `column` holds one number for each.
+    Makes: those inside.
+    """
+    return _window(records, lambda record: number(record, column), at_least, at_most, column)
+
+
+def _window(
+    records: Iterable[Record],
+    value: Callable[[Record], float | np.ndarray],
+    at_least: float | None,
+    at_most: float | None,
+    field: str,
+) -> Outcomes:
+    low, high = -math.inf if at_least is None else at_least, math.inf if at_most is None else at_most
+    if (at_least is None and at_most is None) or low > high:
+        raise ValueError(f"a window needs at_least, at_most or both, in this order: {at_least=}, {at_most=}")
+
+    def step(record: Record) -> Outcome:
+        values = np.atleast_1d(value(record))
+        outside = values[(values < low) | (values > high)]
+        if len(outside):
+            raise reject(record, "outside_window", field, f"{outside[0]:g} is not in [{low:g}, {high:g}]")
+        return (record,)
+
+    return each(records, step)

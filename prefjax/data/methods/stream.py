@@ -1,0 +1,155 @@
+"""What all methods share: what becomes of a record, and typed access to its numbers and named columns."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from prefjax.data.records import Record
+from prefjax.data.report import Finding, Rejection
+
+Outcome = tuple[Record | Finding, ...]  # what became of one incoming record
+Outcomes = Iterator[Outcome]
+Seed = int | tuple[int, ...]  # as numpy.random.default_rng takes it
+
+_HOW = "name a column of the file, or bring it in with join(file=..., columns=...)"
+
+
+class Unusable(Exception):
+    """A record cannot go through a method; `args[0]` is the Rejection. Raised and caught inside this package."""
+
+
+def reject(record: Record, reason: str, field: str = "", detail: str = "") -> Unusable:
+    """The exception to raise."""
+    return Unusable(Rejection(reason, record.source, field, detail))
+
+
+def each(records: Iterable[Record], step: Callable[[Record], Iterable[Record | Finding]]) -> Outcomes:
+    """A method that looks at one record at a time."""
+    for record in records:
+        try:
+            yield tuple(step(record))
+        except Unusable as unusable:
+            yield (unusable.args[0],)
+
+
+def measured(
+    records: Iterable[Record], measure: Callable[[Record], Any]
+) -> tuple[list[Record], list[Any], list[Outcome]]:
+    """For methods that need all records at once: those that can be measured, their values, and what became of the
+    others."""
+    usable, values, lost = [], [], []
+    for record in records:
+        try:
+            value = measure(record)
+        except Unusable as unusable:
+            lost.append((unusable.args[0],))
+        else:
+            usable.append(record)
+            values.append(value)
+    return usable, values, lost
+
+
+def kept_in_order(records: Sequence[Record], chosen: Iterable[int], why: str) -> Outcomes:
+    """The chosen records in the order they came in; the others are rejected with `why`."""
+    chosen = set(chosen)
+    for index, record in enumerate(records):
+        yield (record if index in chosen else Rejection("not_selected", record.source, "", why),)
+
+
+def take_kind(record: Record, *kinds: str) -> None:
+    """Rejects a record of another kind."""
+    if record.kind not in kinds:
+        detail = f"this method takes records of kind {' or '.join(kinds)}; this one is {record.kind}"
+        raise reject(record, "wrong_kind", record.field(0), detail)
+
+
+def exchange(record: Record) -> Record:
+    """The pair with chosen and rejected exchanged, and what grades it with them."""
+    margin, probability = record.margin, record.target_probability
+    return dataclasses.replace(
+        record.select((1, 0), record.targets, "pair"),
+        margin=None if margin is None else -margin,
+        target_probability=None if probability is None else 1 - probability,
+    )
+
+
+def number(record: Record, column: str) -> float:
+    """The finite number that a column holds for the record."""
+    value = record.columns.get(column)
+    if value is None:
+        raise reject(record, "missing_field", column, f"one number for each record: {_HOW}")
+    return _finite(record, value, column)
+
+
+def numbers(record: Record, column: str) -> Float64[np.ndarray, "D"]:
+    """The list of finite numbers that a column holds for the record, such as an embedding."""
+    value = record.columns.get(column)
+    if value is None:
+        raise reject(record, "missing_field", column, f"a list of numbers for each record: {_HOW}")
+    return _finite_list(record, value, column)
+
+
+def per_response(record: Record, column: str) -> tuple[Any, ...]:
+    """What a column holds for every response, in order."""
+    values = record.response_columns.get(column)
+    if values is None or any(value is None for value in values):
+        raise reject(record, "missing_field", column, f"one value for each response: {_HOW}")
+    return values
+
+
+def response_numbers(record: Record, column: str) -> Float64[np.ndarray, "K"]:
+    """A finite number for every response."""
+    return np.array([_finite(record, value, column) for value in per_response(record, column)])
+
+
+def response_vectors(record: Record, column: str) -> Float64[np.ndarray, "K D"]:
+    """A list of finite numbers, all of one length, for every response."""
+    rows = [_finite_list(record, value, column) for value in per_response(record, column)]
+    if len({len(row) for row in rows}) > 1:
+        raise reject(record, "length_mismatch", column, "the lists of the responses differ in length")
+    return np.stack(rows)
+
+
+def rewards(record: Record, column: str | None) -> Float64[np.ndarray, "K"]:
+    """The rewards of the responses: a named column, or the record's own scores where it is None."""
+    if column is not None:
+        return response_numbers(record, column)
+    own = record.scores if record.scores is not None or record.kind != "ranked" else record.targets
+    if own is None:
+        detail = "the record has no scores; give scores (or score_chosen and score_rejected, or a reward), or "
+        raise reject(record, "missing_field", "scores", detail + _HOW)
+    return np.array(own, np.float64)
+
+
+def generator(seed: Seed) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def check_share(name: str, share: float, *, least: float = 0.0) -> None:
+    """Raises ValueError unless `share` is in (least, 1]."""
+    if not least < share <= 1:
+        raise ValueError(f"{name}={share} must be a share in ({least:g}, 1]")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _finite(record: Record, value: Any, column: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise reject(record, "wrong_type", column, f"must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise reject(record, "not_finite", column, f"{value}")
+    return float(value)
+
+
+def _finite_list(record: Record, value: Any, column: str) -> Float64[np.ndarray, "D"]:
+    if not isinstance(value, list | tuple) or not value:
+        raise reject(record, "wrong_type", column, f"must be a list of numbers, got {type(value).__name__}")
+    return np.array([_finite(record, entry, column) for entry in value])

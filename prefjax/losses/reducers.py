@@ -1,0 +1,67 @@
+"""Reducers: from `Responses` to the few numbers an objective is a function of. An objective is reducer, link, target.
+
+`pairs`, `singles` and `groups` check what an objective reads and put zeros into invalid slots (the inner half of the
+"double where" of `Responses.masked`); `of_pairs`, `prompt_mean` and `of_groups` are the outer half, exactly 0 where
+nothing counts. In between:
+
+    a(y) = logp(y) - reference_logp(y)      `log_ratio`, 0 when policy == reference
+    h    = a(chosen) - a(rejected)          `gap(log_ratio(r))`, the margin of a pair
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from prefjax.losses.types import Responses
+
+
+def pairs(r: Responses, *needs: str) -> Responses:
+    """Pairs, chosen in slot 0 and rejected in slot 1, with `needs`; half a pair is none."""
+    r.require(*needs, group_size=2)
+    return r.masked(whole_groups=True)
+
+
+def singles(r: Responses, *needs: str) -> Responses:
+    """Any number of responses, each judged alone."""
+    r.require(*needs)
+    return r.masked()
+
+
+def groups(r: Responses, *needs: str) -> Responses:
+    """At least two responses to compare; a prompt with fewer valid ones does not count."""
+    r.require(*needs, least=2)
+    return r.masked(least=2)
+
+
+def log_ratio(r: Responses) -> Float[Array, "B K"]:
+    """log pi(y|x) - log reference(y|x), summed over tokens, nats."""
+    return r.logp - r.reference_logp
+
+
+def per_token(r: Responses, x: Float[Array, "B K"]) -> Float[Array, "B K"]:
+    """A sum over the tokens of each response as their mean (only masked slots have length 0)."""
+    return x / jnp.maximum(r.length, 1)
+
+
+def gap(x: Float[Array, "B 2"]) -> Float[Array, "B"]:
+    """Chosen minus rejected."""
+    return x[:, 0] - x[:, 1]
+
+
+def sides(x: Float[Array, "B 2"]) -> tuple[Float[Array, "B"], Float[Array, "B"]]:
+    """(chosen, rejected)."""
+    return x[:, 0], x[:, 1]
+
+
+def of_pairs(r: Responses, losses: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The losses of the pairs that count."""
+    return jnp.where(r.valid[:, 0], losses, 0)
+
+
+def of_groups(r: Responses, losses: Float[Array, "B"]) -> Float[Array, "B"]:
+    """The losses of the prompts that count."""
+    return jnp.where(jnp.any(r.valid, axis=-1), losses, 0)
+
+
+def batch_mean(x: Float[Array, "*n"], where: Bool[Array, "*n"]) -> Float[Array, ""]:
+    """Mean of `x` over the whole batch where `where`; 0 of none. What reads it is coupled."""
+    return jnp.sum(jnp.where(where, x, 0)) / jnp.maximum(jnp.sum(where), 1)

@@ -1,0 +1,48 @@
+"""The table of objectives is the one its script writes, and every docstring has the form that the script reads."""
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from prefjax.losses import OBJECTIVES
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("write_objectives", DOCS / "write_objectives.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_table_is_the_generated_one(script):
+    assert (DOCS / "objectives.md").read_text() == script.table(), "run: python docs/write_objectives.py"
+
+
+def test_every_objective_is_in_the_table_once(script):
+    text = script.table()
+    for name in OBJECTIVES:
+        assert text.count(f"| `{name}`<br>") == 1
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_docstring_gives_formula_source_tokens_start_and_names_elsewhere(script, name):
+    objective, facts = OBJECTIVES[name], script.facts(OBJECTIVES[name])
+    assert all(facts.values())
+    assert "arXiv" in facts["Source"] or name in ("cdpo", "sft")  # a note outside arXiv; maximum likelihood
+    assert "mean" in facts["Tokens"] or "summed" in facts["Tokens"]
+    assert ("length" in objective.needs) <= ("mean" in facts["Tokens"] or name == "r_dpo")  # R-DPO counts tokens
+    assert "nats" in objective.loss.__doc__ or "nats" in importlib.import_module(objective.loss.__module__).__doc__
+    assert (facts["Start"] == "depends on the model") == (objective.at_init is None) or name == "pmpo"
+
+
+def test_a_docstring_of_another_form_is_refused_by_name(script):
+    def shapeless():
+        """Some loss. It is good."""
+
+    with pytest.raises(ValueError, match="docstring of dpo must begin"):
+        script.facts(dataclasses.replace(OBJECTIVES["dpo"], loss=shapeless))

@@ -1,0 +1,140 @@
+"""Random batches for every objective, and the whole zoo evaluated by one compiled program per K and precision."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prefjax.losses import OBJECTIVES, Responses
+
+PER_RESPONSE = ("logp", "reference_logp", "length", "target", "log_sum_p2", "kl")
+PER_PROMPT = tuple("value baseline_logp baseline_reference_logp auxiliary_logp margin target_probability".split())
+B = 6
+# Values of options that are no numbers, or whose limits are special cases.
+CHOICES = {
+    "ipo": [dict(tau=0.5, normalize="length")],
+    "gpo": [dict(link=link) for link in ("logistic", "hinge", "squared", "truncated_quadratic")],
+    "reward_rpo": [dict(distance=distance) for distance in ("squared", "forward_kl")],
+    "fdpo": [dict(alpha=0.0), dict(alpha=1.0)],
+    "alphapo": [dict(alpha=0.0)],
+    "sft": [dict(normalize="none")],
+}
+CASES = [(o.name, K) for o in OBJECTIVES.values() for K in ((o.least, 3) if o.group_size is None else (o.group_size,))]
+
+
+def variants(name):
+    """Option sets worth checking: the defaults, all numbers halved, and every value of a choice."""
+    options = OBJECTIVES[name].options
+    halved = {option: default / 2 for option, default in options.items() if isinstance(default, float)}
+    return [{}, halved, *CHOICES.get(name, [])]
+
+
+def make_fields(K, seed=0, B=B, scale=30.0):
+    """All floating-point fields of a plausible batch, as float64 NumPy arrays. All pairs but one are scored rightly."""
+    rng = np.random.default_rng(seed)
+    fields = {name: -rng.uniform(1, scale, (B, K)) for name in ("logp", "reference_logp")}
+    fields |= {name: -rng.uniform(1, scale, B) for name in ("baseline_logp", "baseline_reference_logp")}
+    fields["auxiliary_logp"] = -rng.uniform(1, scale, B)
+    fields["length"] = rng.integers(1, 9, (B, K)).astype(float)
+    fields["log_sum_p2"] = fields["logp"] - rng.uniform(-1, 1, (B, K)) * fields["length"]
+    fields["kl"] = rng.uniform(0, 9, (B, K))
+    fields |= {"value": rng.normal(size=B), "margin": rng.normal(size=B), "target_probability": rng.uniform(size=B)}
+    fields["target"] = rng.uniform(0, 2, (B, K))
+    if K == 2:
+        fields["target"][:-1] = -np.sort(-fields["target"][:-1])
+    return fields
+
+
+def for_objective(name, fields):
+    """The same fields with targets the objective can read: 1 and 0 where it reads labels."""
+    if OBJECTIVES[name].reads != "labels":
+        return fields
+    target = fields["target"]
+    return fields | {"target": np.where(np.isfinite(target), target > 1, target)}
+
+
+def at_reference(fields):
+    same = {"logp": fields["reference_logp"], "baseline_logp": fields["baseline_reference_logp"]}
+    return fields | same | {"kl": np.zeros_like(fields["kl"])}
+
+
+def to_responses(fields, valid=None, dtype=jnp.float32):
+    arrays = {name: jnp.asarray(x, dtype) for name, x in fields.items()}
+    return Responses(**arrays, valid=None if valid is None else jnp.asarray(valid))
+
+
+def value_and_gradients(name, fields, valid, wrt, **options):
+    """Per-prompt losses, and the gradient of their sum with respect to some fields; traceable."""
+
+    def total(chosen):
+        losses = OBJECTIVES[name].loss(Responses(**(fields | chosen), valid=valid), **options)
+        return losses.sum(), losses
+
+    (_, losses), gradients = jax.value_and_grad(total, has_aux=True)({field: fields[field] for field in wrt})
+    return losses, gradients
+
+
+def names(K):
+    return [name for name, o in OBJECTIVES.items() if o.group_size == K or (o.group_size is None and K >= o.least)]
+
+
+@functools.cache
+def _program(K):
+    """{name: fields} and valid -> {name: (losses, gradients of all fields)} with default options."""
+
+    def zoo(batches, valid):
+        return {name: value_and_gradients(name, batches[name], valid, PER_RESPONSE + PER_PROMPT) for name in names(K)}
+
+    return jax.jit(zoo)
+
+
+def _batches(K, fields):
+    """{name: float32 fields} for all objectives for K."""
+    return {name: {f: np.float32(x) for f, x in for_objective(name, fields).items()} for name in names(K)}
+
+
+def outcomes(K, fields, valid=None):
+    """All objectives for K on one batch: {name: (losses, gradients of all fields)}, in float32."""
+    valid = np.ones(fields["logp"].shape, bool) if valid is None else valid
+    return jax.tree.map(np.asarray, _program(K)(_batches(K, fields), valid))
+
+
+@functools.cache
+def mapped_losses(K, seeds):
+    """{name: losses [seeds, B]} by one vmap over batches, in float32."""
+    batches = [_batches(K, make_fields(K, seed)) for seed in seeds]
+    zoo = lambda batches: {name: OBJECTIVES[name].loss(Responses(**fields)) for name, fields in batches.items()}
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(zoo))(jax.tree.map(lambda *x: np.stack(x), *batches)))
+
+
+@functools.cache
+def exact_outcomes(K, seed=1):
+    """In float64, for all variants of all objectives for K: {name: [(losses, gradient of logp)]}, all slots valid."""
+    with jax.enable_x64(True):
+
+        def zoo(batches):
+            valid = jnp.ones((B, K), bool)
+            return {
+                name: [value_and_gradients(name, batches[name], valid, ["logp"], **o) for o in variants(name)]
+                for name in names(K)
+            }
+
+        return jax.tree.map(np.asarray, jax.jit(zoo)({n: for_objective(n, make_fields(K, seed)) for n in names(K)}))
+
+
+@functools.cache
+def starts(K, seed=2):
+    """Where policy == reference: (valid, {name: [(loss, closed form)]}) over the variants of all that have one."""
+    valid = np.random.default_rng(seed).random((B, K)) < 0.7
+    valid[0], valid[1] = True, False
+
+    def zoo(batches):
+        pairs = {}
+        for name in names(K):
+            objective, r = OBJECTIVES[name], Responses(**batches[name], valid=jnp.asarray(valid))
+            if objective.at_init is not None:
+                pairs[name] = [(objective.loss(r, **o), objective.at_init(r, **o)) for o in variants(name)]
+        return pairs
+
+    return valid, jax.tree.map(np.asarray, jax.jit(zoo)(_batches(K, at_reference(make_fields(K)))))
