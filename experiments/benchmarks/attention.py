@@ -4,13 +4,12 @@ COMMAND   python -m experiments.benchmarks.attention --output=results/attention
 TIME      about 2 minutes on two CPU cores
 PROTOCOL  One packed row of random trees (a prompt and two responses, lengths lognormal with sigma 0.5 and medians
           150 and 150), float32, 9 query and 3 key heads of width 64. Every implementation runs the same row in the same
-          process; compilation and one warm-up call are excluded; median of `--repeats` calls. Temporaries are what the
-          compiler reserves. Outputs and gradients are compared before anything is timed.
+          process; compilation and one warm-up call are excluded; median of `--repeats` calls, in turns, each after an
+          untimed one. Temporaries are what the compiler reserves. Outputs and gradients are compared before anything is
+          timed.
 """
 
-import json
 import statistics
-import time
 from pathlib import Path
 
 import jax
@@ -19,13 +18,10 @@ import matplotlib.figure
 import numpy as np
 from absl import app, flags
 
-from experiments.samples import machine
+from experiments.benchmarks import core
 from prefjax.data.layout import lay_out_forest
 from prefjax.models import attention
 
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for result.json, table.md and plot.png.")
-_LENGTHS = flags.DEFINE_list("lengths", ["512", "1024", "2048", "4096"], "Row lengths in tokens.")
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed calls per implementation.")
 QUERY_HEADS, KEY_HEADS, WIDTH = 9, 3, 64
 TOLERANCE = 1e-4
 
@@ -75,45 +71,43 @@ def measure(length: int, repeats: int) -> list[dict]:
         jax.random.normal(k, shape(heads))
         for k, heads in zip(keys, (QUERY_HEADS, KEY_HEADS, KEY_HEADS, QUERY_HEADS), strict=True)
     )
-    rows, outputs = [], {}
+    calls, outputs, temporaries = {}, {}, {}
     for name, function in implementations(visible_until, positions).items():
         loss = lambda q, k, v, f=function: (f(q, k, v) * upstream).sum()
         compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(query, key, value).compile()
-        outputs[name] = jax.block_until_ready(compiled(query, key, value))
-        seconds = []
-        for _ in range(repeats):
-            began = time.perf_counter()
-            jax.block_until_ready(compiled(query, key, value))
-            seconds.append(time.perf_counter() - began)
-        rows.append(
-            {
-                "length": length,
-                "implementation": name,
-                "milliseconds": 1e3 * statistics.median(seconds),
-                "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
-            }
-        )
+        calls[name] = lambda compiled=compiled: jax.block_until_ready(compiled(query, key, value))
+        outputs[name] = calls[name]()
+        temporaries[name] = compiled.memory_analysis().temp_size_in_bytes / 1e6
     plain, tiles = outputs.values()
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(tiles), strict=True):
         scale = float(jnp.abs(a).max())
         assert float(jnp.abs(a - b).max()) <= TOLERANCE * scale, f"length {length}: the implementations disagree"
-    return rows
+    return [
+        {
+            "length": length,
+            "implementation": name,
+            "milliseconds": 1e3 * statistics.median(seconds),
+            "temporary_mb": temporaries[name],
+        }
+        for name, seconds in core.interleave(calls, repeats, settle=True).items()
+    ]
 
 
 def table(rows: list[dict]) -> str:
     """Markdown, one line per row length."""
     names = list(dict.fromkeys(row["implementation"] for row in rows))
-    lines = ["| T | " + " | ".join(f"{n}, ms | MB" for n in names) + " | faster | memory |", "|" + " --- |" * 7]
+    columns = ["T", *(column for name in names for column in (f"{name}, ms", "MB")), "faster", "memory"]
+    lines = []
     for length in dict.fromkeys(row["length"] for row in rows):
         plain, tiles = (next(r for r in rows if r["length"] == length and r["implementation"] == n) for n in names)
-        cells = [f"{r['milliseconds']:.0f} | {r['temporary_mb']:.0f}" for r in (plain, tiles)]
+        cells = [f"{r[field]:.0f}" for r in (plain, tiles) for field in ("milliseconds", "temporary_mb")]
         faster = plain["milliseconds"] / tiles["milliseconds"]
         memory = tiles["temporary_mb"] / plain["temporary_mb"]
-        lines.append(f"| {length} | {' | '.join(cells)} | {faster:.1f}x | {memory:.0%} |")
-    return "\n".join(lines) + "\n"
+        lines.append([str(length), *cells, f"{faster:.1f}x", f"{memory:.0%}"])
+    return core.markdown(columns, lines)
 
 
-def plot(rows: list[dict], path: Path) -> None:
+def plot(rows: list[dict]) -> matplotlib.figure.Figure:
     """Time and temporaries over the row length, both axes logarithmic."""
     figure = matplotlib.figure.Figure(figsize=(8.4, 3.4), dpi=120, layout="constrained")
     panels = (("milliseconds", "forward + backward, ms"), ("temporary_mb", "temporaries, MB"))
@@ -128,22 +122,25 @@ def plot(rows: list[dict], path: Path) -> None:
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False)
-    figure.savefig(path)
+    return figure
+
+
+def define_flags() -> None:
+    core.define_output()
+    core.define_repeats()
+    flags.DEFINE_list("lengths", ["512", "1024", "2048", "4096"], "Row lengths in tokens.")
 
 
 def main(_) -> None:
-    output = Path(_OUTPUT.value)
-    output.mkdir(parents=True, exist_ok=True)
+    options = flags.FLAGS
     rows = []
-    for length in map(int, _LENGTHS.value):
-        rows += measure(length, _REPEATS.value)
+    for length in map(int, options.lengths):
+        rows += measure(length, options.repeats)
         print(table(rows[-2:]).splitlines()[-1], flush=True)
-    (output / "result.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
-    (output / "table.md").write_text(table(rows))
-    plot(rows, output / "plot.png")
-    print(table(rows))
+    text = f"float32, median of {options.repeats} calls in turns.\n{core.machine_line()}.\n\n"
+    core.write(Path(options.output), {"rows": rows}, text + table(rows), plot(rows))
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["output"])
+    define_flags()
     app.run(main)

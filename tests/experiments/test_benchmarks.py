@@ -1,10 +1,52 @@
 """The benchmarks measure what they say, on sizes too small to mean anything."""
 
+import functools
+import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
+import matplotlib.figure
+import numpy as np
 import pytest
 
-from experiments.benchmarks import attention
+from experiments.benchmarks import attention, core, grid, lengths, pipeline, responses, throughput
+from experiments.benchmarks.training import BASELINE, Gains, Training, check_equal, ideal_gains, place
+from prefjax.data.encoding import EncodingPolicy
+from prefjax.data.rows import LAYOUTS, Branches
+from prefjax.data.statistics import describe
+from prefjax.models import ModelConfig, init
+from prefjax.training.mesh import MeshConfig, make_mesh
+
+TINY = core.MODELS["tiny"]
+PACKED = ("packed_pairs", "shared_packed")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def trees_of(*sizes, vocab_size=TINY.vocab_size):
+    """Trees with (prompt, response, ...) lengths."""
+    rng = np.random.default_rng(0)
+    return [lengths.make_tree(rng, row, prompt, rest, vocab_size) for row, (prompt, *rest) in enumerate(sizes)]
+
+
+@pytest.fixture(scope="module")
+def training():
+    return Training(TINY, make_mesh(MeshConfig(), jax.devices()[:1]))
+
+
+@pytest.fixture(scope="module")
+def measured(training):
+    """All layouts with a live reference, micro-batches included, and the packed ones with a precomputed reference."""
+    trees = trees_of((30, 6, 9), (12, 20, 5), (7, 3, 4), (40, 10, 10))
+    measure = functools.partial(throughput.measure, trees, training, repeats=2, micro_batch=128)
+    return trees, measure(LAYOUTS, ["live"]) + measure(PACKED, ["precomputed"])
+
+
+def is_drawn(figure: matplotlib.figure.Figure, path):
+    figure.savefig(path)
+    return path.stat().st_size > 5000
 
 
 def test_attention_measures_equal_work(tmp_path):
@@ -13,8 +55,7 @@ def test_attention_measures_equal_work(tmp_path):
     assert all(row["milliseconds"] > 0 and row["temporary_mb"] > 0 for row in rows)
     text = attention.table(rows)
     assert len(re.findall(r"^\| \d+ ", text, re.M)) == 2
-    attention.plot(rows, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 5000
+    assert is_drawn(attention.plot(rows), tmp_path / "plot.png")
 
 
 def test_attention_refuses_to_time_a_wrong_implementation(monkeypatch):
@@ -28,3 +69,195 @@ def test_attention_refuses_to_time_a_wrong_implementation(monkeypatch):
     monkeypatch.setattr(attention, "implementations", wrong)
     with pytest.raises(AssertionError, match="disagree"):
         attention.measure(640, repeats=1)
+
+
+def test_ideal_gains_equal_a_hand_computed_case():
+    """One pair: prompt 4, responses 2 and 1; a model whose FLOPs per token can be written down."""
+    model = ModelConfig(vocab_size=10, num_layers=3, width=8, num_heads=2, num_kv_heads=1, head_width=4, mlp_width=16)
+    layer = 8 * 8 + 2 * 8 * 4 + 8 * 8 + 3 * 8 * 16  # query, key and value, output, MLP
+    separate_tokens, shared_tokens = 2 * 4 + 2 + 1, 4 + 2 + 1
+    separate_area = 6 * 7 / 2 + 5 * 6 / 2  # causal squares of the two sequences
+    shared_area = 4 * 5 / 2 + (4 * 2 + 2 * 3 / 2) + (4 * 1 + 1)
+    forward = lambda tokens, area: 3 * (2 * layer * tokens + 4 * 8 * area) + 2 * 10 * 8 * 3  # the head scores 3 tokens
+    gains = ideal_gains(model, trees_of((4, 2, 1), vocab_size=10))
+    assert gains.tokens == pytest.approx(separate_tokens / shared_tokens)
+    assert gains.flops == pytest.approx(forward(separate_tokens, separate_area) / forward(shared_tokens, shared_area))
+
+
+def test_speed_ups_are_ratios_to_the_layout_without_sharing():
+    speed = {"pairs": 2.0, "packed_pairs": 4.0, "shared": 3.0, "shared_packed": 5.0}
+    rows = [{"layout": name, "reference": "live", "pairs_per_second": value} for name, value in speed.items()]
+    compared = {row["layout"]: row for row in throughput.compare(rows, Gains(tokens=1.6, flops=1.25))}
+    assert compared["shared"]["s_time"] == 1.5 and compared["shared"]["efficiency"] == pytest.approx(1.2)
+    assert compared["shared_packed"]["s_time"] == 1.25 and compared["shared_packed"]["efficiency"] == 1.0
+    assert "s_time" not in compared["pairs"] and "s_time" not in compared["packed_pairs"]
+    assert "s_time" not in throughput.compare(rows[3:], Gains(1.6, 1.25))[0]
+
+
+def test_every_cell_holds_the_same_pairs(measured):
+    trees, rows = measured
+    cells = [(layout, "live") for layout in LAYOUTS] + [(layout, "precomputed") for layout in PACKED]
+    assert [(row["layout"], row["reference"]) for row in rows] == cells
+    separate, shared = (sum(2 * len(t.prompt) * k // 2 for t in trees) for k in (2, 1))
+    answers = sum(len(branch) for tree in trees for branch in tree.responses)
+    for row in rows:
+        tokens = answers + (shared if row["layout"] in BASELINE else separate)
+        assert row["positions"] * (1 - row["padding"]) == pytest.approx(tokens)
+        assert len(row["seconds"]) == 2 and row["memory_mb"] > 0
+        assert row["useful_tokens_per_second"] == pytest.approx((answers + shared) / 4 * row["pairs_per_second"])
+    by_layout = {row["layout"]: row for row in rows if row["reference"] == "live"}
+    assert by_layout["shared_packed"]["padding"] < 0.15 < by_layout["pairs"]["padding"]
+    assert by_layout["pairs"]["micro_batches"] > by_layout["shared_packed"]["micro_batches"]
+
+
+def test_tables_and_plots(measured, tmp_path):
+    _, rows = measured
+    text = throughput.table(rows, "paper:hh")
+    assert len(text.splitlines()) == 2 + len(rows)
+    live = next(line for line in text.splitlines() if line.startswith("| shared_packed | live"))
+    assert live.endswith("| 1.48x | 1.41x |")  # Tables 1 and 2 of the paper's README
+    assert "paper" not in throughput.table(rows, "mine.jsonl")
+    figure = throughput.plot(rows, "title")
+    core.write(tmp_path, {"rows": rows}, text, figure)
+    saved = json.loads((tmp_path / "result.json").read_text())
+    assert saved["rows"] == json.loads(json.dumps(rows)) and saved["machine"]["jax"] == jax.__version__
+    assert (tmp_path / "table.md").read_text() == text and is_drawn(figure, tmp_path / "plot.png")
+
+
+def test_a_cell_that_drops_a_token_is_not_timed(training, monkeypatch):
+    from experiments.benchmarks import training as module
+
+    build = module.build_rows
+
+    def wrong(groups, shape):
+        rows = build(groups, shape)
+        if shape.layout == "shared_packed":
+            rows.target_weights[0, 0] = 0.0
+        return rows
+
+    monkeypatch.setattr(module, "build_rows", wrong)
+    with pytest.raises(AssertionError, match="not the same work"):
+        throughput.measure(trees_of((9, 6, 5), (8, 4, 3)), training, PACKED, ["live"], repeats=1, micro_batch=4096)
+
+
+def test_unequal_numbers_are_refused():
+    good = {"loss": 0.7, "chosen_logp": -300.0}
+    check_equal({"a": good, "b": good | {"chosen_logp": -300.001}}, "float32")
+    for bad in (good | {"chosen_logp": -301.0}, good | {"loss": float("nan")}):
+        with pytest.raises(AssertionError, match="b computes"):
+            check_equal({"a": good, "b": bad}, "float32")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_placement_is_tight(layout):
+    trees = lengths.draw_trees(lengths.Lognormal(60, 2), 40, EncodingPolicy(), vocab_size=50)
+    placement = place(trees, layout, Branches(2), shards=2, micro_batch=256)
+    shape = placement.shape
+    assert sorted(tree for row in placement.members for tree in row) == list(range(40))
+    assert shape.rows % (2 * placement.accumulation) == 0
+    rows_at_once = shape.rows // (2 * placement.accumulation) * (2 if layout == "pairs" else 1)
+    assert rows_at_once * shape.row_length <= 256 + 64 or rows_at_once == 1
+    if layout in PACKED:
+        size = lambda tree: len(tree.prompt) * (2 if layout == "packed_pairs" else 1) + sum(map(len, tree.responses))
+        assert placement.positions <= 1.1 * sum(map(size, trees))
+
+
+def test_rows_grow_until_everything_fits():
+    """Three trees of 40 tokens fill two rows of 60 on paper; they need 80."""
+    placement = place(trees_of(*[(20, 10, 10)] * 3), "shared_packed", Branches(2), shards=2)
+    assert sorted(map(len, placement.members)) == [1, 2] and placement.shape.row_length == 80
+
+
+def test_distributions_have_the_medians_of_the_paper():
+    facts = core.published()["datasets"]["lengths"]
+    named = lengths.distributions()
+    assert len(named) == 7
+    for name in ("capybara", "hh", "metamath", "tldr", "helpsteer", "ultrafeedback"):
+        prompt, responses = named["paper:" + name].draw(np.random.default_rng(1), 40_000, 2)
+        assert np.median(prompt + responses.sum(1)) == pytest.approx(facts[name]["median_length"], rel=0.02)
+        assert np.median(prompt / responses[:, 0]) == pytest.approx(facts[name]["median_ratio"], rel=0.05)
+
+
+def test_published_numbers_come_from_the_file():
+    paper = core.published()
+    for group, name in (("datasets", "packed"), ("datasets", "unpacked"), ("flash_preference", "grid")):
+        assert paper[group][name]["verified"] and len(paper[group][name]["version"]) == 40
+    assert throughput.paper_gains("paper:capybara", "shared") == pytest.approx((1.54, 1.42), abs=0.005)
+    assert throughput.paper_gains("paper:tldr", "shared_packed") == pytest.approx((1.38, 1.35), abs=0.005)
+    assert throughput.paper_gains("paper:hh", "pairs") is None and throughput.paper_gains("mine", "shared") is None
+    assert grid.flash_preference(1024, 128) == 1.52 and grid.flash_preference(16384, 4096) == 1.55
+    assert grid.flash_preference(1000, 128) is None
+
+
+def test_drawn_lengths_keep_the_limits():
+    policy = EncodingPolicy(max_length=300, max_prompt_length=200)
+    trees, text = lengths.load_trees("long_prompt", "byte", policy, vocab_size=50)
+    assert len(trees) == lengths.DRAWN and "lognormal" in text
+    assert max(len(t.prompt) for t in trees) <= 200
+    assert max(len(t.prompt) + max(map(len, t.responses)) for t in trees) <= 300
+    trim = EncodingPolicy(max_length=300, truncation="trim_prompt_left")
+    with pytest.raises(ValueError, match="truncation='trim_prompt_left'"):
+        lengths.load_trees("paper:hh", "byte", trim, vocab_size=50)
+    with pytest.raises(ValueError, match="paper:hh, "):
+        lengths.load_trees("paper:h", "byte", policy, vocab_size=50)
+
+
+def test_a_representative_sample_shares_as_much_as_the_whole():
+    trees = lengths.draw_trees(lengths.distributions()["paper:hh"], 1000, EncodingPolicy(), vocab_size=50)
+    sample = lengths.representative(trees, 12)
+    assert [tree.example_id for tree in sample] == list(range(12))
+    assert describe(sample).token_saving == pytest.approx(describe(trees).token_saving, rel=0.03)
+    with pytest.raises(ValueError, match="pairs=1001"):
+        lengths.representative(trees, 1001)
+
+
+def test_grid(tmp_path):
+    cell = grid.measure(TINY, init(TINY, jax.random.key(0)), 128, 64, repeats=1)
+    ideal = ideal_gains(TINY, trees_of((128, 64, 64)))
+    assert cell["flash_preference"] == 1.13 and cell["s_flops"] == ideal.flops
+    separate, shared = (cell["seconds"][name][0] for name in ("separate", "shared"))
+    assert cell["s_time"] == pytest.approx(separate / shared)
+    cells = [cell, cell | {"response": 32, "flash_preference": None}]
+    assert "| 128 | 32 |" in grid.table(cells) and is_drawn(grid.plot(cells), tmp_path / "plot.png")
+
+
+def test_responses(training, tmp_path):
+    row = responses.measure(trees_of(*[(24, *[4] * 6)] * 2), training, 4, repeats=1)
+    separate, shared = (cell["seconds"][0] for cell in row["cells"])
+    assert row["s_time"] == pytest.approx(separate / shared)
+    assert row["s_tokens"] == pytest.approx(4 * (6 + 1) / (6 + 4))  # K (r + 1) / (r + K): the first 4 of 6 responses
+    assert 1 < row["s_flops"] < row["s_tokens"]
+    assert row["efficiency"] == pytest.approx(row["s_time"] / row["s_flops"])
+    rows = [row, row | {"responses": 8}]
+    assert "| 8 |" in responses.table(rows) and is_drawn(responses.plot(rows), tmp_path / "plot.png")
+
+
+def test_pipeline_command(tmp_path):
+    rng = np.random.default_rng(0)
+    text = lambda: "".join(rng.choice(list("abc "), rng.integers(5, 40))).strip() + "."
+    with (tmp_path / "pairs.jsonl").open("w") as file:
+        for _ in range(200):
+            file.write(json.dumps({"prompt": text() + text(), "chosen": text(), "rejected": text()}) + "\n")
+    flags = ["--data=" + str(tmp_path / "*.jsonl"), f"--output={tmp_path / 'out'}", "--seconds=0.2"]
+    command = [sys.executable, "-m", "experiments.benchmarks.pipeline", *flags, "--tokens_per_step=2048"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    rows = json.loads((tmp_path / "out/result.json").read_text())["rows"]
+    assert [row["layout"] for row in rows] == list(LAYOUTS) and {row["data"] for row in rows} == {"pairs"}
+    fill = {row["layout"]: row["fill"] for row in rows}
+    assert fill["pairs"] < 0.9 < fill["packed_pairs"] <= 1 and fill["shared"] < 0.9 < fill["shared_packed"] <= 1
+    assert all(row["tokens_per_second"] > 0 and row["tokens_per_cpu_second"] > 0 for row in rows)
+    assert is_drawn(pipeline.plot(rows), tmp_path / "plot.png")
+
+
+def test_throughput_command_on_a_file(tmp_path):
+    line = {"prompt": "Who is there?", "chosen": "It is the innkeeper.", "rejected": "No."}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line | {"prompt": "?" * n}) + "\n" for n in range(9, 30)))
+    flags = [f"--data={tmp_path / 'pairs.jsonl'}", f"--output={tmp_path / 'out'}", "--model=tiny", "--pairs=3"]
+    flags += ["--repeats=1", "--layouts=packed_pairs", "--layouts=shared_packed", "--references=live"]
+    command = [sys.executable, "-m", "experiments.benchmarks.throughput", *flags]
+    done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "P + sum of branches, over trees" in done.stdout  # the statistics, with their definitions
+    saved = json.loads((tmp_path / "out/result.json").read_text())
+    assert [row["layout"] for row in saved["rows"]] == ["packed_pairs", "shared_packed"]
+    assert saved["rows"][1]["efficiency"] == pytest.approx(saved["rows"][1]["s_time"] / saved["rows"][1]["s_flops"])
+    assert "21 records of pairs.jsonl" in (tmp_path / "out/table.md").read_text()

@@ -1,0 +1,178 @@
+"""The real train step compiled for chips that are not here: what it needs of each of them, known before renting any."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+
+from prefjax.data.packing import row_copies
+from prefjax.data.rows import PromptRows, Rows, RowShape
+from prefjax.models import init
+from prefjax.training.mesh import row_sharding
+from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from prefjax.training.scoring import Setup
+from prefjax.training.step import TrainState, init_params, make_train_step, state_shardings
+
+COMPILERS = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}  # platform -> the package that compiles for it
+
+
+class CompilerMissing(RuntimeError):
+    """The compiler for absent chips is not installed."""
+
+
+class DoesNotFit(RuntimeError):
+    """The compiler found no way to hold the step in a device's memory; the message says what it said."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    parameters, optimizer, reference, batch  the step's arguments, by their shapes and shardings
+    arguments    the same by the compiler, which pads small arrays to its tiles
+    temporaries  gradients, activations and workspace, as if nothing shared a place
+    peak         most at any time, arguments included: what must fit
+    """
+
+    parameters: int
+    optimizer: int
+    reference: int
+    batch: int
+    arguments: int
+    temporaries: int
+    peak: int
+
+
+def absent_devices(
+    platform: str, shape: str, *, chip: str = "", megacore: bool = False, target: str = ""
+) -> list[jax.Device]:
+    """Devices to build a mesh of and compile for, with no such hardware here. Start Python with JAX_PLATFORMS=cpu.
+
+    Args:
+      platform: "tpu" or "cuda".
+      shape: of the slice, "4x4"; for GPUs "1x8x1", one node of eight.
+      chip: TPU: "v4", "v5e", "v5p", "v6e" or "tpu7x".
+      megacore: TPU: the two cores of a chip are one device.
+      target: CUDA: the card, as text of an xla.GpuTargetConfigProto.
+
+    Raises:
+      CompilerMissing: names the package and how to get it.
+    """
+    if importlib.util.find_spec(COMPILERS[platform]) is None:
+        raise CompilerMissing(
+            f"{COMPILERS[platform]}, the compiler for {platform}, is not installed. In an environment of its own: "
+            "pip install -r requirements.txt -r requirements-aot.txt"
+        )
+    if platform == "cuda":
+        return topologies.get_topology_desc(platform="cuda", target_config=target, topology=shape).devices
+    # libtpu looks for a machine with TPUs around it, and for other processes that use them.
+    for name, value in (
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "true"),
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("TPU_ACCELERATOR_TYPE", "none"),
+    ):
+        os.environ.setdefault(name, value)
+    options = {"chip_config_name": "megacore"} if megacore else {}
+    if math.prod(map(int, shape.split("x"))) == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
+    return topologies.get_topology_desc(f"{chip}:{shape}", platform="tpu", **options).devices
+
+
+def abstract_state(setup: Setup, config: OptimizerConfig) -> TrainState:
+    """The state that `init_state` makes on the setup's mesh, as shapes with shardings."""
+    optimizer = make_optimizer(config, steps=config.warmup_steps + 1)
+
+    def make(key):
+        params = init_params(setup, init(setup.model, key))
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, optimizer=optimizer.init(params))
+
+    shapes = jax.eval_shape(make, jax.random.key(0))
+    return _placed(shapes, state_shardings(setup.mesh, optimizer, shapes.params))
+
+
+def abstract_rows(setup: Setup, shape: RowShape) -> Rows:
+    """The rows of all hosts that a step receives, as shapes with shardings; `shape` is that of all hosts together."""
+    b, g, k, n = shape.rows, shape.groups, setup.branches.responses, setup.branches.count
+    r, t, s, q = (
+        b * row_copies(shape.layout, shape.branches),
+        shape.row_length,
+        shape.scored_length,
+        shape.prompt_length,
+    )
+    integers = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.int32)
+    floats = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
+    rows = Rows(
+        tokens=integers(r, t),
+        positions=integers(r, t),
+        segment_ids=integers(r, t),
+        visible_until=integers(r, t),
+        target_ids=integers(r, s),
+        predictors=integers(r, s),
+        response_slots=integers(r, s),
+        target_weights=floats(r, s),
+        prompt_ends=integers(b, g),
+        target=floats(b, g, k),
+        valid=jax.ShapeDtypeStruct((b, g, k), jnp.bool_),
+        weight=floats(b, g),
+        example_id=integers(b, g),
+        reference_logp=floats(b, g, n) if setup.reference == "precomputed" else None,
+        prompts=PromptRows(integers(b, q), integers(b, q), integers(b, q), integers(b, g)) if q else None,
+        **{name: floats(b, g) for name in shape.numbers},
+    )
+    sharding = row_sharding(setup.mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), rows)
+
+
+def compile_train_step(setup: Setup, config: OptimizerConfig, shape: RowShape) -> tuple[jax.stages.Compiled, Memory]:
+    """Compiles what `make_train_step` makes for the setup's mesh, whose devices need not exist.
+
+    Raises:
+      DoesNotFit: the compiler ran out of the devices' memory.
+    """
+    state, rows = abstract_state(setup, config), abstract_rows(setup, shape)
+    reference = state.params["policy"] if setup.reference == "live" else None
+    steps = config.warmup_steps + 1  # the schedule's constants; no shape depends on them
+    step = make_train_step(setup, make_optimizer(config, steps), make_schedule(config, steps), state)
+    lowered = step.lower(state, reference, rows)
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(_reason(str(error))) from error
+    found = compiled.memory_analysis()
+    memory = Memory(
+        parameters=device_bytes(state.params),
+        optimizer=device_bytes(state.optimizer),
+        reference=device_bytes(reference),
+        batch=device_bytes(rows),
+        arguments=found.argument_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
+    )
+    return compiled, memory
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of one device's shards of a tree of arrays or of their shapes with shardings."""
+    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(place, shapes, shardings)
+
+
+def _reason(message: str) -> str:
+    """The first sentence of the compiler's out-of-memory message."""
+    told = re.search(r"Ran out of memory.*?(?:\.\s|\.$|\n|$)", message, re.DOTALL)
+    return " ".join((told[0] if told else message[:300]).split())
