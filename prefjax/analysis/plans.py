@@ -148,7 +148,9 @@ def table(plans: Sequence[Plan]) -> str:
     )
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     for plan in plans:
-        chosen = [plan.settings[name] for name in ("rows", "mesh", "remat", "reference")]
+        parts = plan.settings["accumulation"]
+        rows = plan.settings["rows"] + (f" in {parts} parts" if parts != "1" else "")
+        chosen = [rows, *(plan.settings[name] for name in ("mesh", "remat", "reference"))]
         row = [plan.model, plan.topology, str(plan.chips), *chosen]
         if plan.memory is None:
             row += ["", "", "", _gb(plan.available), "", "", "", "", f"no: {plan.reason}"]

@@ -181,7 +181,7 @@ def made_plan(**changes) -> Plan:
         chips=8,
         devices=8,
         model="8.03B",
-        settings=dict(rows="8 x 4096", mesh="fsdp 8", remat="full", reference="precomputed"),
+        settings=dict(rows="8 x 4096", mesh="fsdp 8", remat="full", reference="precomputed", accumulation="1"),
         command="python -m experiments.plan",
         lengths="made up",
         prompts=64.0,
@@ -221,6 +221,8 @@ def test_plans_are_added_to_those_that_are_there(tmp_path):
     assert (tmp_path / "plans.png").stat().st_size > 1000
     assert "DOES NOT FIT: Ran out of memory" in plans_lib.describe(refused)
     assert "FITS" in plans_lib.describe(made_plan())
+    accumulated = made_plan(settings=made_plan().settings | {"accumulation": "4"})
+    assert "8 x 4096 in 4 parts" in plans_lib.table([accumulated]) and "parts" not in plans_lib.table([made_plan()])
 
 
 @pytest.mark.parametrize("shape", plan_config.SHAPES)
