@@ -37,6 +37,7 @@ def get_config(shape: str = "llama3_8b") -> ml_collections.ConfigDict:
     config.optimizer = dict(name="adamw", learning_rate=1e-6, schedule="linear", warmup_steps=150, clip_norm=1.0)
     config.train = dict(steps=1500)
     config.reference = dict(kind="precomputed")
+    config.lora = dict(rank=0, quantize="none")  # rank 16 and "nf4": what QLoRA needs
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.accumulation = 1
     return config.lock()

@@ -120,7 +120,7 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.init_from = ""
     config.value_network = "own" if "value" in facts.needs else "none"
-    config.lora = dict(rank=0, alpha=16.0, targets="attention/|mlp/")  # rank 0: all parameters are trained
+    config.lora = dict(rank=0, alpha=16.0, targets="attention/|mlp/", quantize="none")  # rank 0: all are trained
     config.accumulation = 1
     config.head_chunk = 512
     config.check_start = True

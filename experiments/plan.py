@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,6 +48,7 @@ from prefjax.training.ahead import (
     CompilerMissing,
     DoesNotFit,
     absent_devices,
+    abstract_frozen,
     abstract_state,
     compile_train_step,
     device_bytes,
@@ -56,7 +58,6 @@ from prefjax.training.budget import measure_load, step_budget
 from prefjax.training.config import StageConfig, find_objective
 from prefjax.training.mesh import MeshConfig, make_mesh, row_shards
 from prefjax.training.stage import complete_model, make_setup
-from prefjax.training.step import TrainState
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(argument), as in configs/.")
 _TOPOLOGY = flags.DEFINE_list("topology", None, "Slices to plan for, see above.")
@@ -170,13 +171,13 @@ def make_plan(
     batches = host_rows(trees, shape, training_plan(config), prefetch=0)
     measured = [next(batches) for _ in range(-(-_MEASURED_ROWS // shape.rows))]
     load = measure_load(measured, blocks)
-    state = abstract_state(setup, config.optimizer)
+    state, frozen = abstract_state(setup, config.optimizer), abstract_frozen(setup)
     rows = shape.rows * row_copies(shape.layout, shape.branches)
     plan = Plan(
         topology=where.name,
         chips=where.chips,
         devices=where.devices,
-        model=_model_line(state),
+        model=_model_line(frozen if setup.lora.rank else state.params),
         settings={
             "objective": config.objective,
             "rows": f"{rows} x {shape.row_length}",
@@ -186,6 +187,7 @@ def make_plan(
             "accumulation": str(config.accumulation),
             "optimizer": f"{config.optimizer.name}, {config.optimizer.mu_dtype} first moment",
             "reference": config.reference.kind,
+            **({"adapters": f"rank {config.lora.rank}, quantize {config.lora.quantize}"} if config.lora.rank else {}),
         },
         command=command,
         lengths=told,
@@ -197,7 +199,7 @@ def make_plan(
         compilers=", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", COMPILERS[chip.platform])),
     )
     began = time.perf_counter()
-    held = device_bytes(state) + (device_bytes(state.params["policy"]) if setup.reference == "live" else 0)
+    held = device_bytes(state) + device_bytes(frozen)
     if held > plan.available:  # no need to ask the compiler
         return dataclasses.replace(
             plan, reason=f"parameters and optimiser state alone are {held / 1e9:.2f} GB a device"
@@ -229,8 +231,8 @@ def _axes(sizes: Mapping[str, int]) -> str:
     return " ".join(f"{axis} {size}" for axis, size in sizes.items() if size != 1) or "one device"
 
 
-def _model_line(state: TrainState) -> str:
-    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+def _model_line(params: Any) -> str:
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
     return f"{count / 1e9:.3g}B" if count >= 1e8 else f"{count / 1e6:.3g}M"
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from prefjax.models import attention, fused_attention, rotary
+from prefjax.models import attention, fused_attention, quantized, rotary
 from prefjax.models.rotary import RopeScaling
 
 Params = Any
@@ -165,10 +165,12 @@ class Linear(nn.Module):
     def __call__(self, x):
         dtype, param_dtype = jnp.dtype(self.config.dtype), jnp.dtype(self.config.param_dtype)
         initial = nn.initializers.variance_scaling(self.gain, "fan_in", "normal")
-        kernel = self.param("kernel", initial, (x.shape[-1], self.outputs), param_dtype)
         # Two axes: with rows kept apart, XLA on CPU writes out a transposed copy for the gradient of every kernel.
         leading, x = x.shape[:-1], x.reshape(-1, x.shape[-1])
-        y = x @ kernel.astype(dtype)
+        if self.has_variable("params", "kernel_codes"):
+            y = quantized.matmul(x, *(self.get_variable("params", f"kernel_{part}") for part in ("codes", "scale")))
+        else:
+            y = x @ self.param("kernel", initial, (x.shape[-1], self.outputs), param_dtype).astype(dtype)
         if self.has_variable("params", "lora_a"):
             down, up = (self.get_variable("params", name).astype(dtype) for name in ("lora_a", "lora_b"))
             y += (x @ down) @ up

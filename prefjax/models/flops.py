@@ -54,9 +54,12 @@ def forward_flops(config: ModelConfig, work: Work) -> float:
     return config.num_layers * (dense + attention) + 2 * config.vocab_size * config.width * work.scored
 
 
-def step_flops(config: ModelConfig, work: Work, *, live_reference: bool) -> float:
+def step_flops(config: ModelConfig, work: Work, *, live_reference: bool, frozen: bool = False) -> float:
     """FLOPs of a train step: policy forward, twice that backward, and a live reference's forward.
+
+    With `frozen` weights under adapters, which are not counted, no product makes a gradient of a weight.
 
     Recomputation (remat, the head's chunks) is not counted: it is a choice, not the problem.
     """
-    return (3 + live_reference) * forward_flops(config, work)
+    weights = forward_flops(config, work._replace(area=0))
+    return (3 + live_reference) * forward_flops(config, work) - frozen * weights

@@ -13,27 +13,34 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from prefjax.models import quantized
+
 Params = Any
+QUANTIZE = ("none", *quantized.FORMATS)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """rank     columns of A and rows of B; 0: no adapters, all parameters are trained.
-    alpha    the product of A and B counts alpha / rank times
-    targets  regular expression searched in "attention/query", "mlp/down", ...; the default adapts every projection
+    """rank      columns of A and rows of B; 0: no adapters, all parameters are trained.
+    alpha     the product of A and B counts alpha / rank times
+    targets   regular expression searched in "attention/query", "mlp/down", ...; the default adapts every projection
+    quantize  the frozen base's projections: "none", as they are; "int8"; "nf4" (QLoRA, arXiv 2305.14314)
     """
 
     rank: int = 0
     alpha: float = 16.0
     targets: str = "attention/|mlp/"
+    quantize: str = "none"
 
     def __post_init__(self):
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for field in ("alpha", "targets"):
+        for field in ("alpha", "targets", "quantize"):
             if not self.rank and getattr(self, field) != defaults[field]:
                 raise ValueError(f"lora.{field} has no effect with lora.rank=0: set a rank")
         if self.rank < 0:
             raise ValueError(f"lora.rank={self.rank} must be 0 (off) or positive")
+        if self.quantize not in QUANTIZE:
+            raise ValueError(f"lora.quantize={self.quantize!r}: choose one of {QUANTIZE}")
 
 
 def init(config: LoraConfig, base: Params, key: jax.Array) -> Params:
@@ -62,6 +69,11 @@ def init(config: LoraConfig, base: Params, key: jax.Array) -> Params:
     return adapters
 
 
+def freeze(config: LoraConfig, base: Params) -> Params:
+    """The base as training keeps it: its projections quantised as `config` says."""
+    return base if config.quantize == "none" else quantized.quantize(base, config.quantize)
+
+
 def shapes(config: LoraConfig, base: Params) -> Params:
     """Shapes and dtypes of `init`'s adapters; nothing is computed."""
     return jax.eval_shape(lambda: init(config, base, jax.random.key(0)))
@@ -87,7 +99,10 @@ def join(config: LoraConfig, base: Params, adapters: Params) -> Params:
 
 
 def merge(config: LoraConfig, base: Params, adapters: Params) -> Params:
-    """Plain parameters that compute what `join`'s do: W + (alpha / rank) A B, formed in at least float32."""
+    """Plain parameters that compute what `join`'s do: W + (alpha / rank) A B, formed in at least float32.
+
+    W of a quantised base is what its codes mean, which is what the adapters were trained on.
+    """
 
     def fold(node):
         if not isinstance(node, dict):
@@ -99,13 +114,13 @@ def merge(config: LoraConfig, base: Params, adapters: Params) -> Params:
             folded["kernel"] = (wide(node["kernel"]) + product).astype(node["kernel"].dtype)
         return folded
 
-    return fold(join(config, base, adapters))
+    return fold(join(config, quantized.dequantize(base), adapters))
 
 
 def _projections(params: Params, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(path to the module, kernel) of every projection in the scanned layers."""
+    """(path to the module, kernel's shape and dtype) of every projection in the scanned layers."""
     for name, child in params.items():
-        if name == "kernel":
-            yield path, child
+        if name in ("kernel", "kernel_codes"):
+            yield path, jax.ShapeDtypeStruct(child.shape, params.get("kernel_scale", child).dtype)
         elif isinstance(child, dict):
             yield from _projections(child, (*path, name))

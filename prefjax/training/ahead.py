@@ -15,10 +15,10 @@ from jax.experimental import topologies
 from prefjax.data.packing import row_copies
 from prefjax.data.rows import PromptRows, Rows, RowShape
 from prefjax.models import init
-from prefjax.training.mesh import row_sharding
+from prefjax.training.mesh import parameter_shardings, row_sharding
 from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from prefjax.training.scoring import Setup
-from prefjax.training.step import TrainState, init_params, make_train_step, state_shardings
+from prefjax.training.step import TrainState, frozen_shapes, init_params, make_train_step, state_shardings
 
 COMPILERS = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}  # platform -> the package that compiles for it
 
@@ -98,6 +98,14 @@ def abstract_state(setup: Setup, config: OptimizerConfig) -> TrainState:
     return _placed(shapes, state_shardings(setup.mesh, optimizer, shapes.params))
 
 
+def abstract_frozen(setup: Setup) -> Any:
+    """A live reference or the adapters' base, as shapes with shardings; None where a step takes neither."""
+    if setup.reference != "live" and not setup.lora.rank:
+        return None
+    shapes = frozen_shapes(setup)
+    return _placed(shapes, parameter_shardings(setup.mesh, shapes))
+
+
 def abstract_rows(setup: Setup, shape: RowShape) -> Rows:
     """The rows of all hosts that a step receives, as shapes with shardings; `shape` is that of all hosts together."""
     b, g, k, n = shape.rows, shape.groups, setup.branches.responses, setup.branches.count
@@ -138,7 +146,7 @@ def compile_train_step(setup: Setup, config: OptimizerConfig, shape: RowShape) -
       DoesNotFit: the compiler ran out of the devices' memory.
     """
     state, rows = abstract_state(setup, config), abstract_rows(setup, shape)
-    reference = state.params["policy"] if setup.reference == "live" else None
+    reference = abstract_frozen(setup)
     steps = config.warmup_steps + 1  # the schedule's constants; no shape depends on them
     step = make_train_step(setup, make_optimizer(config, steps), make_schedule(config, steps), state)
     lowered = step.lower(state, reference, rows)
@@ -163,7 +171,8 @@ def compile_train_step(setup: Setup, config: OptimizerConfig, shape: RowShape) -
 
 def device_bytes(tree: Any) -> int:
     """Bytes of one device's shards of a tree of arrays or of their shapes with shardings."""
-    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * np.dtype(x.dtype).itemsize
+    bits = lambda dtype: jnp.iinfo(dtype).bits if jnp.issubdtype(dtype, jnp.integer) else 8 * np.dtype(dtype).itemsize
+    size = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * bits(x.dtype) // 8  # two 4-bit codes in a byte
     return sum(map(size, jax.tree.leaves(tree)))
 
 

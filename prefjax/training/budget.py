@@ -89,6 +89,7 @@ def step_budget(setup: Setup, load: Load, *, parameter_bytes: int, optimizer_byt
     devices, tensor = mesh.size, mesh.shape["tensor"]
     again = {"none": 0, "dots": 0, "full": 1}[model.remat]  # "dots" keeps what products and attention made
     passes = 1 + (setup.objective.coupled and setup.accumulation > 1)  # forward passes with what is trained
+    through = 1 if setup.lora.rank else 2  # a frozen base has gradients of activations only; adapters are not counted
 
     dense = forward_flops(model, Work(load.positions, 0, 0))
     attention = forward_flops(model, Work(0, load.tile_area, 0))
@@ -96,13 +97,13 @@ def step_budget(setup: Setup, load: Load, *, parameter_bytes: int, optimizer_byt
     value_dense = forward_flops(model, Work(load.value_work.tokens, 0, 0))
     value_attention = forward_flops(model, Work(0, load.value_work.area, 0))
     flops = (
-        (passes + 2 + again + live) * dense
+        (passes + through + again + live) * dense
         + (passes + 3.5 + again + live) * attention
-        + (passes + 3 + live) * head
+        + (passes + 1 + through + live) * head
         + (passes + 2 + again) * value_dense
         + (passes + 3.5 + again) * value_attention
     )
-    problem = step_flops(model, load.work, live_reference=live)
+    problem = step_flops(model, load.work, live_reference=live, frozen=bool(setup.lora.rank))
     problem += step_flops(model, load.value_work, live_reference=False)
 
     width = np.dtype("uint16").itemsize if model.dtype == "bfloat16" else np.dtype(model.dtype).itemsize

@@ -19,8 +19,8 @@ AXES = ("data", "fsdp", "tensor")
 # First match wins, on paths like "policy/layers/mlp/up/kernel". Scanned block parameters have a leading layer axis.
 RULES = (
     (r"(embedding|head)$", P("tensor", "fsdp")),
-    (r"(query|key|value|gate|up)/kernel$", P(None, "fsdp", "tensor")),
-    (r"(attention/output|mlp/down)/kernel$", P(None, "tensor", "fsdp")),
+    (r"(query|key|value|gate|up)/kernel(_codes|_scale)?$", P(None, "fsdp", "tensor")),
+    (r"(attention/output|mlp/down)/kernel(_codes|_scale)?$", P(None, "tensor", "fsdp")),
     (r"(query|key|value|gate|up)/bias$", P(None, "tensor")),
     (r"(query|key|value|gate|up)/lora_a$", P(None, "fsdp")),
     (r"(query|key|value|gate|up)/lora_b$", P(None, None, "tensor")),

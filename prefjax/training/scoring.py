@@ -56,6 +56,11 @@ class Setup:
             raise ValueError(
                 f"objective {self.objective.name} with value_network={self.value_network!r}: set it to {wanted}"
             )
+        if self.value_network == "own" and self.lora.quantize != "none":
+            raise ValueError(
+                f"lora.quantize={self.lora.quantize!r} with value_network='own': a value network of its own is the "
+                "whole model, trained, and codes have no gradient. Set value_network='trunk', or quantize='none'"
+            )
         if ("baseline_logp" in needs) != self.branches.baseline:
             raise ValueError(f"objective {self.objective.name}: the rows' baseline branch must match what it needs")
         if self.mesh is not None and self.model.num_kv_heads % self.mesh.shape["tensor"]:

@@ -71,7 +71,7 @@ def run_stage(
     shape = plan_rows(config, trees, row_multiple=row_shards(mesh) * config.accumulation)
     print(describe_shape(config, trees, shape), flush=True)
 
-    policy = load_policy(config, setup.model, mesh, config.init_from)
+    policy = _start(config, setup, mesh)
     other = config.reference.init_from
     # Without a reference in the loss, the starting point is still what the report compares with. With LoRA the policy's
     # base is never written to, so it is the reference without a copy.
@@ -151,7 +151,7 @@ def evaluate_stage(config: StageConfig, workdir: Path, reference_workdir: str, *
     trees = with_baselines(config, load_trees(config, tokenizer, directory, "eval"))
     setup = make_setup(config, tokenizer, trees, mesh)
     reference = load_policy(config, setup.model, mesh, config.reference.init_from or reference_workdir)
-    base = load_policy(config, setup.model, mesh, config.init_from) if setup.lora.rank else reference
+    base = _start(config, setup, mesh) if setup.lora.rank else reference
     params = load_params(workdir, _placed(mesh, jax.eval_shape(functools.partial(init_params, setup), base)))
     frozen = base if setup.lora.rank or setup.reference == "live" else None
     return _Evaluator(config, setup, trees, workdir / "reference", reference, "", frozen)(params)
@@ -205,12 +205,18 @@ def load_policy(config: StageConfig, model: ModelConfig, mesh: Mesh, source: str
         return read_params(source, model, shardings)
     adapted = load_identity(Path(source)).get("lora")
     if adapted:
-        adapters = lora.LoraConfig(adapted["rank"], adapted["alpha"], adapted["targets"])
+        adapters = lora.LoraConfig(**{field.name: adapted[field.name] for field in dataclasses.fields(lora.LoraConfig)})
         base_config = dataclasses.replace(config, seed=adapted["seed"])
-        base = load_policy(base_config, model, mesh, adapted["base"])
+        base = lora.freeze(adapters, load_policy(base_config, model, mesh, adapted["base"]))
         saved = load_params(Path(source), {"policy": _placed(mesh, lora.shapes(adapters, shapes))})["policy"]
         return jax.jit(functools.partial(lora.merge, adapters), out_shardings=shardings)(base, saved)
     return load_params(Path(source), {"policy": _placed(mesh, shapes)})["policy"]
+
+
+def _start(config: StageConfig, setup: Setup, mesh: Mesh) -> Any:
+    """Where training starts; with LoRA the frozen base, in the form that training keeps it."""
+    base = lora.freeze(setup.lora, load_policy(config, setup.model, mesh, config.init_from))
+    return jax.device_put(base, parameter_shardings(mesh, base))
 
 
 def _placed(mesh: Mesh, shapes: Any) -> Any:

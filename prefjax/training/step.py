@@ -181,7 +181,12 @@ def make_eval_step(setup: Setup, params: Any) -> Callable[[Any, Any, Rows], metr
 def _reference_shardings(setup: Setup):
     if setup.reference != "live" and not setup.lora.rank:
         return None
-    return mesh_lib.parameter_shardings(setup.mesh, decoder.shapes(setup.model))
+    return mesh_lib.parameter_shardings(setup.mesh, frozen_shapes(setup))
+
+
+def frozen_shapes(setup: Setup) -> Any:
+    """Shapes of the parameters a step gets besides the trained ones: a live reference, or the adapters' base."""
+    return jax.eval_shape(functools.partial(lora.freeze, setup.lora), decoder.shapes(setup.model))
 
 
 def _loss_gradients(setup, params, *, rows, reference_params, total):

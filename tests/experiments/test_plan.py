@@ -25,7 +25,8 @@ from prefjax.data.rows import Branches, RowShape
 from prefjax.data.trees import TokenTree
 from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig
-from prefjax.models.flops import shared_work, step_flops
+from prefjax.models.flops import forward_flops, shared_work, step_flops
+from prefjax.models.lora import LoraConfig
 from prefjax.models.pallas_tiles import Blocks
 from prefjax.training.budget import live_area, measure_load, step_budget
 from prefjax.training.mesh import MeshConfig, make_mesh
@@ -164,6 +165,19 @@ def test_the_budget_without_padding_and_recomputation_is_the_problem_itself():
     head = 2 * 64 * 16 * load.work.scored
     attention = 2 * 4 * 4 * 8 * load.work.area
     assert budget.flops * 8 == pytest.approx(budget.model_flops * 8 + head + 1.5 * attention)
+
+
+def test_a_frozen_base_has_no_gradients_of_weights():
+    rows = build_rows([[tree(5, 3, 4)]] * 8, RowShape("shared_packed", 8, 12, 7, 1, Branches(2)))
+    load = measure_load([rows], Blocks(query=1, key=1, rows=1))
+    setup = setup_on(MeshConfig(data=8))
+    whole, frozen = (
+        step_budget(dataclasses.replace(setup, lora=adapters), load, parameter_bytes=0, optimizer_bytes=0)
+        for adapters in (LoraConfig(), LoraConfig(rank=2))
+    )
+    weights = forward_flops(MODEL, load.work._replace(area=0))
+    assert (whole.flops - frozen.flops) * 8 == pytest.approx(weights)
+    assert (whole.model_flops - frozen.model_flops) * 8 == pytest.approx(weights)
 
 
 def test_the_budget_counts_recomputation_and_gathered_weights():

@@ -12,13 +12,15 @@ from prefjax.analysis.chips import CHIPS, find_slice
 from prefjax.data.layout import attach_reference
 from prefjax.data.rows import Branches, RowShape
 from prefjax.losses import OBJECTIVES
-from prefjax.models import ModelConfig
+from prefjax.models import ModelConfig, decoder
+from prefjax.models.lora import LoraConfig
 from prefjax.training import ahead
 from prefjax.training.ahead import (
     COMPILERS,
     CompilerMissing,
     DoesNotFit,
     absent_devices,
+    abstract_frozen,
     abstract_rows,
     abstract_state,
     compile_train_step,
@@ -106,6 +108,24 @@ def test_the_step_compiled_ahead_of_time_is_the_step_that_trains():
     np.testing.assert_allclose(metrics["loss"][0], wanted["loss"][0], rtol=1e-6)
     for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_a_plan_of_adapters_counts_the_frozen_base_in_its_own_bits():
+    model = dataclasses.replace(SINGLE, width=64, mlp_width=128)
+    shapes = jax.tree.leaves(decoder.shapes(model))
+    kernels = sum(x.size for x in shapes if x.ndim == 3)
+    others = 4 * (sum(x.size for x in shapes) - kernels)
+    scales = {"none": 0, "int8": 4 * kernels / 64, "nf4": 4 * kernels / 64}
+    held = {}
+    for quantize, size in (("none", 4), ("int8", 1), ("nf4", 0.5)):
+        adapters = LoraConfig(rank=2, quantize=quantize)
+        setup = setup_for("dpo", model=model, lora=adapters, mesh=make_mesh(MeshConfig(data=8)))
+        _, memory = compile_train_step(setup, OptimizerConfig(), shape_of(setup, "shared_packed"))
+        # Attention's output has 32 inputs, so its scales are twice as many.
+        assert memory.reference == pytest.approx(others + kernels * size + scales[quantize], rel=0.02)
+        assert memory.reference == device_bytes(abstract_frozen(setup))
+        held[quantize] = memory.arguments
+    assert held["nf4"] <= held["int8"] < 0.7 * held["none"]
 
 
 def abstract_sharding(tree):

@@ -13,6 +13,7 @@ from prefjax.training.config import ReferenceConfig, StageConfig
 from prefjax.training.loop import LoopConfig
 from prefjax.training.optimizers import OptimizerConfig
 from prefjax.training.stage import evaluate_stage, load_policy, run_stage
+from tests.training.examples import setup_for
 from tests.training.test_run import DPO, final_state, lines
 
 ADAPTED = dataclasses.replace(
@@ -80,6 +81,26 @@ def test_adapters_go_on_top_of_a_finished_run_and_a_precomputed_reference_is_the
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
     again = load_policy(stage, live.setup.model, live.setup.mesh, str(tmp_path / "live"))
     equal(again, live.policy, rtol=1e-5, atol=1e-6)
+
+
+def test_a_quantised_base_is_the_reference_and_what_loads_is_what_was_trained(tmp_path):
+    coded = dataclasses.replace(ADAPTED, lora=dataclasses.replace(ADAPTED.lora, quantize="nf4"))
+    stopped = dict(should_stop=lambda step: step == 5)
+    assert not run_stage(coded, tmp_path, tmp_path / "data", **stopped).finished
+    result = run_stage(coded, tmp_path, tmp_path / "data")
+    losses = [line["loss"] for line in lines(tmp_path)]
+    assert losses[0] < 0.72 and losses[-1] < losses[0] - 0.01
+    assert evaluate_stage(coded, tmp_path, "")["loss"] == pytest.approx(result.eval_metrics["loss"], rel=1e-5)
+    loaded = load_policy(coded, result.setup.model, result.setup.mesh, str(tmp_path))
+    equal(loaded, result.policy, rtol=1e-6, atol=1e-7)
+    plain = load_policy(coded, result.setup.model, result.setup.mesh, "")["layers"]["mlp"]["up"]["kernel"]
+    assert np.abs(loaded["layers"]["mlp"]["up"]["kernel"] - plain).max() > 0.01, "the base was not quantised"
+
+
+def test_a_value_network_of_its_own_cannot_be_codes():
+    coded = dataclasses.replace(ADAPTED.lora, quantize="int8")
+    with pytest.raises(ValueError, match="lora.quantize='int8' with value_network='own'"):
+        setup_for("dro", lora=coded)
 
 
 def test_another_live_reference_is_refused():
