@@ -199,8 +199,9 @@ def number(value: float, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "−")
 
 
-def with_error(mean: Mean) -> str:
-    return number(mean.value) + ("" if mean.standard_error is None else f" ± {mean.standard_error:.2f}")
+def with_error(mean: Mean, digits: int = 2) -> str:
+    error = mean.standard_error
+    return number(mean.value, digits) + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def with_interval(share: Share) -> str:

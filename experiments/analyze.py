@@ -1,0 +1,118 @@
+"""Analyses score files, embeddings and preference records by tools of the literature: a table, JSON and a plot.
+
+    python -m experiments.analyze --tool="ranking_accuracy(reference='reference_logp', beta=0.1)" \\
+        --data=scores.jsonl --output=analysis
+
+docs/analysis.md lists the tools with the columns they read. `data` is a file or glob of .jsonl, .jsonl.gz or .parquet
+whose rows have these columns; a tool that reads preference records takes what `config.data.train` takes: files, named
+datasets, several with " + " between them. `arrays` adds columns from .npz files (by the arrays' names) and .npy files
+(by the file's), row by row beside `data` or by themselves: embeddings belong there. A *response column* holds a list
+with one value for each response: of a pair chosen and rejected, of a ranking all of them. Written to OUTPUT: TOOL.md,
+TOOL.json and, where there is something to see, TOOL.png.
+"""
+
+import ast
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+
+from experiments.door import build
+from prefjax.analysis.tools.findings import write_finding
+from prefjax.analysis.tools.registry import TOOLS, Tool
+from prefjax.analysis.tools.table import Table
+from prefjax.data.columns import read_arrays, read_columns
+from prefjax.data.formats import Columns, RecordFormat
+from prefjax.data.records import Text
+from prefjax.data.sources import open_sources, parse_sources
+
+_TOOL = flags.DEFINE_string("tool", None, "name(option=value, ...), see docs/analysis.md.")
+_DATA = flags.DEFINE_string("data", "", "Rows: a file or glob; for tools of records as config.data.train.")
+_ARRAYS = flags.DEFINE_multi_string("arrays", [], "Further columns: an .npz or .npy file. May be given several times.")
+_OUTPUT = flags.DEFINE_string("output", None, "The folder to write to.")
+_TFDS_DIR = flags.DEFINE_string("tfds_dir", "", "Where named datasets are kept; empty: ~/tensorflow_datasets.")
+_MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fetched by hand.")
+
+
+def parse_tool(text: str) -> tuple[Tool, dict[str, Any]]:
+    """ "best_of_n(reward='rm')" or "best_of_n": a tool and all its options.
+
+    Raises:
+      ValueError: no such tool; an option that is foreign, missing or mistyped; not of this form.
+    """
+    form = f"tool={text!r}: write name(option=value, ...)"
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise ValueError(f"{form}; {error.msg}") from None
+    given = call.keywords if isinstance(call, ast.Call) else []
+    name = call.func if isinstance(call, ast.Call) else call
+    if not isinstance(name, ast.Name) or (isinstance(call, ast.Call) and call.args):
+        raise ValueError(form)
+    if name.id not in TOOLS:
+        raise ValueError(f"no tool {name.id!r}; docs/analysis.md describes {', '.join(TOOLS)}")
+    values = {}
+    for keyword in given:
+        try:
+            values[keyword.arg or ""] = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise ValueError(f"{form}; {ast.unparse(keyword.value)} is no number, text in quotes, or list") from None
+    tool = TOOLS[name.id]
+    options = build(tool.options_class(), values, tool.name)
+    return tool, {option: getattr(options, option) for option in tool.options}
+
+
+def read_table(tool: Tool, options: Mapping[str, Any], data: str, arrays: Sequence[str]) -> Table:
+    """What the tool reads, as columns. Raises ValueError where they have different numbers of rows, or one is twice."""
+    columns: dict[str, Sequence[Any]] = {}
+    if data:
+        columns = _record_columns(tool, options, data) if tool.records else read_columns(data)
+    for path in arrays:
+        for name, array in read_arrays(path).items():
+            if name in columns:
+                raise ValueError(f"{path}: there is a column {name!r} already")
+            columns[name] = array
+    return Table(columns)
+
+
+def _record_columns(tool: Tool, options: Mapping[str, Any], data: str) -> dict[str, list[Any]]:
+    wanted = tuple(name for option in tool.response_columns for name in options[option])
+    columns: dict[str, list[Any]] = {"responses": [], **{name: [] for name in wanted}}
+    sources = parse_sources(data)
+    if sources[0].share is not None:
+        raise ValueError(f"data={data!r}: an analysis reads all records, leave the shares out")
+    for source in open_sources(sources, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value):
+        records, report = source.read(RecordFormat(), more=Columns(response=wanted))
+        print(report)
+        for record in records:
+            if record.kind != "pair":
+                raise ValueError(
+                    f"{record.source} is no pair: make pairs of rankings first, by experiments.curate with "
+                    '--methods="pairs"'
+                )
+            columns["responses"].append([_plain(response) for response in record.responses])
+            for name in wanted:
+                columns[name].append(record.response_columns.get(name))
+    return columns
+
+
+def _plain(text: Text) -> str:
+    return text if isinstance(text, str) else "\n".join(message.content for message in text)
+
+
+def main(_) -> None:
+    tool, options = parse_tool(_TOOL.value)
+    if not _DATA.value and not _ARRAYS.value:
+        raise app.UsageError("give --data, --arrays, or both")
+    table = read_table(tool, options, _DATA.value, _ARRAYS.value)
+    command = shlex.join(["python", "-m", "experiments.analyze", *sys.argv[1:]])
+    finding = tool.apply(table, **options)
+    path = write_finding(_OUTPUT.value, tool.name, finding, command)
+    print(f"{finding.headline}\nwritten to {path}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["tool", "output"])
+    app.run(main)
