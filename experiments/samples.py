@@ -16,6 +16,7 @@ from experiments.door import RunConfig
 from prefjax.analysis import Gold, RunResults, Samples, read_metrics, write_report
 from prefjax.data.prepare import SYNTHETIC, DataConfig
 from prefjax.data.synthetic import GARBLED_REWARD, World
+from prefjax.models import SamplingOptions
 from prefjax.training.rollouts import sample_responses, sequence_logps
 from prefjax.training.stage import StageResult
 
@@ -28,16 +29,17 @@ def compare_samples(run: RunConfig, result: StageResult) -> Samples:
     end = result.end_id
 
     def draw(params):
-        return sample_responses(
+        responses = sample_responses(
             result.setup.model,
             params,
             prompts,
-            end_id=end,
+            SamplingOptions(temperature=options.temperature, max_new_tokens=options.max_new_tokens),
+            stop_ids=[end],
             pad_id=tokenizer.pad_id,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
             seed=run.stage.seed,
+            mesh=result.setup.mesh,
         )
+        return [response.tokens for response in responses]
 
     drawn = {"policy": draw(result.policy), "reference": draw(result.reference)}
     policy_logp, reference_logp = sequence_logps(

@@ -7,7 +7,7 @@ prompt and response are never tokenised together and cut apart again, because to
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -100,6 +100,18 @@ def encode_prompt(prompt: Text, tokenizer: Tokenizer) -> list[int]:
     A chat ends with the header of the assistant's turn. A BOS that the template renders is not doubled.
     """
     return _begin(prompt if isinstance(prompt, str) else tokenizer.render(prompt, generate=True), tokenizer)
+
+
+def decode_response(prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, *, chat: bool) -> str:
+    """The text of a response that was sampled after a prompt, special tokens left out.
+
+    Decoded as what the two texts differ by, because some tokenizers drop the space before a first word. Of a chat's
+    response white space at both ends is dropped too: it belongs to the template.
+    """
+    text = lambda ids: tokenizer.decode([i for i in map(int, ids) if i not in tokenizer.special_ids])
+    whole, before = text([*prompt, *response]), text(prompt)
+    after = whole[len(before) :] if whole.startswith(before) else text(response)
+    return after.strip() if chat else after
 
 
 def end_id(tokenizer: Tokenizer, *, chat: bool) -> int:

@@ -27,6 +27,7 @@ REASONS: Mapping[str, str] = {
     "no_boundary": "no prompt can be told from the responses without guessing",
     # what a row says
     "empty_prompt": "the prompt has no text",
+    "repeated_prompt": "the prompt came before: each is answered once",
     "empty_response": "a response, or one of its messages, has no text",
     "identical_responses": "all responses are the same, so they teach no preference",
     "tie": "equal scores, so nothing is preferred",

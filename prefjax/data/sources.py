@@ -16,7 +16,7 @@ from tqdm import tqdm
 from prefjax.data.datasets import DATASETS, find
 from prefjax.data.datasets.builder import build
 from prefjax.data.formats import Columns, RecordFormat, parse
-from prefjax.data.readers import SUFFIXES, find_files, read_records
+from prefjax.data.readers import SUFFIXES, find_files, read_records, read_rows
 from prefjax.data.records import Record
 from prefjax.data.report import Finding, Rejection, Report, collect
 
@@ -99,6 +99,14 @@ class OpenSource:
         for row in self._rows:
             digest.update(hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest())
         return digest.digest()
+
+    def rows(self, *, progress: bool = True) -> Iterator[tuple[str, Any]]:
+        """Its rows as ("<source>:<row>", decoded row or Rejection), under the names that records have."""
+        for path in self.files:
+            yield from read_rows(path, progress=progress)
+        # tqdm's `disable=None` shows the bar on a terminal only.
+        bar = tqdm(self._rows, desc=self.name, unit=" rows", disable=None if progress and not self.files else True)
+        yield from ((f"{self.name}:{number}", row) for number, row in enumerate(bar, 1))
 
     def read(
         self, record_format: RecordFormat, *, more: Columns | None = None, progress: bool = True

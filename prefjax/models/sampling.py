@@ -1,23 +1,90 @@
 """Sampling responses with a key/value cache: one prefill of the prompts, then one token of every sequence at a time."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from prefjax.models import decoder
+from prefjax.models import attention, decoder
+from prefjax.models.attention import ROW_AXES
 from prefjax.models.decoder import ModelConfig, Params
 
 
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How a token is drawn: logits / temperature, cut to the top k, cut to the nucleus of what is left.
+
+    temperature     0 takes the most likely token, whatever the cuts
+    top_k           keep the k most likely tokens (arXiv 1805.04833, section 5.1); 0 keeps all
+    top_p           keep the most likely tokens until their probabilities add up to p, the one that reaches it included
+                    (nucleus, arXiv 1904.09751, section 3.1); 1 keeps all
+    max_new_tokens  a response that has not ended by then is cut off, and has no end token
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+
+    def __post_init__(self):
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature={self.temperature} must be 0 or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k} must be 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p} must be in (0, 1]")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be 1 or more")
+        if self.temperature == 0 and (self.top_k or self.top_p < 1):
+            raise ValueError("temperature=0 takes the most likely token: top_k and top_p have no effect, drop them")
+
+
 class Samples(NamedTuple):
-    """Sampled responses: `tokens` [B, L] with the end token kept, `pad_id` after it; `lengths` [B]; `ended` [B]."""
+    """Sampled responses, right-padded.
+
+    tokens   [B, L] with the stop token kept, `pad_id` after it
+    logps    [B, L] log pi(token | everything before it) of the model itself (temperature 1, no cuts), nats; 0 after
+             the stop token
+    lengths  [B] tokens, the stop token included
+    ended    [B] False where `max_new_tokens` cut the response off
+    """
 
     tokens: Int[Array, "B L"]
+    logps: Float[Array, "B L"]
     lengths: Int[Array, "B"]
-    ended: Array
+    ended: Bool[Array, "B"]
+
+
+@flax.struct.dataclass
+class Prefill:
+    """The decoder's view of the prompts: the training's own attention, whose keys and values are kept."""
+
+    plan: attention.MaskPlan
+
+    @property
+    def positions(self):
+        return self.plan.positions
+
+    @property
+    def mesh(self):
+        return self.plan.mesh
+
+    def spread(self, activations):
+        return self.plan.spread(activations)
+
+    def attend(self, query, key, value, cache, **options):
+        """Fills the front of the cache, and attends over the prompts alone; returns (output, cache)."""
+        cache = tuple(
+            jax.lax.dynamic_update_slice(kept, new, (0,) * kept.ndim)
+            for kept, new in zip(cache, (key, value), strict=True)
+        )
+        return attention.attend(query, key, value, self.plan, **options), cache
 
 
 @flax.struct.dataclass
@@ -25,11 +92,10 @@ class DecodingStep:
     """What the tokens at `positions` see: every cached key at or before them. The decoder's view while sampling."""
 
     positions: Int[Array, "B L"]
-    mesh: None = flax.struct.field(default=None, pytree_node=False)
+    mesh: Mesh | None = flax.struct.field(default=None, pytree_node=False)
 
     def spread(self, activations):
-        """Sampling leaves the placement of activations to the partitioner."""
-        return activations
+        return _pin(activations, self.mesh, ROW_AXES)
 
     def attend(self, query, key, value, cache, *, scale, softcap, window):
         """Writes keys and values into the cache at `positions`, then attends over it; returns (output, cache)."""
@@ -51,69 +117,109 @@ class DecodingStep:
         return output.reshape(rows, length, heads, width).astype(query.dtype), (keys, values)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "top_k", "eos_id", "pad_id"))
+@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "stop_ids", "pad_id", "top_k", "mesh"))
 def sample(
     config: ModelConfig,
     params: Params,
     prompts: Int[Array, "B P"],
     prompt_lengths: Int[Array, "B"],
-    key: jax.Array,
+    keys: Key[Array, "B"],
     *,
     max_new_tokens: int,
-    eos_id: int,
+    stop_ids: tuple[int, ...],
     pad_id: int,
     temperature: Float[Array, ""] | float = 1.0,
     top_k: int = 0,
+    top_p: Float[Array, ""] | float | None = None,
+    mesh: Mesh | None = None,
 ) -> Samples:
-    """Samples one response per prompt from pi(. | prompt).
+    """Samples one response per prompt from pi(. | prompt). Options as in `SamplingOptions`.
+
+    A response depends on its own prompt, length and key: not on the prompts beside it, nor on padding or the mesh (up
+    to rounding). Compiled once per shape, `stop_ids` and `top_k`.
 
     Args:
-      prompts: right-padded token ids; `prompt_lengths` [B] >= 1 says where each ends.
-      temperature: logits are divided by it; 0 takes the most likely token.
-      top_k: keep the k most likely tokens only; 0 keeps all.
-
-    Returns:
-      Responses of at most `max_new_tokens` tokens. `ended` is False where that limit cut a response off: such a
-      response has no end token.
+      prompts: right-padded token ids; `prompt_lengths` says where each ends. A length of 0 marks a row that is padding:
+        it comes back empty and ended, and nothing waits for it.
+      keys: one random key per sequence; its token t is drawn with fold_in(key, t).
+      stop_ids: any of these ends a response; none: all are `max_new_tokens` long.
+      top_p: None keeps all tokens, and skips sorting the vocabulary.
+      mesh: where rows lie over ("data", "fsdp"), heads and cache over "tensor", the vocabulary head over both; B must
+        be a multiple of the row shards. None on one device.
     """
     batch, prompt_length = prompts.shape
-    head = decoder.vocabulary_head(config, params)
+    head = decoder.vocabulary_head(config, params, mesh=mesh)
     cache_shape = (config.num_layers, batch, prompt_length + max_new_tokens, config.num_kv_heads, config.head_width)
-    cache = (jnp.zeros(cache_shape, config.dtype),) * 2
+    empty = _pin(jnp.zeros(cache_shape, config.dtype), mesh, None, ROW_AXES, None, "tensor")
+    stops = jnp.asarray(stop_ids, prompts.dtype)
 
-    def forward(tokens, positions, cache):
-        return decoder.Decoder(config).apply({"params": params}, tokens, DecodingStep(positions=positions), cache)
+    def forward(tokens, look, cache):
+        return decoder.Decoder(config).apply({"params": params}, tokens, look, cache)
 
-    def choose(hidden, key):
+    def choose(hidden, step):
+        """The next token of every sequence and its log-prob."""
         wide = jnp.promote_types(hidden.dtype, jnp.float32)
+        axes = () if mesh is None else attention.vocabulary_axes(head.shape[0], mesh)
+        # Every device multiplies its part of the vocabulary for all rows that share it, then gets its own rows whole.
+        hidden = _pin(hidden, mesh, "data" if "fsdp" in axes else ROW_AXES)
         logits = jnp.einsum("bd,vd->bv", hidden, head.astype(hidden.dtype), preferred_element_type=wide)
+        logits = _pin(logits, mesh, ROW_AXES)
         if config.logit_softcap is not None:
             logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-        if top_k:
-            logits = jnp.where(logits < jax.lax.top_k(logits, top_k)[0][:, -1:], -jnp.inf, logits)
-        drawn = jax.random.categorical(key, logits / jnp.where(temperature > 0, temperature, 1))
-        return jnp.where(temperature > 0, drawn, logits.argmax(-1)).astype(prompts.dtype)
+        cut = restrict(logits / jnp.where(temperature > 0, temperature, 1).astype(wide), top_k=top_k, top_p=top_p)
+        drawn = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in, (0, None))(keys, step), cut)
+        token = jnp.where(temperature > 0, drawn, logits.argmax(-1))
+        logp = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        return token.astype(prompts.dtype), logp
 
-    # Positions after a prompt's end hold padding now; decoding overwrites each before any query can see it.
+    # Positions after a prompt's end hold padding, which no prompt token sees; decoding overwrites each before a query
+    # can see it.
     positions = jnp.broadcast_to(jnp.arange(prompt_length)[None], prompts.shape)
-    hidden, cache = forward(prompts, positions, cache)
-    last = jnp.take_along_axis(hidden, (prompt_lengths - 1)[:, None, None], axis=1)[:, 0]
+    ends = jnp.where(positions < prompt_lengths[:, None], prompt_lengths[:, None], positions + 1)
+    plan = attention.prepare(ends, positions, implementation=config.attention, mesh=mesh)
+    hidden, cache = forward(prompts, Prefill(plan), (empty, empty))
+    last = jnp.take_along_axis(hidden, jnp.maximum(prompt_lengths - 1, 0)[:, None, None], axis=1)[:, 0]
 
     def unfinished(carry):
-        step, ended = carry[0], carry[3]
-        return (step < max_new_tokens) & ~ended.all()
+        step, samples = carry[:2]
+        return (step < max_new_tokens) & ~samples.ended.all()
 
     def advance(carry):
-        step, tokens, lengths, ended, last, cache, key = carry
-        key, draw = jax.random.split(key)
-        token = jnp.where(ended, pad_id, choose(last, draw))
-        tokens = tokens.at[:, step].set(token)
+        step, (tokens, logps, lengths, ended), last, cache = carry
+        token, logp = choose(last, step)
+        token = jnp.where(ended, pad_id, token)
+        tokens, logps = tokens.at[:, step].set(token), logps.at[:, step].set(jnp.where(ended, 0, logp))
         lengths += ~ended
-        ended |= token == eos_id
-        hidden, cache = forward(token[:, None], (prompt_lengths + step)[:, None], cache)
-        return step + 1, tokens, lengths, ended, hidden[:, 0], cache, key
+        ended |= (token[:, None] == stops[None]).any(-1)
+        look = DecodingStep((prompt_lengths + step)[:, None], mesh)
+        hidden, cache = forward(token[:, None], look, cache)
+        return step + 1, Samples(tokens, logps, lengths, ended), hidden[:, 0], cache
 
-    tokens = jnp.full((batch, max_new_tokens), pad_id, prompts.dtype)
-    start = (0, tokens, jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool), last, cache, key)
-    _, tokens, lengths, ended, *_ = jax.lax.while_loop(unfinished, advance, start)
-    return Samples(tokens=tokens, lengths=lengths, ended=ended)
+    start = Samples(
+        tokens=jnp.full((batch, max_new_tokens), pad_id, prompts.dtype),
+        logps=jnp.zeros((batch, max_new_tokens), jnp.promote_types(config.dtype, jnp.float32)),
+        lengths=jnp.zeros(batch, jnp.int32),
+        ended=prompt_lengths == 0,
+    )
+    return jax.lax.while_loop(unfinished, advance, (0, start, last, cache))[1]
+
+
+def restrict(
+    logits: Float[Array, "B V"], *, top_k: int = 0, top_p: Float[Array, ""] | float | None = None
+) -> Float[Array, "B V"]:
+    """-inf for tokens outside the top k, and outside the nucleus of those inside it. Tokens as likely as the least
+    likely that is kept are kept too, so the result does not depend on the order of the vocabulary."""
+    vocabulary = logits.shape[-1]
+    if top_p is None and not 0 < top_k < vocabulary:
+        return logits
+    ranked = jax.lax.top_k(logits, min(top_k or vocabulary, vocabulary))[0]
+    least = ranked[:, -1]
+    if top_p is not None:
+        shares = jax.nn.softmax(ranked, axis=-1)
+        before = jnp.cumsum(shares, axis=-1) - shares
+        least = jnp.where(before < top_p, ranked, jnp.inf).min(-1)
+    return jnp.where(logits < least[:, None], -jnp.inf, logits)
+
+
+def _pin(x, mesh, *axes):
+    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))

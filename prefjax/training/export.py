@@ -33,10 +33,9 @@ def export_policy(
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.chat_template)
     model = complete_model(config.model, tokenizer)
     params = load_policy(config, model, make_mesh(MeshConfig(data=1, fsdp=-1)), str(workdir))
-    before = _read(like, "config.json")
     generation = _read(like, "generation_config.json")
     ids = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
-    stops = _stops(generation.get("eos_token_id", before.get("eos_token_id")), tokenizer)
+    stops = stop_ids(like, tokenizer)
     settings = {} if like else {**ids, "eos_token_id": stops}
     if not like and config.data.encoding.max_length:
         settings["max_position_embeddings"] = config.data.encoding.max_length
@@ -51,8 +50,11 @@ def _read(folder: str | None, name: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if folder and path.is_file() else {}
 
 
-def _stops(before: int | list[int] | None, tokenizer: Tokenizer) -> list[int]:
-    """Ids at which generation stops: those it had, EOS, and the end of turn that responses were trained to end with."""
+def stop_ids(folder: str | None, tokenizer: Tokenizer) -> list[int]:
+    """Ids at which generation stops: those of a model folder, EOS, and the end of turn that responses are trained to
+    end with."""
+    generation, config = _read(folder, "generation_config.json"), _read(folder, "config.json")
+    before = generation.get("eos_token_id", config.get("eos_token_id"))
     ids = before if isinstance(before, list) else [] if before is None else [before]
     ends = [tokenizer.eos_id, *([end_id(tokenizer, chat=True)] if tokenizer.has_chat_template else [])]
     return list(dict.fromkeys([*ids, *ends]))

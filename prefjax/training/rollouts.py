@@ -1,68 +1,184 @@
 """Responses sampled from a policy, and the exact log-prob of whole sequences through the step's own path."""
 
-import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float32, Int32, Key
 from tqdm import tqdm
 
 from prefjax.data.packing import suggest_shape, tree_sizes
 from prefjax.data.pipeline import row_dataset
 from prefjax.data.planning import InOrder
-from prefjax.data.rows import Branches
-from prefjax.data.store import MemoryTrees
+from prefjax.data.rows import Branches, RowShape
+from prefjax.data.store import MemoryTrees, TreeSource
 from prefjax.data.trees import TokenTree
 from prefjax.losses import OBJECTIVES
-from prefjax.models import ModelConfig, sample
+from prefjax.models import ModelConfig, SamplingOptions, sample
 from prefjax.training.feed import to_devices
-from prefjax.training.mesh import row_shards
+from prefjax.training.mesh import row_sharding, row_shards
 from prefjax.training.scoring import Setup, branch_logps
 
-_PREFILL_BYTES = 2**29  # of attention weights, [rows, heads, width, cache]; the prefill holds a few such arrays
-_SHORT_BITS = 6  # prompts of up to 64 tokens count as similar
+_CACHE_BYTES = 2**31  # of keys and values, all devices of a data shard together
+_SHORTEST = 32  # tokens; shorter prompts are padded to it
+
+
+class Response(NamedTuple):
+    """One sampled response: token ids with the stop token if it has one, the model's log-prob of each (nats), and
+    whether it ended by itself."""
+
+    tokens: Int32[np.ndarray, "L"]
+    logps: Float32[np.ndarray, "L"]
+    ended: bool
 
 
 def sample_responses(
     model: ModelConfig,
     params: Any,
     prompts: Sequence[np.ndarray],
+    options: SamplingOptions,
     *,
-    end_id: int,
+    stop_ids: Sequence[int],
     pad_id: int,
-    max_new_tokens: int,
     seed: int,
-    temperature: float = 1.0,
+    draws: Sequence[tuple[int, int]] | None = None,
     batch: int = 128,
-) -> list[np.ndarray]:
-    """One response per prompt, token ids with the end token where the policy ended it.
+    mesh: Mesh | None = None,
+    bar: tqdm | None = None,
+) -> list[Response]:
+    """One response per prompt.
 
-    Prompts of similar length are sampled together, at most `batch` of them and as many as their prefill's attention
-    weights fit into `_PREFILL_BYTES`.
+    Prompts of similar length are sampled together, at most `batch` of them and as many as their keys and values fit
+    into `_CACHE_BYTES`. Widths and row counts are rounded up, so that few programs are compiled.
+
+    Args:
+      draws: (prompt number, sample number) of each response. With `seed` it decides the random numbers, so a response
+        stays the same whatever it is sampled together with. None: (0, 0), (1, 0), ...
+      mesh: where rows, parameters and caches lie, as in training.
+      bar: counts responses; None shows one on a terminal.
+
+    Raises:
+      ValueError: an empty prompt, or a mesh whose tensor axis does not divide the model's key heads.
     """
-    similar: dict[int, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        similar.setdefault(max(_SHORT_BITS, (len(prompt) - 1).bit_length()), []).append(index)
-    parts = []
-    for _, indices in sorted(similar.items()):
-        width = max(len(prompts[index]) for index in indices)
-        weights = 4 * model.num_heads * width * (width + max_new_tokens)
-        rows = max(1, min(batch, _PREFILL_BYTES // weights))
-        parts += [(indices[i : i + rows], rows, width) for i in range(0, len(indices), rows)]
-    responses: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
-    for number, (indices, rows, width) in enumerate(tqdm(parts, desc="sampling", unit="batch", disable=None)):
+    if any(len(prompt) == 0 for prompt in prompts):
+        raise ValueError("a prompt without tokens: the first token of a response needs one to follow")
+    if mesh is not None and model.num_kv_heads % mesh.shape["tensor"]:
+        raise ValueError(
+            f"mesh.tensor={mesh.shape['tensor']} does not divide model.num_kv_heads={model.num_kv_heads}: lower it and "
+            "give the devices to mesh.fsdp"
+        )
+    keys = _keys(seed, np.array([(i, 0) for i in range(len(prompts))] if draws is None else draws).reshape(-1, 2))
+    place = lambda x: x
+    if mesh is not None:
+        place = functools.partial(jax.device_put, device=row_sharding(mesh))
+    bar = bar if bar is not None else tqdm(total=len(prompts), desc="sampling", unit="response", disable=None)
+    responses: list[Response] = [None] * len(prompts)
+    for indices, rows, width in _plan(model, [len(p) for p in prompts], options.max_new_tokens, batch, mesh):
         padded = np.full((rows, width), pad_id, np.int32)
-        lengths = np.ones(rows, np.int32)
+        lengths = np.zeros(rows, np.int32)
         for row, index in enumerate(indices):
             padded[row, : len(prompts[index])], lengths[row] = prompts[index], len(prompts[index])
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        options = dict(max_new_tokens=max_new_tokens, eos_id=end_id, pad_id=pad_id, temperature=temperature)
-        samples = jax.device_get(sample(model, params, padded, lengths, key, **options))
+        chosen = np.resize(np.array(indices), rows)  # rows of padding need a key too
+        samples = sample(
+            model,
+            params,
+            place(padded),
+            place(lengths),
+            place(keys[chosen]),
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=tuple(stop_ids),
+            pad_id=pad_id,
+            temperature=float(options.temperature),
+            top_k=options.top_k,
+            top_p=float(options.top_p) if options.top_p < 1 else None,
+            mesh=mesh,
+        )
+        samples = jax.device_get(samples)
         for row, index in enumerate(indices):
-            responses[index] = samples.tokens[row, : samples.lengths[row]]
+            length = samples.lengths[row]
+            logps = samples.logps[row, :length].astype(np.float32)
+            responses[index] = Response(samples.tokens[row, :length], logps, bool(samples.ended[row]))
+        bar.update(len(indices))
     return responses
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _keys(seed: int, draws: Array) -> Key[Array, "B"]:
+    one = lambda draw: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), draw[0]), draw[1])
+    return jax.vmap(one)(draws)
+
+
+def _plan(
+    model: ModelConfig, lengths: list[int], max_new_tokens: int, batch: int, mesh: Mesh | None
+) -> list[tuple[list[int], int, int]]:
+    """(indices of prompts, rows, width) of every batch."""
+    shards = 1 if mesh is None else row_shards(mesh)
+    similar: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        similar.setdefault(_round_up(max(length, _SHORTEST)), []).append(index)
+    parts = []
+    for width, indices in sorted(similar.items()):
+        token = 2 * model.num_layers * model.num_kv_heads * model.head_width * jnp.dtype(model.dtype).itemsize
+        most = max(1, min(batch, _CACHE_BYTES * shards // (token * (width + max_new_tokens))))
+        most = max(shards, most // shards * shards)
+        for start in range(0, len(indices), most):
+            part = indices[start : start + most]
+            rows = min(most, -(-_round_up(len(part)) // shards) * shards)
+            parts.append((part, rows, width))
+    return parts
+
+
+def _round_up(count: int) -> int:
+    """The next of 1, 2, 3, 4, 6, 8, 12, 16, ...: shapes that are compiled stay few, and a third at most is padding."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 else power
+
+
+def score_trees(
+    model: ModelConfig,
+    mesh: Mesh,
+    params: Sequence[Any],
+    trees: TreeSource,
+    *,
+    tokens_per_batch: int = 16_384,
+    head_chunk: int = 512,
+) -> list[Float32[np.ndarray, "n K"]]:
+    """log pi(response | prompt) of every response of every tree, nats, summed over tokens, under each of several sets
+    of policy parameters; 0 where a tree has fewer than K. Shapes are rounded up, so that few programs are compiled."""
+    branches = Branches(trees.lengths.responses.shape[1])
+    shards = row_shards(mesh)
+    longest = int(tree_sizes(trees.lengths, "shared_packed", branches)[:, 0].max())
+    limit = max(tokens_per_batch // shards, longest)
+    tight = suggest_shape(trees.lengths, "shared_packed", branches, shards, max_row_length=limit).shape
+    length = _round_up(tight.row_length)
+    shape = RowShape(
+        "shared_packed",
+        max(1, tokens_per_batch // (length * shards)) * shards,
+        length,
+        _round_up(tight.scored_length),
+        _round_up(tight.groups),
+        branches,
+    )
+    score = _scorer(model, mesh, branches, head_chunk)
+    logps = [np.zeros((len(trees), branches.responses), np.float32) for _ in params]
+    for batch in row_dataset(trees, shape, InOrder()):
+        real = batch.example_id >= 0
+        on_devices = to_devices(mesh, batch)
+        for table, one in zip(logps, params, strict=True):
+            table[batch.example_id[real]] = np.asarray(score(one, on_devices))[real]
+    return logps
+
+
+@functools.cache
+def _scorer(model: ModelConfig, mesh: Mesh, branches: Branches, head_chunk: int):
+    objective = OBJECTIVES["sft"]  # needs log-probs and nothing else
+    setup = Setup(model, objective, branches, reference="none", head_chunk=head_chunk, mesh=mesh)
+    return jax.jit(lambda params, rows: branch_logps(setup, params, rows), out_shardings=NamedSharding(mesh, P()))
 
 
 def sequence_logps(
@@ -74,28 +190,9 @@ def sequence_logps(
     tokens_per_batch: int = 16_384,
 ) -> list[Float32[np.ndarray, "n"]]:
     """log pi(response | prompt), nats, summed over tokens, under each of several sets of policy parameters."""
-    branches = Branches(1)
     zero = np.zeros(1, np.float32)
     trees = MemoryTrees(
         TokenTree(prompt, (response,), zero) for prompt, response in zip(prompts, responses, strict=True)
     )
-    rows = row_shards(setup.mesh)
-    longest = int(tree_sizes(trees.lengths, "shared_packed", branches)[:, 0].max())
-    limit = max(tokens_per_batch // rows, longest)
-    shape = suggest_shape(trees.lengths, "shared_packed", branches, rows, max_row_length=limit).shape
-    plain = dataclasses.replace(
-        setup,
-        objective=OBJECTIVES["sft"],  # needs log-probs and nothing else
-        options={},
-        branches=branches,
-        reference="none",
-        value_network="none",
-    )
-    score = jax.jit(lambda params, rows: branch_logps(plain, params, rows))
-    logps = [np.zeros(len(trees), np.float32) for _ in params]
-    for batch in row_dataset(trees, shape, InOrder()):
-        real = batch.example_id >= 0
-        on_devices = to_devices(setup.mesh, batch)
-        for table, one in zip(logps, params, strict=True):
-            table[batch.example_id[real]] = np.asarray(score(one, on_devices))[..., 0][real]
-    return logps
+    options = dict(tokens_per_batch=tokens_per_batch, head_chunk=setup.head_chunk)
+    return [table[:, 0] for table in score_trees(setup.model, setup.mesh, params, trees, **options)]

@@ -329,8 +329,8 @@ def test_sampling_sees_what_the_forward_pass_sees(name):
     config = dataclasses.replace(config, tie_embeddings=False)
     params["head"] = jax.random.normal(jax.random.key(1), params["embedding"].shape)
     prompts = jnp.array([[5, 9, 17, 30, 4], [8, 3, 0, 0, 0]])
-    lengths, options = jnp.array([5, 2]), dict(max_new_tokens=12, eos_id=-1, pad_id=0, temperature=0.0)
-    got = sample(config, params, prompts, lengths, jax.random.key(0), **options)
+    lengths, options = jnp.array([5, 2]), dict(max_new_tokens=12, stop_ids=(), pad_id=0, temperature=0.0)
+    got = sample(config, params, prompts, lengths, jax.random.split(jax.random.key(0)), **options)
     for row in range(2):
         start = int(lengths[row])
         sequence = np.zeros((1, 17), np.int32)
@@ -352,6 +352,6 @@ def test_stories260k_writes_english(real_models):
     nll = -np.take_along_axis(np.asarray(logps)[:, :-1], ids[:, 1:, None], axis=2).mean()
     assert nll < 1.2  # ln 512 = 6.2 would be a guess
     prompt = jnp.array(ids[:, :5])
-    options = dict(max_new_tokens=24, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id, temperature=0.0)
-    written = sample(config, params, prompt, jnp.array([5]), jax.random.key(0), **options)
+    options = dict(max_new_tokens=24, stop_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id, temperature=0.0)
+    written = sample(config, params, prompt, jnp.array([5]), jax.random.split(jax.random.key(0), 1), **options)
     assert "Lily" in tokenizer.decode(np.asarray(written.tokens)[0])
