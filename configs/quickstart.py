@@ -115,7 +115,8 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.model.attention = "auto"
 
     config.optimizer = dict(name="adamw", learning_rate=6e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
-    config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60)
+    # writers: where metrics go besides metrics.jsonl, "tensorboard" and "wandb" (requirements-loggers.txt).
+    config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60, writers=())
     config.reference = dict(kind="live" if facts.needs_reference else "none", init_from="", cache="")
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.init_from = ""
@@ -131,6 +132,7 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
         name="adamw", learning_rate=4e-3, schedule="cosine", warmup_steps=20, final_scale=0.05, clip_norm=1.0, b2=0.95
     )
     config.sft.train = dict(steps=320, log_every=20, eval_every=160, checkpoint_every=160)
+    config.sft.train.writers = config.train.get_oneway_ref("writers")
 
     config.sampling = dict(prompts=256, max_new_tokens=64, temperature=1.0)
     return config.lock()

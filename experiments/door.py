@@ -15,7 +15,32 @@ from prefjax.models.families import NUMERICS
 from prefjax.training.stage import StageConfig, find_objective
 
 # Changing these between runs in one workdir changes no number.
-_CADENCE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints"}
+_CADENCE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "writers"}
+# What a run's folder holds, for whoever opens it.
+FOLDER = """# A run of prefjax
+
+Some of this is there only once the run got so far, or was asked for it.
+
+| | |
+| --- | --- |
+| `config.json` | every option of the run; the same command continues it only with the same ones |
+| `run.json` | data with content hashes, reference, first loss; each session's command, time, machine, versions, commit |
+| `code-*.patch` | what the code had besides that commit: `git checkout COMMIT && git apply FILE` |
+| `metrics.jsonl` | a line for each time metrics were logged; names, formulas and units: `prefjax/training/metrics.py` |
+| `tensorboard/`, `wandb/`, `wandb.json` | the same for other tools; the id of the run at Weights & Biases |
+| `report.md`, `plot.png`, `result.json` | the finished run on a page, its picture, its numbers |
+| `overview.md`, `overview.png`, `overview.json` | curves and what is odd about them, by `experiments.report` |
+| `evaluation.json` | metrics of the last `experiments.evaluate` |
+| `checkpoints/` | training state, one folder a step |
+| `sft/` | the stage before, a folder like this one |
+| `data/` | prepared data; its manifests say what happened to every record |
+| `reference/` | precomputed reference log-probs |
+| `compiled/` | compiled programs; may be deleted |
+
+    python -m experiments.report --runs=FOLDER,ANOTHER        curves side by side, what differs, what is odd
+    python -m experiments.evaluate --workdir=FOLDER           held-out metrics, also of another file
+    python -m experiments.export --workdir=FOLDER --output=D  a Hugging Face folder
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +160,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def remember(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Writes config.json into the workdir, or checks that a run continued there has the same config.
+    """Writes config.json and README.md into the workdir, or checks that a run continued there has the same config.
 
     Raises:
       ValueError: lists the options that differ; logging and checkpoint cadence may.
@@ -156,6 +181,7 @@ def remember(config: ml_collections.ConfigDict, workdir: Path) -> None:
             )
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(new, indent=1) + "\n")
+    (workdir / "README.md").write_text(FOLDER)
 
 
 def _differences(old: Any, new: Any, path: str = "config"):

@@ -9,18 +9,22 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from prefjax.data.rows import Rows
 from prefjax.training import metrics as metrics_lib
 from prefjax.training.checkpoint import Checkpointer
 from prefjax.training.feed import DeviceFeed
-from prefjax.training.metrics import MetricsFile
 from prefjax.training.step import TrainState
+from prefjax.training.writers import Writer, check_names
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """Length of the run in steps or epochs (exactly one is set), and cadence in steps (0: at the end only)."""
+    """Length of the run in steps or epochs (exactly one is set), and cadence in steps (0: at the end only).
+
+    writers  where metrics go besides metrics.jsonl: of `writers.WRITERS`
+    """
 
     steps: int = 0
     epochs: int = 0
@@ -28,12 +32,14 @@ class LoopConfig:
     eval_every: int = 0
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
+    writers: tuple[str, ...] = ()
 
     def __post_init__(self):
         if (self.steps > 0) == (self.epochs > 0):
             raise ValueError(f"train.steps={self.steps}, train.epochs={self.epochs}: set exactly one of them above 0")
         if self.log_every < 1:
             raise ValueError(f"train.log_every={self.log_every} must be at least 1")
+        check_names(self.writers)
 
 
 class StartCheckError(RuntimeError):
@@ -104,12 +110,15 @@ def run(
     reference_params: Any,
     feed: DeviceFeed,
     evaluation: Callable[[TrainState], dict[str, float]],
-    metrics_file: MetricsFile,
+    writer: Writer,
     checkpointer: Checkpointer,
     should_stop: Callable[[int], bool],
     start_step: int,
 ) -> tuple[TrainState, bool]:
     """Trains from `start_step` to `config.steps`; returns the state and whether the run is complete.
+
+    Steps are handed to the devices without waiting for them; the host waits for the first one, and where metrics are
+    logged, evaluated or saved.
 
     Args:
       evaluation: metrics of the held-out set for a state.
@@ -119,30 +128,83 @@ def run(
       NonFiniteLossError: seen when a step is logged; the newest checkpoint is from before it.
     """
     clock, pending, step = _Clock(), [], start_step
-    for step in range(start_step + 1, config.steps + 1):
-        state, metrics = train_step(state, reference_params, next(feed))
-        if step == start_step + 1:
-            jax.block_until_ready(metrics)
-            print(f"first step, compilation included: {clock.lap():.1f} s", flush=True)
-        pending.append(metrics)
-        last, stopping = step == config.steps, should_stop(step)
-        if step % config.log_every == 0 or last or stopping:
-            fetched = jax.device_get(pending)
-            values = _log_values(fetched, clock.lap(), len(pending) - (step - len(pending) == start_step))
-            pending = []
-            _refuse_non_finite(values, step, checkpointer)
-            metrics_file.write(step, "train", values)
-            print(_line(step, config.steps, values), flush=True)
-        with clock.paused():
-            if _due(step, config.eval_every) or last:
-                values = evaluation(state)
-                metrics_file.write(step, "eval", values)
-                print(_line(step, config.steps, values, "eval"), flush=True)
-            if _due(step, config.checkpoint_every) or last or stopping:
-                checkpointer.save(step, state, feed.get_state())
-        if stopping:
-            break
+    with _Progress(config.steps, start_step) as progress:
+        for step in range(start_step + 1, config.steps + 1):
+            state, metrics = train_step(state, reference_params, next(feed))
+            if step == start_step + 1:
+                jax.block_until_ready(metrics)
+                progress.first_step(clock.lap())
+            pending.append(metrics)
+            last, stopping = step == config.steps, should_stop(step)
+            if step % config.log_every == 0 or last or stopping:
+                progress.wait(pending)
+                fetched = jax.device_get(pending)
+                values = _log_values(fetched, clock.lap(), len(pending) - (step - len(pending) == start_step))
+                pending = []
+                _refuse_non_finite(values, step, checkpointer)
+                writer.write(step, "train", values)
+                progress.train(step, values)
+            with clock.paused():
+                if _due(step, config.eval_every) or last:
+                    values = evaluation(state)
+                    writer.write(step, "eval", values)
+                    progress.evaluated(step, values)
+                if _due(step, config.checkpoint_every) or last or stopping:
+                    checkpointer.save(step, state, feed.get_state())
+            if stopping:
+                break
     return state, step == config.steps
+
+
+class _Progress:
+    """What a person sees of a run: on a terminal a bar with ETA and speed, elsewhere a line where metrics are logged.
+
+    The bar counts steps that are done, not those handed out, and only moves where the loop waits anyway.
+    """
+
+    def __init__(self, steps: int, start_step: int):
+        # None: no bar where stderr is no terminal. smoothing=0: evaluations and saves count in the time that is left.
+        hidden = True if jax.process_index() else None
+        self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=hidden, smoothing=0, dynamic_ncols=True)
+        self._steps, self._counted = steps, 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._bar.close()
+
+    def first_step(self, seconds: float) -> None:
+        self._say(f"first step, compilation included: {seconds:.1f} s")
+        self._count()
+        self._bar.unpause()  # compilation says nothing about the time that is left
+
+    def wait(self, pending: list) -> None:
+        """Waits for steps in their order, and counts those the bar has not counted yet."""
+        if self._bar.disable:
+            return
+        for metrics in pending[self._counted :]:
+            jax.block_until_ready(metrics)
+            self._count()
+        self._counted = 0
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        if self._bar.disable:
+            self._say(_line(step, self._steps, values))
+        self._bar.set_postfix_str(", ".join(form.format(values[name]) for name, form in _POSTFIX if name in values))
+
+    def evaluated(self, step: int, values: dict[str, float]) -> None:
+        self._say(_line(step, self._steps, values, "eval"))
+
+    def _count(self) -> None:
+        self._bar.update()
+        self._counted += 1
+
+    def _say(self, line: str) -> None:
+        if self._bar.disable:
+            print(line, flush=True)
+        else:
+            self._bar.write(line)  # above the bar
 
 
 class _Clock:
@@ -200,6 +262,12 @@ _SHOWN = (
     ("grad_norm", "grad {:.2f}"),
     ("prompts", "prompts {:.0f}"),
     ("fill", "fill {:.1%}"),
+    ("prompts_per_second", "{:.1f} prompts/s"),
+    ("tokens_per_second", "{:.0f} tokens/s"),
+)
+_POSTFIX = (
+    ("loss", "loss {:.4f}"),
+    ("reward_accuracy", "accuracy {:.3f}"),
     ("prompts_per_second", "{:.1f} prompts/s"),
     ("tokens_per_second", "{:.0f} tokens/s"),
 )

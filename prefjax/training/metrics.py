@@ -1,4 +1,4 @@
-"""Metrics: names, formulas, units; and the file they are written to.
+"""Metrics: names, formulas, units.
 
 Inside the step a metric is a pair (sum, count), so that micro-batches, devices and evaluation batches combine exactly;
 `finish` divides. Reward means the log-ratio log pi(y|x) - log ref(y|x) in nats (log pi(y|x) without a reference);
@@ -25,11 +25,8 @@ Added by the loop from the wall time of stepping, data loading included; compila
     prompts_per_second, tokens_per_second (real tokens), seconds_per_step
 """
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -108,28 +105,3 @@ def _best_and_worst(target, valid):
     bottom = jnp.where(valid, target, jnp.inf).min(1, keepdims=True)
     best = valid & (target == top)
     return best, valid & (target == bottom) & ~best
-
-
-class MetricsFile:
-    """metrics.jsonl: one object per line, {"step": int, "split": "train" | "eval", name: value, ...}.
-
-    On resume, lines past the restored step are cut, so that a repeated step is never written twice. Of several
-    processes only the first writes.
-    """
-
-    def __init__(self, path: Path, *, resume_step: int = 0):
-        self.path = path
-        if jax.process_index():
-            return
-        kept = []
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in kept))
-
-    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        if jax.process_index():
-            return
-        with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 
 from prefjax.data.planning import InOrder, Planner, simulate
 from prefjax.data.rows import RowShape
-from prefjax.data.store import TreeSource
+from prefjax.data.store import PreparedTrees, TreeSource
 from prefjax.data.tokenizers import Tokenizer, load_tokenizer
 from prefjax.models import ModelConfig, init, lora
 from prefjax.models.huggingface import is_checkpoint, read_params
-from prefjax.training import loop
+from prefjax.training import loop, provenance
 from prefjax.training.batches import (
     branches_of,
     describe_shape,
@@ -32,11 +32,11 @@ from prefjax.training.checkpoint import Checkpointer, load_identity, load_params
 from prefjax.training.config import StageConfig, find_objective
 from prefjax.training.feed import DeviceFeed, to_devices
 from prefjax.training.mesh import make_mesh, parameter_shardings, row_shards
-from prefjax.training.metrics import MetricsFile
 from prefjax.training.optimizers import make_optimizer, make_schedule
 from prefjax.training.reference import find_table, reference_identity, save_table, score_table
 from prefjax.training.scoring import Setup
 from prefjax.training.step import init_params, init_state, make_eval_step, make_train_step
+from prefjax.training.writers import Writers, check_installed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +56,17 @@ class StageResult:
 def run_stage(
     config: StageConfig, workdir: Path, data_directory: Path, *, should_stop: Callable[[int], bool] = lambda step: False
 ) -> StageResult:
-    """Trains, or continues, one stage in `workdir`: checkpoints/, metrics.jsonl and a score table go there.
+    """Trains, or continues, one stage in `workdir`: checkpoints/, metrics.jsonl, run.json and a score table go there.
 
     Args:
       data_directory: where prepared data lies; the stages of a run share it.
       should_stop: asked after every step; True saves a checkpoint and returns with `finished` False.
     """
+    check_installed(config.train.writers)
     mesh = make_mesh(config.mesh)
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.chat_template)
-    prepared = load_trees(config, tokenizer, data_directory, "train")
-    trees = with_baselines(config, prepared)
-    held_out = with_baselines(config, load_trees(config, tokenizer, data_directory, "eval"))
+    prepared, prepared_eval = (load_trees(config, tokenizer, data_directory, split) for split in ("train", "eval"))
+    trees, held_out = with_baselines(config, prepared), with_baselines(config, prepared_eval)
     setup = make_setup(config, tokenizer, trees, mesh)
     shape = plan_rows(config, trees, row_multiple=row_shards(mesh) * config.accumulation)
     print(describe_shape(config, trees, shape), flush=True)
@@ -98,7 +98,7 @@ def run_stage(
     checkpointer = Checkpointer(workdir / "checkpoints", keep=config.train.keep_checkpoints, identity=identity)
     plan = training_plan(config)
     feed = DeviceFeed(host_rows(trees, shape, plan, reference=table), mesh)
-    start = checkpointer.latest_step() or 0
+    start, values = checkpointer.latest_step() or 0, None
     if start:
         state, position = checkpointer.restore(state)
         feed.set_state(position)
@@ -108,18 +108,37 @@ def run_stage(
         values = loop.evaluate(make_eval_step(setup, state.params), state.params, frozen, [to_devices(mesh, first)])
         loop.check_start(values, config.objective, tolerance=2e-2 if setup.model.dtype == "bfloat16" else 1e-3)
 
-    state, finished = loop.run(
-        dataclasses.replace(config.train, steps=steps, epochs=0),
-        train_step=make_train_step(setup, optimizer, make_schedule(config.optimizer, steps), state),
-        state=state,
-        reference_params=frozen,
-        feed=feed,
-        evaluation=lambda state: evaluator(state.params),
-        metrics_file=MetricsFile(workdir / "metrics.jsonl", resume_step=start),
-        checkpointer=checkpointer,
-        should_stop=should_stop,
-        start_step=start,
-    )
+    facts = {
+        "objective": config.objective,
+        "seed": config.seed,
+        "steps": steps,
+        "config": dataclasses.asdict(config),
+        "data": {"train": _data_facts(prepared, trees), "eval": _data_facts(prepared_eval, held_out)},
+        "initial_policy": {"from": config.init_from or "the seed", "parameters": hashes["initial_policy"]},
+        "reference": {
+            "kind": config.reference.kind,
+            "from": other or "the initial policy",
+            "parameters": hashes["reference"],
+        },
+        "start_check": values and {name: values.get(name) for name in ("loss", "expected_loss", "start_gap")},
+    }
+    with (
+        provenance.session(workdir, facts, from_step=start) as session,
+        Writers(config.train.writers, workdir, resume_step=start, config=facts["config"]) as writer,
+    ):
+        state, finished = loop.run(
+            dataclasses.replace(config.train, steps=steps, epochs=0),
+            train_step=make_train_step(setup, optimizer, make_schedule(config.optimizer, steps), state),
+            state=state,
+            reference_params=frozen,
+            feed=feed,
+            evaluation=lambda state: evaluator(state.params),
+            writer=writer,
+            checkpointer=checkpointer,
+            should_stop=should_stop,
+            start_step=start,
+        )
+        session.reached(int(state.step), finished=finished)
     checkpointer.close()
     feed.close()
     return StageResult(
@@ -217,6 +236,13 @@ def _start(config: StageConfig, setup: Setup, mesh: Mesh) -> Any:
     """Where training starts; with LoRA the frozen base, in the form that training keeps it."""
     base = lora.freeze(setup.lora, load_policy(config, setup.model, mesh, config.init_from))
     return jax.device_put(base, parameter_shardings(mesh, base))
+
+
+def _data_facts(prepared: PreparedTrees, trees: TreeSource) -> dict[str, Any]:
+    """What a split was read from and where it lies; with mismatched baselines it has another hash than on disk."""
+    source = prepared.manifest["source"]
+    facts = {"source": source, "directory": str(prepared.directory), "trees": len(trees)}
+    return facts | {"content_hash": trees.content_hash, "tokenizer": prepared.manifest["tokenizer"]}
 
 
 def _placed(mesh: Mesh, shapes: Any) -> Any:

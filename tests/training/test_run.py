@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -74,6 +75,25 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
     timing = {"prompts_per_second", "tokens_per_second", "seconds_per_step"}
     strip = lambda rows: [{k: v for k, v in row.items() if k not in timing} for row in rows]
     assert strip(lines(tmp_path)) == strip(lines(workdir))
+    record = json.loads((tmp_path / "run.json").read_text())
+    steps = [(session["from_step"], session["to_step"], session["outcome"]) for session in record["sessions"]]
+    assert steps == [(0, 10, "stopped"), (10, 20, "finished")]
+
+
+def test_the_run_says_what_it_is_made_of(whole):
+    workdir, _ = whole
+    record = json.loads((workdir / "run.json").read_text())
+    assert (record["objective"], record["seed"], record["steps"]) == ("dpo", 0, 20)
+    assert record["config"]["loss"] == {"beta": 0.5} and record["config"]["rows"]["row_length"] == 384
+    for split, trees in (("train", 96), ("eval", 16)):
+        data = record["data"][split]
+        manifest = json.loads((Path(data["directory"]) / "manifest.json").read_text())
+        assert data["trees"] == trees and data["content_hash"] == manifest["content_hash"]
+    assert record["reference"]["kind"] == "live" and record["reference"]["from"] == "the initial policy"
+    assert record["reference"]["parameters"] == record["initial_policy"]["parameters"]
+    assert record["start_check"] == pytest.approx(
+        {"loss": np.log(2), "expected_loss": np.log(2), "start_gap": 0}, abs=1e-4
+    )
 
 
 def test_another_run_in_the_same_workdir_is_refused(whole):

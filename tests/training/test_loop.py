@@ -1,0 +1,130 @@
+"""The loop's own manners: it waits for devices only where it must, and shows progress on terminals and elsewhere."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+
+from prefjax.training import loop
+from prefjax.training.checkpoint import Checkpointer
+from prefjax.training.feed import DeviceFeed
+from prefjax.training.loop import LoopConfig
+from prefjax.training.metrics import TOTALS
+from prefjax.training.step import TrainState
+
+STEPS, LOG_EVERY = 23, 5
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Feed(DeviceFeed):
+    def __init__(self):
+        pass
+
+    def __next__(self):
+        return None
+
+    def get_state(self):
+        return {}
+
+
+class Checkpoints(Checkpointer):
+    def __init__(self):
+        self.saved = []
+
+    def save(self, step, state, data):
+        self.saved.append(step)
+
+    def latest_step(self):
+        return 0
+
+
+class Lines(list):
+    def write(self, step, split, values):
+        self.append((step, split, values))
+
+
+def run(events, monkeypatch, *, start=0, steps=STEPS, losses=None, **cadence):
+    """A run of steps that cost nothing; `events` gets "step" when one is handed out, "wait" and "fetch" otherwise."""
+    monkeypatch.setattr(loop.jax, "block_until_ready", lambda x: events.append("wait") or x)
+    monkeypatch.setattr(loop.jax, "device_get", lambda x: events.append("fetch") or x)
+
+    def train_step(state, reference, rows):
+        events.append("step")
+        one = lambda value: (np.float32(value), np.int32(1))
+        loss = 0.5 if losses is None else losses[state.step]
+        totals = dict.fromkeys(TOTALS, one(4)) | {"tokens": one(100)}
+        metrics = dict(loss=one(loss), reward_accuracy=one(0.75), **totals)
+        return state._replace(step=state.step + 1), metrics
+
+    lines = Lines()
+    done = loop.run(
+        LoopConfig(steps=steps, log_every=LOG_EVERY, **cadence),
+        train_step=train_step,
+        state=TrainState(start, None, None),
+        reference_params=None,
+        feed=Feed(),
+        evaluation=lambda state: {"loss": 0.25},
+        writer=lines,
+        checkpointer=Checkpoints(),
+        should_stop=lambda step: False,
+        start_step=start,
+    )
+    return done, lines
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_host_waits_only_for_the_first_step_and_where_it_logs(terminal, monkeypatch):
+    """Everything between two log lines is handed out without a look at any result, with a bar or without."""
+    monkeypatch.setattr("sys.stderr", Terminal() if terminal else io.StringIO())
+    events = []
+    (state, complete), lines = run(events, monkeypatch)
+    assert (state.step, complete) == (STEPS, True)
+    assert [step for step, split, _ in lines if split == "train"] == [5, 10, 15, 20, 23]
+    text = "".join({"step": "s", "wait": "w", "fetch": "f"}[event] for event in events)
+    if terminal:  # the bar moves while the loop waits for the logged steps
+        assert text == "sw" + "ssss" + "wwwwf" + "ssssswwwwwf" * 3 + "ssswwwf"
+    else:
+        assert text == "sw" + "ssssf" + "sssssf" * 3 + "sssf"
+
+
+def test_lines_where_stderr_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    run([], monkeypatch, eval_every=10)
+    printed = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"first step, compilation included: \d+\.\d s", printed[0])
+    assert re.match(r" step 5/23  loss 0\.5000  accuracy 0\.750  prompts 4  .* prompts/s  \d+ tokens/s", printed[1])
+    assert [line.split()[1] for line in printed if line.startswith(" eval")] == ["10/23", "20/23", "23/23"]
+
+
+def test_a_bar_with_eta_and_speed_on_a_terminal(monkeypatch, capsys):
+    """Steps of earlier sessions count as done; the last state shows everything; held-out lines stand above the bar."""
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    run([], monkeypatch, start=13)
+    bar = terminal.getvalue()
+    shown = [int(done) for done in re.findall(rf" (\d+)/{STEPS} \[", bar)]
+    assert shown[0] == 13 and shown[-1] == STEPS and shown == sorted(shown)
+    assert re.search(
+        r"\[\d\d:\d\d<\d\d:\d\d, .*step/s.*, loss 0\.5000, accuracy 0\.750, .* prompts/s, \d+ tokens/s\]", bar
+    )
+    printed = capsys.readouterr().out
+    assert "eval 23/23  loss 0.2500" in printed and "step 15/23" not in printed
+
+
+def test_nothing_is_left_to_do(monkeypatch):
+    """A finished run that is continued takes no step, and says it is complete."""
+    (state, complete), lines = run(events := [], monkeypatch, start=STEPS)
+    assert complete and state.step == STEPS and not events and not lines
+
+
+def test_a_loss_that_is_not_finite_ends_the_bar_too(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with pytest.raises(loop.NonFiniteLossError, match="step 10: loss not finite"):
+        run([], monkeypatch, losses=[0.5] * 7 + [float("nan")] * 20)
+    assert terminal.getvalue().endswith("\n")
