@@ -5,7 +5,7 @@ COMMAND   python -m experiments.train --config=configs/quickstart.py:dpo --workd
           rationale_dpo, whose rationales the data lacks. All of them, with one table: python -m experiments.zoo
 DATA      The synthetic world of prefjax/data/synthetic.py, nothing is downloaded: clean pairs, thumbs or gold rewards;
           gold rewards as scores of pairs and of rankings of four; their difference as margin, and its Bradley-Terry
-          probability. Your own file: --config.data.train=preferences.jsonl.gz
+          probability; spans of responses with what they earn. Your own file: --config.data.train=preferences.jsonl.gz
 TIME      under 4 minutes on two CPU cores.
 RESULT    see the table in README.md.
 """
@@ -80,6 +80,8 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.data.format = dict(ties="drop", auxiliary_field=placeholder(str))
     for name in NUMBERS:  # the columns of a pair's margin and of P(chosen is better), where the objective reads them
         config.data.format[f"{name}_field"] = name if name in facts.needs else placeholder(str)
+    # The column of weighted spans of the responses, where the objective reads them.
+    config.data.format.spans_field = "spans" if "token_weight" in facts.needs else placeholder(str)
     config.data.encoding = dict(
         max_length=2048,
         max_prompt_length=placeholder(int),

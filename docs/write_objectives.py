@@ -12,6 +12,7 @@ HEADINGS = {
     "pairwise": "Pairs, by one margin against the reference",
     "graded": "Pairs with a graded label",
     "sided": "Pairs, each side against the reference",
+    "tokenwise": "Pairs, token by token",
     "transport": "Pairs in sorted order over the batch",
     "reference_free": "Pairs without a reference",
     "unpaired": "Single responses with labels",

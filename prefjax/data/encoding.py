@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from prefjax.data.records import Message, Record, Text
 from prefjax.data.report import Finding, Notice, Rejection, Report, collect
+from prefjax.data.spans import token_marks
 from prefjax.data.tokenizers import TemplateError, Tokenizer
 from prefjax.data.trees import TokenTree
 
@@ -196,6 +197,13 @@ def _encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Ite
     if len(responses) > 1 and all(np.array_equal(responses[0], response) for response in responses[1:]):
         yield Rejection("identical_responses", record.source, record.field(1), "the same token ids once encoded")
         return
+    marks = {}
+    if record.spans is not None:
+        try:
+            marks = _marks(record, after, arrays, tokenizer)
+        except _Unlocated as unlocated:
+            yield Rejection("unlocated_span", record.source, *unlocated.args)
+            return
     yield TokenTree(
         prompt=np.asarray(kept_prompt, np.int32),
         responses=responses,
@@ -204,7 +212,29 @@ def _encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Ite
         weight=record.weight,
         margin=record.margin,
         target_probability=record.target_probability,
+        **marks,
     )
+
+
+class _Unlocated(Exception):
+    """A response with spans that is not where the chat template put it. `args` are (field, detail) of a Rejection."""
+
+
+def _marks(
+    record: Record, rendered: Mapping[str, str], kept: Mapping[str, np.ndarray], tokenizer: Tokenizer
+) -> dict[str, tuple[np.ndarray, ...]]:
+    """token_weights and token_segments of every response: those of its spans."""
+    found = []
+    for k, (spans, response) in enumerate(zip(record.spans, record.responses, strict=True)):
+        field = record.field(k)
+        text = response if isinstance(response, str) else response[0].content
+        origin = rendered[field].find(text)
+        if origin < 0 and spans is not None:
+            raise _Unlocated(field, "the template changes its text: give chat_template='plain', or text without spans")
+        offsets = [(a - origin, b - origin) for a, b in tokenizer.offsets(rendered[field], continues=True)]
+        found.append(token_marks(spans, offsets, len(text), len(kept[field])))
+    weights, segments = zip(*found, strict=True)
+    return {"token_weights": weights, "token_segments": segments}
 
 
 class _TooLong(Exception):

@@ -6,12 +6,14 @@
     demonstration  {completion}
 
 All have a `prompt`, except that a pair may leave it out and give the whole conversation twice; all may have a
-`weight`. A pair may have a margin and a probability, in the columns that `RecordFormat` names. Text is a string or a
+`weight`. A pair may have a margin and a probability, and responses weighted spans, in the columns that `RecordFormat`
+names. Text is a string or a
 list of {role, content} messages. Where only some texts are messages, a string prompt is the user's turn and a string
 response the assistant's. Other columns are not read, and that is counted.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,6 +21,7 @@ from typing import Any
 from prefjax.data.prompts import NoPrompt, join
 from prefjax.data.records import NUMBERS, TIES, Message, Record, Text, inspect
 from prefjax.data.report import Finding, Notice, Rejection
+from prefjax.data.spans import Spans, read_spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +35,9 @@ class RecordFormat:
     margin_field     the column of a pair's margin, a number, or None: not read
     target_probability_field
                      the column of P(chosen is better), a number in [0, 1], or None: not read
+    spans_field      the column of weighted spans, or None: not read. One list for each response (of a pair: chosen,
+                     rejected) of [start, end, weight], characters of the response's own text; null for a response: all
+                     of it, with weight 1
     """
 
     ties: str = "drop"
@@ -39,6 +45,7 @@ class RecordFormat:
     auxiliary_field: str | None = None
     margin_field: str | None = None
     target_probability_field: str | None = None
+    spans_field: str | None = None
 
     def __post_init__(self):
         if self.ties not in TIES:
@@ -46,7 +53,7 @@ class RecordFormat:
         if isinstance(self.boundaries, str) or not all(self.boundaries):
             raise ValueError(f"boundaries must be a tuple of texts that are not empty, got {self.boundaries!r}")
         known = set(_KNOWN_COLUMNS)
-        for name in ("auxiliary", *NUMBERS):
+        for name in ("auxiliary", "spans", *NUMBERS):
             column = getattr(self, f"{name}_field")
             if column in known:
                 raise ValueError(f"{name}_field {column!r} has another meaning already")
@@ -139,11 +146,18 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     goes_on = [f for f, text in texts.items() for b in record_format.boundaries if isinstance(text, str) and b in text]
     if goes_on:
         notices.append(Notice("several_messages", source, goes_on[0]))
-    read = own_columns | {"prompt", "weight", auxiliary} | {getattr(record_format, f"{name}_field") for name in numbers}
+    responses = tuple(texts[field] for field in judged.responses)
+    spans, given = None, record_format.spans_field
+    if given in columns:
+        spans = tuple(map(functools.partial(_spans, given), _each(columns, given, judged), responses))
+    read = (
+        own_columns
+        | {"prompt", "weight", auxiliary, given}
+        | {getattr(record_format, f"{name}_field") for name in numbers}
+    )
     unread = columns.keys() - read - {*more.record, *more.response}
     if unread:
         notices.append(Notice("unread_column", source, "", ", ".join(sorted(map(str, unread)))))
-    responses = tuple(texts[field] for field in judged.responses)
     record = Record(
         prompt=prompt,
         responses=responses,
@@ -154,6 +168,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
         weight=weight,
         source=source,
         **numbers,
+        spans=spans,
         columns={name: columns[name] for name in more.record if name in columns},
         response_columns={name: _each(columns, name, judged) for name in more.response if name in columns},
     )
@@ -170,6 +185,16 @@ def _each(columns: Mapping[str, Any], name: str, judged: _Judged) -> tuple[Any, 
     if len(values) != count:
         raise _RejectedRow("length_mismatch", name, f"{count} responses, {len(values)} values")
     return tuple(values)
+
+
+def _spans(field: str, value: Any, response: Text) -> Spans:
+    if value is not None and not isinstance(response, str) and len(response) > 1:
+        raise _RejectedRow("bad_span", field, f"spans are of one message, this response has {len(response)}")
+    text = response if isinstance(response, str) else response[0].content
+    try:
+        return read_spans(value, len(text))
+    except ValueError as error:
+        raise _RejectedRow("bad_span", field, str(error)) from error
 
 
 def _numbers(columns: Mapping[str, Any], record_format: RecordFormat) -> dict[str, float]:

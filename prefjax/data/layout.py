@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int
 
-from prefjax.data.rows import LAYOUTS, Branches, PromptRows, Rows, RowShape
+from prefjax.data.rows import LAYOUTS, MARKS, Branches, PromptRows, Rows, RowShape
 from prefjax.data.trees import TokenTree
 
 
@@ -76,6 +76,12 @@ def branch_slots(tree: TokenTree, branches: Branches) -> list[tuple[int, np.ndar
         raise ValueError(
             f"example {tree.example_id} has {len(tree.responses)} responses, but the row shape holds "
             f"1 to {branches.responses}: raise branches.responses or select responses first"
+        )
+    longest = max(map(len, tree.responses))
+    if branches.longest and longest > branches.longest:
+        raise ValueError(
+            f"example {tree.example_id} has a response of {longest} tokens, but branches.longest is "
+            f"{branches.longest}: raise it"
         )
     slots = list(enumerate(tree.responses))
     for name, wanted, slot in (
@@ -148,6 +154,7 @@ def _empty_rows(shape: RowShape) -> Rows:
         example_id=np.full((groups, shape.groups), -1, np.int32),
         prompts=prompts,
         **{name: zeros(groups, shape.groups, dtype=np.float32) for name in shape.numbers},
+        **{name: zeros(row_count, shape.scored_length, dtype=MARKS[name]) for name in shape.marks},
     )
 
 
@@ -164,6 +171,24 @@ def _write_tokens(rows: Rows | PromptRows, row: int, tokens: Sequence[np.ndarray
     rows.tokens[row, :used] = np.concatenate(tokens)
     rows.positions[row, :used] = forest.positions
     rows.visible_until[row, :used] = forest.visible_until
+
+
+def _write_marks(rows: Rows, row: int, nodes: Sequence[_Node], trees: Sequence[TokenTree], shape: RowShape) -> None:
+    """What the data say of every response token, where `_write_scored` puts the token; 0 for other branches."""
+    for name in shape.marks:
+        parts = []
+        for node in nodes:
+            group, branch = divmod(node.slot, shape.branches.count)
+            if node.slot < 0:
+                continue
+            tree = trees[group]
+            if (marks := getattr(tree, name)) is None:
+                raise ValueError(
+                    f"example {tree.example_id} has no {name}, but shape.marks asks for it: prepare the data with "
+                    "Need(spans=True)"
+                )
+            parts.append(marks[branch] if branch < shape.branches.responses else np.zeros(len(node.tokens)))
+        getattr(rows, name)[row, : sum(map(len, parts))] = np.concatenate(parts)
 
 
 def _write_scored(rows: Rows, row: int, nodes: Sequence[_Node], forest: ForestLayout) -> np.ndarray:
@@ -228,6 +253,7 @@ def build_rows(groups_per_row: Sequence[Sequence[TokenTree]], shape: RowShape) -
             forest = lay_out_forest(lengths, np.array([node.parent for node in nodes]))
             _write_tokens(rows, row, [node.tokens for node in nodes], forest)
             rows.segment_ids[row, : len(forest.segment_ids)] = forest.segment_ids
+            _write_marks(rows, row, nodes, trees, shape)
             for node, prompt_end in zip(nodes, _write_scored(rows, row, nodes, forest), strict=True):
                 group, branch = divmod(node.slot, shape.branches.count)
                 if branch == 0 and node.slot >= 0:  # response 0 always exists and hangs below the group's first copy

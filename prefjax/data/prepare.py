@@ -103,6 +103,7 @@ class Need:
     best_only: bool = False
     least: int = 1
     numbers: tuple[str, ...] = ()
+    spans: bool = False
 
 
 def prepare(
@@ -186,7 +187,8 @@ def _take(
     read = len(records)
     if _holds_out(config):
         records = [record for record in records if _is_held_out(record, config.holdout) == (split == "eval")]
-    options = dict(rankings=config.rankings, pair_targets=config.pair_targets, least=need.least, numbers=need.numbers)
+    options = dict(rankings=config.rankings, pair_targets=config.pair_targets, least=need.least)
+    options |= dict(numbers=need.numbers, spans=need.spans)
     if need.best_only:
         options = dict(best_only=True)
     kept = len(records)
@@ -238,6 +240,8 @@ def _given(config: DataConfig, need: Need, split: str, directory: Path) -> str:
         records = world.rewarded(count) if split == "train" else world.rankings(count, 2, split=split)
     elif need.group_size is None and need.reads == "scores":
         kind, records = f"rankings{_RANKED}", world.rankings(count, _RANKED, split=split)
+    elif need.spans:
+        kind, records = "annotated", world.annotated(count, split=split, **noise)
     elif need.numbers or need.reads == "scores":
         # What grades a pair is no noise of its label, so held-out pairs have it too.
         grades = dict(temperature=options.temperature, flip_rate=options.flip_rate)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prefjax.data.report import Finding, Notice, Rejection
+from prefjax.data.spans import Spans
 
 KINDS = ("pair", "unpaired", "ranked", "demonstration")
 TIES = ("drop", "keep")
@@ -38,6 +39,7 @@ class Record:
     source     "file:line", for messages
     margin     what the pair's rewards must differ by (`Responses.margin`), or None
     target_probability  P(the first response is better) of a pair, in [0, 1], or None
+    spans      K lists of weighted spans of the responses (`Spans`), or None: nothing is said of their parts
     columns    what data methods read of the row besides, by column name
     response_columns  the same, with one value for each response
     """
@@ -52,6 +54,7 @@ class Record:
     source: str = "memory"
     margin: float | None = None
     target_probability: float | None = None
+    spans: tuple[Spans, ...] | None = None
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     response_columns: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict, hash=False)
 
@@ -63,6 +66,8 @@ class Record:
             raise ValueError(f"a record of kind {self.kind!r} cannot have {count} responses")
         if len(self.targets) != count or (self.scores is not None and len(self.scores) != count):
             raise ValueError(f"{count} responses need as many targets and scores: {self.targets}, {self.scores}")
+        if self.spans is not None and len(self.spans) != count:
+            raise ValueError(f"{count} responses need as many lists of spans: {self.spans}")
         for name, values in self.response_columns.items():
             if len(values) != count:
                 raise ValueError(f"{count} responses need as many values of {name}: {len(values)}")
@@ -95,6 +100,7 @@ class Record:
             responses=tuple(self.responses[k] for k in responses),
             targets=targets,
             scores=None if self.scores is None else tuple(self.scores[k] for k in responses),
+            spans=None if self.spans is None else tuple(self.spans[k] for k in responses),
             response_columns={name: tuple(own[k] for k in responses) for name, own in self.response_columns.items()},
             kind=kind,
             source=f"{self.source}[{','.join(map(str, responses))}]",

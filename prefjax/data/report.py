@@ -23,6 +23,7 @@ REASONS: Mapping[str, str] = {
     "not_finite": "a number is NaN or infinite",
     "bad_weight": "a weight is negative",
     "bad_probability": "a probability is outside [0, 1]",
+    "bad_span": "a span of a response is not a part of it, or overlaps another",
     "bad_role": "a response does not begin with the assistant's turn",
     "no_boundary": "no prompt can be told from the responses without guessing",
     # what a row says
@@ -45,6 +46,7 @@ REASONS: Mapping[str, str] = {
     "special_text": "the text spells one of the tokenizer's special tokens",
     "template_error": "the chat template refuses the conversation",
     "unstable_template": "the chat template renders the prompt differently once a response follows",
+    "unlocated_span": "a response with spans is not found as it is in what the chat template renders",
     "prompt_too_long": "the prompt exceeds max_prompt_length",
     "response_too_long": "a response exceeds max_response_length",
     "sequence_too_long": "prompt and longest response exceed max_length",

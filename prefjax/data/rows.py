@@ -14,11 +14,15 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Branches:
-    """Which branches hang below every prompt of a run; static, so it is known when the step is compiled."""
+    """Which branches hang below every prompt of a run; static, so it is known when the step is compiled.
+
+    longest  L, tokens of the longest response, where an objective looks at single tokens; 0 where none does
+    """
 
     responses: int
     baseline: bool = False
     auxiliary: bool = False
+    longest: int = 0
 
     @property
     def count(self) -> int:
@@ -69,6 +73,8 @@ class Rows(NamedTuple):
     prompts: PromptRows | None = None
     margin: np.ndarray | None = None  # [B, G] float32, as in `Responses`; None unless RowShape.numbers names it
     target_probability: np.ndarray | None = None  # [B, G] float32, the same
+    token_weights: np.ndarray | None = None  # [R, S] float32, from the data; None unless RowShape.marks names it
+    token_segments: np.ndarray | None = None  # [R, S], the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +88,7 @@ class RowShape:
     groups         G, prompts per row at most (1 in layouts pairs and shared)
     prompt_length  Q, length of a prompt row; 0 means no prompt rows are built
     numbers        which of margin and target_probability the rows carry: those that the objective reads
+    marks          which of token_weights and token_segments they carry, the same
     """
 
     layout: str
@@ -92,6 +99,8 @@ class RowShape:
     branches: Branches
     prompt_length: int = 0
     numbers: tuple[str, ...] = ()
+    marks: tuple[str, ...] = ()
 
 
 LAYOUTS = ("pairs", "packed_pairs", "shared", "shared_packed")
+MARKS = {"token_weights": np.float32, "token_segments": np.int32}  # what the data may say of single tokens

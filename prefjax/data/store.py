@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,9 +17,10 @@ from jaxtyping import UInt64
 
 from prefjax.data.packing import TreeLengths, node_lengths
 from prefjax.data.records import NUMBERS
+from prefjax.data.rows import MARKS
 from prefjax.data.trees import TokenTree
 
-_FORMAT = 2  # of index.npz and manifest.json
+_FORMAT = 3  # of index.npz and manifest.json
 _SPLIT = "trees"
 _OWN_KEYS = frozenset({"format", "examples", "content_hash", "index_hash"})
 
@@ -50,9 +51,22 @@ def _numbers(tree: TokenTree) -> np.ndarray:
     return np.array([tree.weight, *(getattr(tree, name) for name in NUMBERS)], np.float32)
 
 
-def _digest(lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray, numbers: np.ndarray) -> bytes:
+def _marks(tree: TokenTree) -> dict[str, np.ndarray]:
+    """What the data say of single tokens, of all responses together; empty where nothing is said."""
+    return {name: np.concatenate(getattr(tree, name) or [[]]).astype(dtype) for name, dtype in MARKS.items()}
+
+
+def _read_marks(marks: dict[str, np.ndarray], responses: Sequence[np.ndarray]) -> dict[str, Any]:
+    ends = np.cumsum([len(response) for response in responses])[:-1]
+    return {name: tuple(np.split(marks[name], ends)) if len(marks[name]) else None for name in MARKS}
+
+
+def _digest(
+    lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray, numbers: np.ndarray, marks: dict[str, np.ndarray]
+) -> bytes:
     """sha256 (32 bytes) over everything a tree holds except its example_id."""
-    parts = (np.asarray(lengths, "<i4"), np.asarray(tokens, "<i4"), *(np.asarray(x, "<f4") for x in (targets, numbers)))
+    integers, floats = (lengths, tokens, marks["token_segments"]), (targets, numbers, marks["token_weights"])
+    parts = (*(np.asarray(x, "<i4") for x in integers), *(np.asarray(x, "<f4") for x in floats))
     return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
 
 
@@ -75,6 +89,7 @@ def _checked(tree: TokenTree, index: int) -> TokenTree:
         baseline=None if tree.baseline is None else np.asarray(tree.baseline, np.int32),
         auxiliary=None if tree.auxiliary is None else np.asarray(tree.auxiliary, np.int32),
         **_read_numbers(_numbers(tree)),
+        **_read_marks(_marks(tree), tree.responses),
         example_id=index,
     )
 
@@ -93,7 +108,7 @@ class MemoryTrees:
         self.lengths = TreeLengths.of(self._trees)
         self.prompt_hashes = np.array([_prompt_hash(tree) for tree in self._trees], np.uint64)
         self.content_hash = hashlib.sha256(
-            b"".join(_digest(*_flat(tree), tree.targets, _numbers(tree)) for tree in self._trees)
+            b"".join(_digest(*_flat(tree), tree.targets, _numbers(tree), _marks(tree)) for tree in self._trees)
         ).hexdigest()
 
     def __len__(self) -> int:
@@ -135,6 +150,7 @@ class _TokenTrees(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "tokens": _vector(np.int32),  # the same nodes, concatenated
                     "targets": _vector(np.float32),
                     "numbers": _vector(np.float32),  # weight, margin, target_probability (NaN when absent)
+                    **{name: _vector(dtype) for name, dtype in MARKS.items()},  # of all responses (empty when absent)
                 }
             ),
         )
@@ -145,11 +161,11 @@ class _TokenTrees(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for index, given in enumerate(self._trees):
             tree = _checked(given, index)
-            (lengths, tokens), numbers = _flat(tree), _numbers(tree)
+            (lengths, tokens), numbers, marks = _flat(tree), _numbers(tree), _marks(tree)
             self.lengths.append(node_lengths(tree))
-            self.digests.append(_digest(lengths, tokens, tree.targets, numbers))
+            self.digests.append(_digest(lengths, tokens, tree.targets, numbers, marks))
             self.prompt_hashes.append(_prompt_hash(tree))
-            yield index, {"lengths": lengths, "tokens": tokens, "targets": tree.targets, "numbers": numbers}
+            yield index, {"lengths": lengths, "tokens": tokens, "targets": tree.targets, "numbers": numbers, **marks}
         if not self.digests:
             raise ValueError("there are no trees to write")
 
@@ -198,7 +214,7 @@ class PreparedTrees:
     def __getitem__(self, index: int) -> TokenTree:
         record = self._records[index]
         lengths, tokens = record["lengths"], record["tokens"]
-        if _digest(lengths, tokens, record["targets"], record["numbers"]) != self._digests[index].tobytes():
+        if _digest(lengths, tokens, record["targets"], record["numbers"], record) != self._digests[index].tobytes():
             raise ValueError(f"tree {index} of {self.directory} is not what was written: prepare the data again")
         prompt, *responses, baseline, auxiliary = np.split(tokens, np.cumsum(lengths)[:-1])
         return TokenTree(
@@ -208,6 +224,7 @@ class PreparedTrees:
             baseline=baseline if len(baseline) else None,
             auxiliary=auxiliary if len(auxiliary) else None,
             **_read_numbers(record["numbers"]),
+            **_read_marks(record, responses),
             example_id=index,
         )
 

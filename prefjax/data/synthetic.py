@@ -264,6 +264,28 @@ class World:
 
         return self._records("graded", n, split, one)
 
+    def annotated(
+        self, n: int, *, split: str = "train", temperature: float = 0.0, flip_rate: float = 0.0
+    ) -> Iterator[dict[str, Any]]:
+        """n records {prompt, chosen, rejected, spans}: pairs drawn as those of `pairs`, with a span for each slot.
+
+        Its weight, the same in both responses, is what the chosen one's word earns more than the other's, and 0 where
+        it earns less: how much of the preference the slot explains.
+        """
+        preference_probability(0.0, temperature, flip_rate)
+
+        def one(rng, prompt):
+            pair, (first, second) = self._distinct_responses(rng, prompt, 2)
+            if rng.random() >= preference_probability(first - second, temperature, flip_rate):
+                pair.reverse()
+            chosen, rejected = (_RESPONSE_PATTERN.fullmatch(response) for response in pair)
+            words = zip(self.slots(prompt), chosen.groups(), rejected.groups(), strict=True)
+            gains = [max(0.0, round(slot.reward[better] - slot.reward[worse], 6)) for slot, better, worse in words]
+            spans = [[[*match.span(1 + slot), gain] for slot, gain in enumerate(gains)] for match in (chosen, rejected)]
+            return {"prompt": prompt, "chosen": pair[0], "rejected": pair[1], "spans": spans}
+
+        return self._records("annotated", n, split, one)
+
     def unpaired(
         self, n: int, *, split: str = "train", temperature: float = 0.0, flip_rate: float = 0.0
     ) -> Iterator[dict[str, Any]]:

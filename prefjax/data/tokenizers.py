@@ -41,6 +41,9 @@ class Tokenizer(Protocol):
         """Ids of a text. Special tokens spelled in it are parsed; none is added. `continues`: the text goes on from
         earlier text, so it gets no mark for a beginning (the space that SentencePiece puts before a first word)."""
 
+    def offsets(self, text: str, *, continues: bool = False) -> list[tuple[int, int]]:
+        """Characters [start, end) of the text that each of the ids of `encode` stands for."""
+
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of ids, special tokens spelled out."""
 
@@ -89,6 +92,9 @@ class ByteTokenizer:
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         return list(text.encode())
+
+    def offsets(self, text: str, *, continues: bool = False) -> list[tuple[int, int]]:
+        return [(at, at + 1) for at, character in enumerate(text) for _ in character.encode()]
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         data = b"".join(self._NAMES[i].encode() if i in self._NAMES else bytes((i,)) for i in map(int, ids))
@@ -148,7 +154,13 @@ class HuggingFaceTokenizer:
         return self._wrapped.bos_token_id if ids and ids[0] == self._wrapped.bos_token_id else None
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
-        return (self._continuing if continues else self._beginning).encode(text, add_special_tokens=False).ids
+        return self._encoding(text, continues).ids
+
+    def offsets(self, text: str, *, continues: bool = False) -> list[tuple[int, int]]:
+        return self._encoding(text, continues).offsets
+
+    def _encoding(self, text: str, continues: bool):
+        return (self._continuing if continues else self._beginning).encode(text, add_special_tokens=False)
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         return self._beginning.decode([int(i) for i in ids], skip_special_tokens=False)

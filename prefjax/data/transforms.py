@@ -96,6 +96,7 @@ def adapt(
     least: int = 1,
     reads: str = "nothing",
     numbers: Sequence[str] = (),
+    spans: bool = False,
     rankings: str | None = None,
     pair_targets: str = "labels",
     best_only: bool = False,
@@ -110,6 +111,7 @@ def adapt(
             "rewards" (DRO: any number, a quantity on its own), "scores" (any number that compares the responses of one
             prompt). A demonstration has none of them.
         numbers: what the objective reads of a pair besides: of `NUMBERS`. A pair that lacks one is rejected.
+        spans: whether it reads weighted spans of the responses. A record without any is rejected.
         rankings: the rule that makes pairs of rankings, see `rankings_to_pairs`. None means "best_worst" under
             group_size 2, and rankings as they are otherwise.
         pair_targets: targets of a pair: "labels", 1 and 0, or "scores", score_chosen and score_rejected.
@@ -152,13 +154,16 @@ def adapt(
 
     def checked(record: Record) -> Iterator[Record | Finding]:
         for item in step(record):
-            yield item if isinstance(item, Finding) else _unmet_need(item, group_size, least, reads, numbers) or item
+            if isinstance(item, Finding):
+                yield item
+            else:
+                yield _unmet_need(item, group_size, least, reads, numbers, spans) or item
 
     return collect("adapt", records, checked)
 
 
 def _unmet_need(
-    record: Record, group_size: int | None, least: int, reads: str, numbers: Sequence[str]
+    record: Record, group_size: int | None, least: int, reads: str, numbers: Sequence[str], spans: bool
 ) -> Rejection | None:
     if group_size == 2 and record.kind != "pair":
         detail = (
@@ -170,6 +175,9 @@ def _unmet_need(
         if getattr(record, name) is None:
             detail = f"this objective reads a {name} of every pair: add it, and name its column in format.{name}_field"
             return Rejection("missing_field", record.source, name, detail)
+    if spans and record.spans is None:
+        detail = "this objective reads weighted spans: add them, and name their column in format.spans_field"
+        return Rejection("missing_field", record.source, "spans", detail)
     if (count := len(record.responses)) < least:
         detail = f"this objective compares at least {least} responses to a prompt, this record has {count}"
         return Rejection("wrong_kind", record.source, record.field(0), detail)

@@ -17,6 +17,8 @@ class TokenTree:
     weight      per-prompt loss weight.
     margin      `Responses.margin` of a pair, or None.
     target_probability  `Responses.target_probability` of a pair, or None.
+    token_weights   K float32 arrays [L_k], `Responses.token_weight` of every response token, or None.
+    token_segments  K int32 arrays [L_k], `Responses.token_segment` of every response token, or None.
     example_id  row of the record in its prepared dataset; stable across runs, keys the reference cache.
     """
 
@@ -28,6 +30,8 @@ class TokenTree:
     weight: float = 1.0
     margin: float | None = None
     target_probability: float | None = None
+    token_weights: tuple[np.ndarray, ...] | None = None
+    token_segments: tuple[np.ndarray, ...] | None = None
     example_id: int = -1
 
     @property

@@ -12,8 +12,8 @@ def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, A
     """The row that `formats.parse` reads back as this record, up to its source.
 
     Args:
-        auxiliary_field: the column of the auxiliary response, where there is one. Margin and probability go into
-            columns of their names; all three must be named in `RecordFormat` to be read back.
+        auxiliary_field: the column of the auxiliary response, where there is one. Margin, probability and spans go into
+            columns of their names; all four must be named in `RecordFormat` to be read back.
     Raises:
         ValueError: targets that no row says: those of a pair but 1 and 0.
     """
@@ -38,6 +38,8 @@ def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, A
     if record.weight != 1:
         row["weight"] = record.weight
     row |= {name: value for name in NUMBERS if (value := getattr(record, name)) is not None}
+    if record.spans is not None:
+        row["spans"] = [own if own is None else [list(span) for span in own] for own in record.spans]
     row |= record.columns
     return row | {name: list(values) for name, values in record.response_columns.items()}
 

@@ -25,6 +25,7 @@ from prefjax.losses.registry import OBJECTIVES
 from prefjax.losses.rewarded import dro, dro_p, gpo_score, ulma_continuous
 from prefjax.losses.sided import apo_down, apo_zero, bco_pair, cal_dpo, exo_pair, fdpo, fdpo_js, nca_pair, sppo
 from prefjax.losses.supervised import sft
+from prefjax.losses.tokenwise import ld_dpo, sampo, sparsepo, target_dpo, tdpo1, tdpo2, two_d_dpo
 from prefjax.losses.transport import aot, aot_unpaired
 from prefjax.losses.types import Objective, Responses
 from prefjax.losses.unpaired import apo_zero_unpaired, bco, kto, pmpo, ulma, ulma_binary
@@ -61,6 +62,7 @@ __all__ = [
     "infonca",
     "ipo",
     "kto",
+    "ld_dpo",
     "lipo_lambda",
     "margin_dpo",
     "mmpo",
@@ -78,12 +80,18 @@ __all__ = [
     "rso_hinge",
     "rso_hinge_raw",
     "rso_sigmoid",
+    "sampo",
     "sft",
     "simpo",
     "slic",
     "slic_list",
     "soft_ce",
+    "sparsepo",
     "sppo",
+    "target_dpo",
+    "tdpo1",
+    "tdpo2",
+    "two_d_dpo",
     "ulma",
     "ulma_binary",
     "ulma_continuous",

@@ -1,15 +1,15 @@
 """Reducers: from `Responses` to the few numbers an objective is a function of. An objective is reducer, link, target.
 
-`pairs`, `singles` and `groups` check what an objective reads and put zeros into invalid slots (the inner half of the
-"double where" of `Responses.masked`); `of_pairs`, `prompt_mean` and `of_groups` are the outer half, exactly 0 where
-nothing counts. In between:
+`pairs`, `token_pairs`, `singles` and `groups` check what an objective reads and put zeros into invalid slots (the inner
+half of the "double where" of `Responses.masked`); `of_pairs`, `prompt_mean` and `of_groups` are the outer half, exactly
+0 where nothing counts. In between:
 
     a(y) = logp(y) - reference_logp(y)      `log_ratio`, 0 when policy == reference
     h    = a(chosen) - a(rejected)          `gap(log_ratio(r))`, the margin of a pair
 """
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from prefjax.losses.types import Responses
 
@@ -18,6 +18,13 @@ def pairs(r: Responses, *needs: str) -> Responses:
     """Pairs, chosen in slot 0 and rejected in slot 1, with `needs`; half a pair is none."""
     r.require(*needs, group_size=2)
     return r.masked(whole_groups=True)
+
+
+def token_pairs(r: Responses, *needs: str) -> Responses:
+    """Pairs with the token arrays of `needs`, which are 0 behind the last token of each response."""
+    r = pairs(r, "length", *needs)
+    arrays = {name: getattr(r, name) for name in needs if name.startswith("token_")}
+    return r.replace(**{name: jnp.where(token_numbers(x) < r.length[..., None], x, 0) for name, x in arrays.items()})
 
 
 def singles(r: Responses, *needs: str) -> Responses:
@@ -40,6 +47,16 @@ def log_ratio(r: Responses) -> Float[Array, "B K"]:
 def per_token(r: Responses, x: Float[Array, "B K"]) -> Float[Array, "B K"]:
     """A sum over the tokens of each response as their mean (only masked slots have length 0)."""
     return x / jnp.maximum(r.length, 1)
+
+
+def token_numbers(x: Float[Array, "B K L"]) -> Int[Array, "1 1 L"]:
+    """t of every entry of a token array; it is about a token where t < length."""
+    return jnp.arange(x.shape[-1])[None, None]
+
+
+def token_log_ratio(r: Responses) -> Float[Array, "B K L"]:
+    """log pi - log reference of every token, nats."""
+    return r.token_logp - r.token_reference_logp
 
 
 def gap(x: Float[Array, "B 2"]) -> Float[Array, "B"]:

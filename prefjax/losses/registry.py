@@ -6,7 +6,18 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from prefjax.losses import graded, listwise, pairwise, reference_free, rewarded, sided, supervised, transport, unpaired
+from prefjax.losses import (
+    graded,
+    listwise,
+    pairwise,
+    reference_free,
+    rewarded,
+    sided,
+    supervised,
+    tokenwise,
+    transport,
+    unpaired,
+)
 from prefjax.losses.links import LINKS, logistic
 from prefjax.losses.reducers import gap, of_groups, of_pairs, pairs, per_token
 from prefjax.losses.types import Objective, Responses
@@ -15,6 +26,7 @@ LOG2 = math.log(2)  # sp(0), the logistic loss of a margin of 0
 REFERENCE = frozenset({"reference_logp"})
 TARGET = REFERENCE | {"target"}
 LENGTH = frozenset({"length"})
+TOKENS = LENGTH | {"token_logp", "token_reference_logp"}
 
 
 def _objective(loss: Callable, group_size: int | None, needs: frozenset[str], start=None, **facts) -> Objective:
@@ -119,6 +131,18 @@ _ENTRIES = (
     ),
     _pair(sided.fdpo, REFERENCE, LOG2),
     _pair(sided.fdpo_js, REFERENCE, LOG2),
+    # Pairs, token by token.
+    _pair(tokenwise.tdpo1, REFERENCE | {"kl"}, LOG2),
+    _pair(tokenwise.tdpo2, REFERENCE | {"kl"}, LOG2),
+    _pair(tokenwise.ld_dpo, TOKENS, LOG2),
+    _pair(tokenwise.sampo, TOKENS | {"token_draw"}, LOG2),
+    _pair(tokenwise.target_dpo, TOKENS | {"token_weight"}, LOG2),
+    _pair(tokenwise.sparsepo, TOKENS | {"token_kl", "token_weight"}, LOG2),
+    _pair(
+        tokenwise.two_d_dpo,
+        TOKENS | {"token_weight", "token_segment"},
+        lambda r, **_: LOG2 * tokenwise.segment_pairs(r),
+    ),
     # Pairs over the whole batch.
     _pair(transport.aot, REFERENCE, LOG2, coupled=True),
     _pair(transport.aot_unpaired, REFERENCE, LOG2, coupled=True),

@@ -22,6 +22,12 @@ PROVIDED_BY: Mapping[str, str] = {
     "target_probability": "P(the first response is the better one) per pair, in the preference records",
     "log_sum_p2": "a statistic of the policy over the vocabulary, from the pass that scores its tokens",
     "kl": "policy and a live reference over the whole vocabulary, from the pass that scores the tokens",
+    "token_logp": "the log-prob of every response token, kept beside their sum",
+    "token_reference_logp": "the log-prob of every response token under a live reference, kept beside their sum",
+    "token_kl": "the terms of kl, token by token, kept beside their sum",
+    "token_weight": "weighted spans of the responses, in the preference records",
+    "token_segment": "weighted spans of the responses, in the preference records",
+    "token_draw": "a number drawn for every response token from the run's seed and its example",
 }
 
 
@@ -42,6 +48,15 @@ class Responses:
     target_probability       [B]    P(response 0 is better than response 1), in [0, 1]
     log_sum_p2               [B, K] SUM over response tokens of log sum_v pi(v)^2
     kl                       [B, K] SUM over response tokens of KL(reference || policy) over the vocabulary
+
+    Token arrays are [B, K, L]: entry t is about token t of the response where t < length, and means nothing elsewhere.
+
+    token_logp               log pi(token | everything before it)
+    token_reference_logp     the same under the frozen reference
+    token_kl                 KL(reference || policy) over the vocabulary, where the token is predicted
+    token_weight             what the data say of the token: the weight of the span it lies in, 0 outside all spans
+    token_segment            number of that span in its response, counted from 1; 0 outside all spans
+    token_draw               uniform in [0, 1), independent over tokens, the same whenever the example is seen
     """
 
     logp: Float[Array, "B K"]
@@ -57,6 +72,12 @@ class Responses:
     target_probability: Float[Array, "B"] | None = None
     log_sum_p2: Float[Array, "B K"] | None = None
     kl: Float[Array, "B K"] | None = None
+    token_logp: Float[Array, "B K L"] | None = None
+    token_reference_logp: Float[Array, "B K L"] | None = None
+    token_kl: Float[Array, "B K L"] | None = None
+    token_weight: Float[Array, "B K L"] | None = None
+    token_segment: Float[Array, "B K L"] | None = None
+    token_draw: Float[Array, "B K L"] | None = None
 
     def require(
         self, *fields: str, group_size: int | None = None, least: int = 1, objective: str = "this objective"
@@ -93,7 +114,7 @@ class Responses:
         valid = self.valid_slots()
         least = valid.shape[-1] if whole_groups else least
         valid &= jnp.sum(valid, axis=-1, keepdims=True) >= least
-        masks = {1: jnp.any(valid, axis=-1), 2: valid}
+        masks = {1: jnp.any(valid, axis=-1), 2: valid, 3: valid[..., None]}
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         zeroed = {name: jnp.where(masks[x.ndim], x, 0) for name, x in arrays.items() if x is not None}
         return self.replace(**(zeroed | {"valid": valid}))
@@ -143,7 +164,12 @@ class Objective:
     @property
     def needs_reference(self) -> bool:
         """Whether it compares the policy with a frozen reference, in log-probs or over the vocabulary."""
-        return bool(self.needs & {"reference_logp", "kl"})
+        return bool(self.needs & {"reference_logp", "kl", "token_reference_logp", "token_kl"})
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether it reads arrays with an entry per token."""
+        return any(name.startswith("token_") for name in self.needs)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raises a ValueError that names an option the objective does not take and lists those it takes."""

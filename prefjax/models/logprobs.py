@@ -176,3 +176,32 @@ def response_sums(
     # A masked sum and not a scatter: deterministic on every platform, and fused without the [R, S, G * N] array.
     sums = jnp.where(slots[:, :, None] == slot[None, None], values[:, :, None], 0).sum(1)
     return sums.reshape(group_rows, -1, groups, branches).sum(1)
+
+
+def response_tokens(
+    values: Float[Array, "R S"],
+    slots: Int[Array, "R S"],
+    scored: Bool[Array, "R S"],
+    *,
+    groups: int,
+    branches: int,
+    group_rows: int,
+    length: int,
+) -> Float[Array, "B G N L"]:
+    """Token values by branch slot and place in the branch: what `response_sums` adds up, 0 behind a branch's end.
+
+    A branch's scored tokens stand together and in their order (`build_rows` writes them so), hence a branch is found by
+    where it begins and how many tokens it has.
+
+    Args:
+      values, slots, scored: per scored token; padding is not scored.
+      group_rows: as in `response_sums`.
+      length: L; a branch's tokens beyond it are left out.
+    """
+    own = (slots[:, :, None] == jnp.arange(groups * branches)[None, None]) & scored[:, :, None]
+    starts, counts = jnp.argmax(own, axis=1), jnp.sum(own, axis=1)
+    place = jnp.arange(length)[None, None]
+    there = place < counts[:, :, None]
+    index = jnp.where(there, starts[:, :, None] + place, 0).reshape(len(values), -1)
+    found = jnp.where(there, jnp.take_along_axis(values, index, axis=1).reshape(there.shape), 0)
+    return found.reshape(group_rows, -1, groups, branches, length).sum(1)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from prefjax.data.packing import row_copies
-from prefjax.data.rows import PromptRows, Rows, RowShape
+from prefjax.data.rows import MARKS, PromptRows, Rows, RowShape
 from prefjax.models import init
 from prefjax.training.mesh import parameter_shardings, row_sharding
 from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
@@ -134,6 +134,7 @@ def abstract_rows(setup: Setup, shape: RowShape) -> Rows:
         reference_logp=floats(b, g, n) if setup.reference == "precomputed" else None,
         prompts=PromptRows(integers(b, q), integers(b, q), integers(b, q), integers(b, g)) if q else None,
         **{name: floats(b, g) for name in shape.numbers},
+        **{name: jax.ShapeDtypeStruct((r, s), MARKS[name]) for name in shape.marks},
     )
     sharding = row_sharding(setup.mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), rows)

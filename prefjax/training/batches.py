@@ -17,7 +17,7 @@ from prefjax.data.pipeline import row_dataset
 from prefjax.data.planning import FixedPrompts, FullRows, InOrder, Planner, Simulation, rows_for_prompts, simulate
 from prefjax.data.prepare import Need, full_report, prepare
 from prefjax.data.records import NUMBERS
-from prefjax.data.rows import Branches, Rows, RowShape
+from prefjax.data.rows import MARKS, Branches, Rows, RowShape
 from prefjax.data.store import PreparedTrees, TreeSource
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.losses import Objective
@@ -38,6 +38,7 @@ def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split
         best_only=objective.name == "sft",
         least=objective.least,
         numbers=numbers_of(objective),
+        spans=bool(marks_of(objective)),
     )
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices(f"prepared {split}")
@@ -60,12 +61,18 @@ def branches_of(trees: TreeSource, objective: Objective) -> Branches:
         responses=objective.group_size or trees.lengths.responses.shape[1],
         baseline="baseline_logp" in objective.needs,
         auxiliary="auxiliary_logp" in objective.optional and bool(trees.lengths.auxiliary.any()),
+        longest=int(trees.lengths.responses.max()) if objective.reads_tokens else 0,
     )
 
 
 def numbers_of(objective: Objective) -> tuple[str, ...]:
     """Which numbers of a pair the rows carry for this objective."""
     return tuple(name for name in NUMBERS if name in objective.needs)
+
+
+def marks_of(objective: Objective) -> tuple[str, ...]:
+    """What the data say of single tokens that the rows carry for this objective."""
+    return tuple(name for name in MARKS if name.removesuffix("s") in objective.needs)
 
 
 def plan_rows(config: StageConfig, trees: TreeSource, *, row_multiple: int) -> RowShape:
@@ -90,7 +97,7 @@ def plan_rows(config: StageConfig, trees: TreeSource, *, row_multiple: int) -> R
         copies = branches.count if rows.layout == "pairs" else 1
         count = rows.tokens_per_step // (shape.row_length * copies)
     count = max(1, math.ceil(count / row_multiple)) * row_multiple
-    return dataclasses.replace(shape, rows=count, numbers=numbers_of(objective))
+    return dataclasses.replace(shape, rows=count, numbers=numbers_of(objective), marks=marks_of(objective))
 
 
 def forecast(config: StageConfig, trees: TreeSource, shape: RowShape, steps: int | None) -> Simulation:

@@ -6,6 +6,7 @@ from typing import Any
 
 from prefjax.data.prepare import DataConfig
 from prefjax.data.records import NUMBERS
+from prefjax.data.rows import MARKS
 from prefjax.losses import OBJECTIVES, Objective
 from prefjax.losses.types import PROVIDED_BY
 from prefjax.models import ModelConfig
@@ -119,6 +120,14 @@ class StageConfig:
             raise ValueError(f"data.normalize_targets has no effect: {objective.name} reads no rewards{detail}")
         if data.auxiliary_field and "auxiliary_logp" not in objective.optional:
             raise ValueError(f"data.format.auxiliary_field has no effect: {objective.name} reads no auxiliary response")
+        reads_spans = any(field.removesuffix("s") in objective.needs for field in MARKS)
+        if reads_spans and data.spans_field is None:
+            raise ValueError(
+                f"objective {objective.name} needs token_weight, {PROVIDED_BY['token_weight']}: set "
+                "data.format.spans_field to their column"
+            )
+        if data.spans_field is not None and not reads_spans:
+            raise ValueError(f"data.format.spans_field has no effect: {objective.name} reads no weights of tokens")
         for name in NUMBERS:
             field, column = f"data.format.{name}_field", getattr(data, f"{name}_field")
             if column is None and name in objective.needs and not self.data.methods:

@@ -1,6 +1,7 @@
 """Rows -> what an objective receives. The one log-prob path: policy, reference and evaluation all go through it."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,12 @@ from prefjax.models.lora import LoraConfig
 REFERENCES = ("live", "precomputed", "none")
 VALUE_NETWORKS = ("none", "own", "trunk")
 STATISTICS = ("log_sum_p2", "kl")
+# What needs more of the reference than one log-prob for each response -> what of it a table of these lacks.
+LIVE_ONLY = {
+    "kl": "the KL to the reference over the whole vocabulary",
+    "token_kl": "the KL to the reference over the whole vocabulary",
+    "token_reference_logp": "the reference's log-prob of every single token",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +36,7 @@ class Setup:
     lora           adapters that are trained instead of the policy's own parameters, which stay as the reference's.
     accumulation   micro-batches per optimiser step.
     head_chunk     scored tokens of a device that go through the vocabulary head at once.
+    seed           of what an objective draws for every token.
     """
 
     model: ModelConfig
@@ -40,6 +48,7 @@ class Setup:
     lora: LoraConfig = LoraConfig()
     accumulation: int = 1
     head_chunk: int = 512
+    seed: int = 0
     mesh: Mesh | None = None
 
     def __post_init__(self):
@@ -63,32 +72,42 @@ class Setup:
             )
         if ("baseline_logp" in needs) != self.branches.baseline:
             raise ValueError(f"objective {self.objective.name}: the rows' baseline branch must match what it needs")
+        if self.objective.reads_tokens != (self.branches.longest > 0):
+            wanted = "tokens of the longest response" if self.objective.reads_tokens else "0"
+            raise ValueError(
+                f"objective {self.objective.name} with branches.longest={self.branches.longest}: it must be {wanted}"
+            )
         if self.mesh is not None and self.model.num_kv_heads % self.mesh.shape["tensor"]:
             raise ValueError(
                 f"mesh.tensor={self.mesh.shape['tensor']} does not divide model.num_kv_heads="
                 f"{self.model.num_kv_heads}: lower it and give the devices to mesh.fsdp"
             )
-        if "kl" in needs and self.reference != "live":
-            raise ValueError(
-                f"objective {self.objective.name} needs the KL to the reference over the whole vocabulary, which "
-                f"log-probs of the sampled tokens do not hold: reference={self.reference!r} must be live"
-            )
+        for field in sorted(LIVE_ONLY.keys() & needs):
+            if self.reference != "live":
+                raise ValueError(
+                    f"objective {self.objective.name} needs {LIVE_ONLY[field]}, which a table of log-probs of whole "
+                    f"responses does not hold: reference={self.reference!r} must be live"
+                )
         self.objective.check_options(self.options)
 
 
 class Scores(NamedTuple):
-    """What depends on the trained parameters: sums per branch over its tokens (nats), and V(x)."""
+    """What depends on the trained parameters: sums per branch over its tokens (nats), V(x), and single tokens."""
 
     logp: Float[Array, "B G N"]
     value: Float[Array, "B G"] | None
     log_sum_p2: Float[Array, "B G N"] | None = None
     kl: Float[Array, "B G N"] | None = None
+    token_logp: Float[Array, "B G K L"] | None = None
+    token_kl: Float[Array, "B G K L"] | None = None
 
 
 class Reference(NamedTuple):
-    """What the loss takes from the frozen reference; `head` only where an objective needs its whole distribution."""
+    """What the loss takes from the frozen reference; single tokens, and its whole distribution (`head`, for the scores
+    alone), only where an objective needs them."""
 
     logp: Float[Array, "B G N"] | None
+    token_logp: Float[Array, "B G K L"] | None = None
     head: logprobs.Head | None = None
 
 
@@ -105,9 +124,9 @@ def head_inputs(setup: Setup, params: Any, rows: Rows) -> logprobs.Head:
     return logprobs.Head(hidden, decoder.vocabulary_head(setup.model, params, mesh=setup.mesh))
 
 
-def branch_sums(setup: Setup, head: logprobs.Head, rows: Rows, **statistics: Any) -> logprobs.TokenScores:
-    """Token scores summed per branch, each [B, G, N] in nats; `statistics` as in `logprobs.token_scores`."""
-    tokens = logprobs.token_scores(
+def scored_tokens(setup: Setup, head: logprobs.Head, rows: Rows, **statistics: Any) -> logprobs.TokenScores:
+    """Scores of every scored token, each [R, S] in nats; `statistics` as in `logprobs.token_scores`."""
+    return logprobs.token_scores(
         head,
         rows.target_ids,
         rows.predictors,
@@ -117,19 +136,41 @@ def branch_sums(setup: Setup, head: logprobs.Head, rows: Rows, **statistics: Any
         mesh=setup.mesh,
         **statistics,
     )
+
+
+def branch_sums(setup: Setup, tokens: logprobs.TokenScores, rows: Rows) -> logprobs.TokenScores:
+    """Token scores summed per branch, each [B, G, N] in nats."""
     return jax.tree.map(lambda x: _sum(setup, x * rows.target_weights, rows), tokens)
+
+
+def by_token(setup: Setup, x: Array | None, rows: Rows, field: str) -> Float[Array, "B G K L"] | None:
+    """A number of every scored token laid out by response, where the objective reads this field; else None."""
+    if field not in setup.objective.needs or x is None:
+        return None
+    group_rows, groups, responses = rows.valid.shape
+    tokens = logprobs.response_tokens(
+        jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)),
+        rows.response_slots,
+        rows.target_weights != 0,
+        groups=groups,
+        branches=setup.branches.count,
+        group_rows=group_rows,
+        length=setup.branches.longest,
+    )
+    return tokens[:, :, :responses]
 
 
 def branch_logps(setup: Setup, params: Any, rows: Rows) -> Float[Array, "B G N"]:
     """Sums of log pi(token | everything before it) per branch, nats."""
-    return branch_sums(setup, head_inputs(setup, params, rows), rows).logp
+    return branch_sums(setup, scored_tokens(setup, head_inputs(setup, params, rows), rows), rows).logp
 
 
 def score(setup: Setup, params: Any, rows: Rows, reference: Reference) -> Scores:
     """Scores rows with the trained parameters {"policy": ..., "value": ... (own value network only)}."""
     head = head_inputs(setup, params["policy"], rows)
     hidden, wanted = head.hidden, setup.objective.needs
-    sums = branch_sums(setup, head, rows, log_sum_p2="log_sum_p2" in wanted, reference=reference.head)
+    tokens = scored_tokens(setup, head, rows, log_sum_p2="log_sum_p2" in wanted, reference=reference.head)
+    sums = branch_sums(setup, tokens, rows)
     value = None
     if setup.value_network == "own":
         prompts = rows.prompts
@@ -146,15 +187,24 @@ def score(setup: Setup, params: Any, rows: Rows, reference: Reference) -> Scores
         group_rows = rows.valid.shape[0]
         first = hidden.reshape(group_rows, -1, *hidden.shape[1:])[:, 0]
         value = decoder.prompt_values(params["policy"], first, rows.prompt_ends)
-    return Scores(logp=sums.logp, value=value, log_sum_p2=sums.log_sum_p2, kl=sums.kl)
+    return Scores(
+        logp=sums.logp,
+        value=value,
+        log_sum_p2=sums.log_sum_p2,
+        kl=sums.kl,
+        token_logp=by_token(setup, tokens.logp, rows, "token_logp"),
+        token_kl=by_token(setup, tokens.kl, rows, "token_kl"),
+    )
 
 
 def score_reference(setup: Setup, reference_params: Any, rows: Rows) -> Reference:
     """The reference's branch sums: scored live by the same path, taken from the rows, or absent."""
     if setup.reference == "live":
         head = head_inputs(setup, reference_params, rows)
-        logp = branch_sums(setup, head, rows).logp
-        return jax.lax.stop_gradient(Reference(logp, head if "kl" in setup.objective.needs else None))
+        tokens = scored_tokens(setup, head, rows)
+        logp, single = branch_sums(setup, tokens, rows).logp, by_token(setup, tokens.logp, rows, "token_reference_logp")
+        whole = setup.objective.needs & {"kl", "token_kl"}
+        return jax.lax.stop_gradient(Reference(logp, single, head if whole else None))
     if setup.reference == "precomputed":
         if rows.reference_logp is None:
             raise ValueError("reference='precomputed' but the rows carry no reference_logp: attach the score table")
@@ -162,7 +212,7 @@ def score_reference(setup: Setup, reference_params: Any, rows: Rows) -> Referenc
     return Reference(None)
 
 
-def assemble(setup: Setup, scores: Scores, reference: Float[Array, "B G N"] | None, rows: Rows) -> Responses:
+def assemble(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> Responses:
     """Puts sums, targets and validity together as the objective's input, prompts flattened to one axis."""
     branches = setup.branches
     k = branches.responses
@@ -171,17 +221,23 @@ def assemble(setup: Setup, scores: Scores, reference: Float[Array, "B G N"] | No
     ones = (rows.target_weights != 0).astype(jnp.float32)
     return Responses(
         logp=flat(scores.logp[..., :k]),
-        reference_logp=None if reference is None else flat(reference[..., :k]),
+        reference_logp=None if reference.logp is None else flat(reference.logp[..., :k]),
         length=flat(_sum(setup, ones, rows)[..., :k]),
         target=flat(rows.target),
         valid=flat(rows.valid),
         value=flat(scores.value),
         baseline_logp=slot(scores.logp, branches.baseline_slot, branches.baseline),
-        baseline_reference_logp=slot(reference, branches.baseline_slot, branches.baseline),
+        baseline_reference_logp=slot(reference.logp, branches.baseline_slot, branches.baseline),
         auxiliary_logp=slot(scores.logp, branches.auxiliary_slot, branches.auxiliary),
         margin=flat(rows.margin),
         target_probability=flat(rows.target_probability),
         **{name: flat(x[..., :k]) for name in STATISTICS if (x := getattr(scores, name)) is not None},
+        token_logp=flat(scores.token_logp),
+        token_reference_logp=flat(reference.token_logp),
+        token_kl=flat(scores.token_kl),
+        token_weight=flat(by_token(setup, rows.token_weights, rows, "token_weight")),
+        token_segment=flat(by_token(setup, rows.token_segments, rows, "token_segment")),
+        token_draw=flat(_draws(setup, rows) if "token_draw" in setup.objective.needs else None),
     )
 
 
@@ -189,6 +245,19 @@ def counted_prompts(setup: Setup, rows: Rows) -> Bool[Array, "P"]:
     """Prompts that count in the loss, flattened like the responses; known before anything is scored."""
     valid = rows.valid.reshape(-1, rows.valid.shape[-1])
     return setup.objective.valid_prompts(Responses(logp=jnp.zeros(valid.shape), valid=valid))
+
+
+def _draws(setup: Setup, rows: Rows) -> Float[Array, "B G K L"]:
+    """Uniform numbers that depend on the seed, the example, the response and the token's place in it, nothing else."""
+    shape = (*rows.valid.shape, setup.branches.longest)
+    key = jax.random.key(setup.seed)
+
+    def draw(*place):
+        return jax.random.uniform(functools.reduce(jax.random.fold_in, place, key), dtype=jnp.float32)
+
+    response, token = (jax.lax.broadcasted_iota(jnp.int32, shape, axis) for axis in (2, 3))
+    example = jnp.broadcast_to(rows.example_id[:, :, None, None], shape)
+    return jax.vmap(draw)(example.ravel(), response.ravel(), token.ravel()).reshape(shape)
 
 
 def _sum(setup: Setup, values, rows: Rows):

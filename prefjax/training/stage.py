@@ -189,6 +189,7 @@ def make_setup(config: StageConfig, tokenizer: Tokenizer, trees: TreeSource, mes
         lora=config.lora,
         accumulation=config.accumulation,
         head_chunk=config.head_chunk,
+        seed=config.seed,
         mesh=mesh,
     )
 

@@ -16,6 +16,7 @@ from prefjax.models import decoder, lora
 from prefjax.training import mesh as mesh_lib
 from prefjax.training import metrics as metrics_lib
 from prefjax.training.scoring import (
+    Reference,
     Scores,
     Setup,
     assemble,
@@ -71,7 +72,7 @@ def init_state(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any)
     return TrainState(step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params=params, optimizer=moments)
 
 
-def batch_loss(setup: Setup, scores: Scores, reference: Array | None, rows: Rows) -> tuple[Float[Array, ""], Any]:
+def batch_loss(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> tuple[Float[Array, ""], Any]:
     """Sum of weight * loss over counted prompts (the caller divides by their global number), and its ingredients."""
     responses = assemble(setup, scores, reference, rows)
     setup.objective.check_inputs(responses)
@@ -165,7 +166,7 @@ def make_eval_step(setup: Setup, params: Any) -> Callable[[Any, Any, Rows], metr
             expected = setup.objective.at_init(responses, **setup.options)
             weighted = jnp.where(counted, rows.weight.reshape(-1) * expected, 0)
             metrics["expected_loss"] = (weighted.sum(), counted.sum())
-        if reference is not None:
+        if reference.logp is not None:
             gap = jnp.where(responses.valid, jnp.abs(responses.logp - responses.reference_logp), 0)
             metrics["start_gap"] = (gap.max(), jnp.ones((), jnp.int32))
         return metrics
@@ -194,15 +195,16 @@ def _loss_gradients(setup, params, *, rows, reference_params, total):
 
     def loss(params):
         scores = score(setup, whole_policy(setup, params, reference_params), rows, reference)
-        return batch_loss(setup, scores, reference.logp, rows)[0] / total, scores
+        return batch_loss(setup, scores, reference, rows)[0] / total, scores
 
     gradients, scores = jax.grad(loss, has_aux=True)(params)
-    return gradients, (scores, reference.logp)
+    return gradients, (scores, reference._replace(head=None))
 
 
 def _forward(setup, params, reference_params, rows):
     reference = score_reference(setup, reference_params, rows)
-    return score(setup, whole_policy(setup, params, reference_params), rows, reference), reference.logp
+    scores = score(setup, whole_policy(setup, params, reference_params), rows, reference)
+    return scores, reference._replace(head=None)
 
 
 def _metrics(setup, scores, reference, rows):

@@ -15,14 +15,24 @@ import prefjax
 from prefjax.losses import OBJECTIVES, Responses
 from prefjax.losses.types import PROVIDED_BY
 from tests.losses import paper_formulas, zoo
-from tests.losses.zoo import PER_PROMPT, PER_RESPONSE, B, for_objective, make_fields, to_responses, variants
+from tests.losses.zoo import (
+    FIELDS,
+    PER_RESPONSE,
+    PER_TOKEN,
+    SCORED,
+    B,
+    for_objective,
+    make_fields,
+    to_responses,
+    variants,
+)
 
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 every_case = pytest.mark.parametrize(("name", "K"), zoo.CASES)
 
 
 def test_zoo_is_complete_and_reachable_by_name():
-    assert len(OBJECTIVES) >= 55
+    assert len(OBJECTIVES) >= 62
     for name, objective in OBJECTIVES.items():
         assert objective.name == name
         assert getattr(prefjax.losses, name) is objective.loss
@@ -33,7 +43,7 @@ def test_zoo_is_complete_and_reachable_by_name():
 
 def test_every_optional_field_says_what_provides_it():
     assert set(PROVIDED_BY) == {f.name for f in dataclasses.fields(Responses)} - {"logp", "valid"}
-    assert set(PROVIDED_BY) | {"logp"} == set(PER_RESPONSE) | set(PER_PROMPT)
+    assert set(PROVIDED_BY) | {"logp"} == set(FIELDS)
 
 
 @pytest.mark.parametrize("module", sorted({o.loss.__module__.split(".")[-1] for o in OBJECTIVES.values()}))
@@ -46,6 +56,7 @@ def test_value_and_gradient_are_those_of_the_paper(name, K):
     """Under jit against float64 NumPy written from the paper; DRO-V's two steps are the joint gradient at tau = 1."""
     oracle = getattr(paper_formulas, name)
     fields = for_objective(name, make_fields(K, seed=1))
+    moved = [field for field in SCORED if field == "logp" or field in OBJECTIVES[name].needs]
     for options, (losses, gradient) in zip(variants(name), zoo.exact_outcomes(K)[name], strict=True):
         np.testing.assert_allclose(losses, oracle(fields, **options), rtol=1e-9, atol=1e-9, err_msg=str(options))
         if name == "dro" and options:
@@ -53,13 +64,13 @@ def test_value_and_gradient_are_those_of_the_paper(name, K):
         if name in paper_formulas.DETACHED:
             fields["detached"] = paper_formulas.DETACHED[name](fields, **options)
         step = 1e-5
-        for index in np.ndindex(B, K):
-            up, down = (fields | {"logp": fields["logp"].copy()} for _ in range(2))
-            up["logp"][index] += step
-            down["logp"][index] -= step
+        for field, index in ((name, at) for name in moved for at in np.ndindex(fields[name].shape)):
+            up, down = (fields | {field: fields[field].copy()} for _ in range(2))
+            up[field][index] += step
+            down[field][index] -= step
             difference = (oracle(up, **options) - oracle(down, **options)).sum() / (2 * step)
             np.testing.assert_allclose(
-                gradient["logp"][index], difference, rtol=1e-5, atol=1e-6, err_msg=str((options, index))
+                gradient[field][index], difference, rtol=1e-5, atol=1e-6, err_msg=str((options, field, index))
             )
         fields.pop("detached", None)
 
@@ -73,7 +84,8 @@ def test_float32_jit_and_vmap_agree(name, K):
     assert losses.shape == (B,) and losses.dtype == np.float32
     for got in (losses, mapped[0]):
         np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(gradients["logp"], exact_gradients["logp"], rtol=1e-3, atol=1e-5)
+    for field in SCORED:
+        np.testing.assert_allclose(gradients[field], exact_gradients[field], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(mapped[1], zoo.outcomes(K, make_fields(K, seed=2))[name][0], rtol=1e-5, atol=1e-6)
 
 
@@ -99,6 +111,8 @@ def test_finite_at_extreme_log_probs(name, K, gap):
     for level in (-1.0, -1e5):
         extreme = fields | {"reference_logp": np.full((B, K), level), "logp": np.full((B, K), level)}
         extreme["logp"][:, 0] += gap
+        extreme |= {f: np.full_like(fields[f], level / zoo.L) for f in ("token_logp", "token_reference_logp")}
+        extreme["token_logp"][:, 0, 0] += gap
         extreme["baseline_logp"] = fields["baseline_logp"] + gap
         losses, gradients = zoo.outcomes(K, extreme)[name]
         assert np.isfinite(losses).all()
@@ -119,18 +133,33 @@ def test_invalid_slots_contribute_exactly_nothing(name, K, garbage):
     np.testing.assert_array_equal(counts, [first, True, False, True, False, True])
 
     def with_garbage(x, garbage):
-        return np.where(valid if x.ndim == 2 else valid.any(-1), x, garbage)
+        return np.where({1: valid.any(-1), 2: valid, 3: valid[..., None]}[x.ndim], x, garbage)
 
     losses, gradients = zoo.outcomes(K, {f: with_garbage(x, garbage) for f, x in fields.items()}, valid)[name]
     assert (losses[~counts] == 0).all()
     for field, gradient in gradients.items():
-        live = valid & counts[:, None] if field in PER_RESPONSE else counts
+        live = valid & counts[:, None] if field in PER_RESPONSE + PER_TOKEN else counts
         assert (gradient[~live] == 0).all(), field
         assert np.isfinite(gradient).all(), field
     other_losses, others = zoo.outcomes(K, {f: with_garbage(x, 1.0) for f, x in fields.items()}, valid)[name]
     np.testing.assert_array_equal(losses, other_losses)
     for field, gradient in gradients.items():
         np.testing.assert_array_equal(gradient, others[field])
+
+
+@pytest.mark.parametrize("name", [o.name for o in OBJECTIVES.values() if o.needs & set(PER_TOKEN)])
+@pytest.mark.parametrize("garbage", [np.nan, -np.inf, 1.0])
+def test_nothing_behind_the_end_of_a_response_is_read(name, garbage):
+    fields = make_fields(2)
+    there = np.arange(zoo.L) < fields["length"][..., None]
+    losses, gradients = zoo.outcomes(
+        2, {f: np.where(there, x, garbage) if x.ndim == 3 else x for f, x in fields.items()}
+    )[name]
+    expected, their_gradients = zoo.outcomes(2, fields)[name]
+    np.testing.assert_array_equal(losses, expected)
+    for field in PER_TOKEN:
+        assert (gradients[field][~there] == 0).all(), field
+        np.testing.assert_array_equal(gradients[field][there], their_gradients[field][there])
 
 
 @pytest.mark.parametrize(("name", "K"), [case for case in zoo.CASES if OBJECTIVES[case[0]].coupled])
@@ -149,7 +178,7 @@ def test_no_batch_statistic_sees_a_prompt_that_does_not_count(name, K):
 @pytest.mark.parametrize("name", [o.name for o in OBJECTIVES.values() if o.group_size is None])
 def test_a_dead_slot_equals_a_narrower_group(name):
     fields = make_fields(3)
-    narrow = {f: x[:, [0, 2]] if f in PER_RESPONSE else x for f, x in fields.items()}
+    narrow = {f: x[:, [0, 2]] if f in PER_RESPONSE + PER_TOKEN else x for f, x in fields.items()}
     losses, _ = zoo.outcomes(3, fields, np.tile([True, False, True], (B, 1)))[name]
     np.testing.assert_allclose(losses, zoo.outcomes(2, narrow)[name][0], rtol=1e-5, atol=1e-6)
 

@@ -35,7 +35,8 @@ def test_docstring_gives_formula_source_tokens_start_and_names_elsewhere(script,
     assert all(facts.values())
     assert "arXiv" in facts["Source"] or name in ("cdpo", "sft")  # a note outside arXiv; maximum likelihood
     assert "mean" in facts["Tokens"] or "summed" in facts["Tokens"]
-    assert ("length" in objective.needs) <= ("mean" in facts["Tokens"] or name == "r_dpo")  # R-DPO counts tokens
+    counts_tokens = name == "r_dpo" or "token_logp" in objective.needs
+    assert ("length" in objective.needs) <= ("mean" in facts["Tokens"] or counts_tokens)
     assert "nats" in objective.loss.__doc__ or "nats" in importlib.import_module(objective.loss.__module__).__doc__
     assert (facts["Start"] == "depends on the model") == (objective.at_init is None) or name == "pmpo"
 

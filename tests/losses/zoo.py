@@ -10,7 +10,10 @@ from prefjax.losses import OBJECTIVES, Responses
 
 PER_RESPONSE = ("logp", "reference_logp", "length", "target", "log_sum_p2", "kl")
 PER_PROMPT = tuple("value baseline_logp baseline_reference_logp auxiliary_logp margin target_probability".split())
-B = 6
+PER_TOKEN = tuple(f"token_{name}" for name in "logp reference_logp kl weight segment draw".split())
+FIELDS = PER_RESPONSE + PER_PROMPT + PER_TOKEN
+SCORED = ("logp", "kl", "token_logp", "token_kl")  # what the policy's parameters move
+B, L = 6, 9
 # Values of options that are no numbers, or whose limits are special cases.
 CHOICES = {
     "ipo": [dict(tau=0.5, normalize="length")],
@@ -41,6 +44,14 @@ def make_fields(K, seed=0, B=B, scale=30.0):
     fields["kl"] = rng.uniform(0, 9, (B, K))
     fields |= {"value": rng.normal(size=B), "margin": rng.normal(size=B), "target_probability": rng.uniform(size=B)}
     fields["target"] = rng.uniform(0, 2, (B, K))
+    tokens = (B, K, L)
+    fields |= {name: -rng.uniform(0.1, scale / 9, tokens) for name in ("token_logp", "token_reference_logp")}
+    fields["token_kl"] = rng.uniform(0, 1, tokens)
+    fields["token_weight"] = rng.uniform(-0.5, 2, tokens)
+    # Segments of one to three tokens, with some tokens outside all of them.
+    numbers = np.cumsum(rng.random(tokens) < 0.6, axis=-1)
+    fields["token_segment"] = np.where(rng.random(tokens) < 0.8, numbers, 0.0)
+    fields["token_draw"] = rng.random(tokens)
     if K == 2:
         fields["target"][:-1] = -np.sort(-fields["target"][:-1])
     return fields
@@ -56,7 +67,8 @@ def for_objective(name, fields):
 
 def at_reference(fields):
     same = {"logp": fields["reference_logp"], "baseline_logp": fields["baseline_reference_logp"]}
-    return fields | same | {"kl": np.zeros_like(fields["kl"])}
+    same |= {"token_logp": fields["token_reference_logp"]}
+    return fields | same | {name: np.zeros_like(fields[name]) for name in ("kl", "token_kl")}
 
 
 def to_responses(fields, valid=None, dtype=jnp.float32):
@@ -84,7 +96,7 @@ def _program(K):
     """{name: fields} and valid -> {name: (losses, gradients of all fields)} with default options."""
 
     def zoo(batches, valid):
-        return {name: value_and_gradients(name, batches[name], valid, PER_RESPONSE + PER_PROMPT) for name in names(K)}
+        return {name: value_and_gradients(name, batches[name], valid, FIELDS) for name in names(K)}
 
     return jax.jit(zoo)
 
@@ -110,13 +122,13 @@ def mapped_losses(K, seeds):
 
 @functools.cache
 def exact_outcomes(K, seed=1):
-    """In float64, for all variants of all objectives for K: {name: [(losses, gradient of logp)]}, all slots valid."""
+    """In float64, all slots valid, all variants of all objectives for K: {name: [(losses, gradients of SCORED)]}."""
     with jax.enable_x64(True):
 
         def zoo(batches):
             valid = jnp.ones((B, K), bool)
             return {
-                name: [value_and_gradients(name, batches[name], valid, ["logp"], **o) for o in variants(name)]
+                name: [value_and_gradients(name, batches[name], valid, SCORED, **o) for o in variants(name)]
                 for name in names(K)
             }
 

@@ -8,16 +8,19 @@ from prefjax.data.rows import Branches, RowShape
 from prefjax.data.trees import TokenTree
 from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig, init
-from prefjax.training.batches import numbers_of
+from prefjax.training.batches import marks_of, numbers_of
 from prefjax.training.scoring import Setup
 from prefjax.training.step import init_params
 
 # Layouts, meshes and accumulation see an objective as a function of `Responses`: they are proven once per field of it
 # and its gradient. A test says that these objectives read every field. Coupled ones: kto and dro_p, whose statistic
 # has a gradient. K-wise: pl_dpo.
-REPRESENTATIVES = tuple("dpo dpo_norm kto dro dro_p wpo pmpo slic soft_ce margin_dpo pl_dpo".split())
+REPRESENTATIVES = tuple(
+    "dpo dpo_norm kto dro dro_p wpo pmpo slic soft_ce margin_dpo pl_dpo sparsepo two_d_dpo sampo".split()
+)
 VOCABULARY = 31
 GROUPS, ROWS = 3, 8
+LONGEST = 11  # tokens of a response of `trees`
 MODEL = ModelConfig(
     vocab_size=VOCABULARY,
     num_layers=2,
@@ -55,6 +58,8 @@ def trees(count: int, *, responses: int = 2, seed: int = 0) -> list[TokenTree]:
                 weight=1.0 + 0.5 * (i % 3),
                 margin=float(rng.normal()),
                 target_probability=float(rng.uniform()),
+                token_weights=tuple(rng.uniform(-0.5, 2, len(b)).astype(np.float32) for b in branches),
+                token_segments=tuple((np.cumsum(rng.random(len(b)) < 0.5)).astype(np.int32) for b in branches),
                 example_id=i,
             )
         )
@@ -73,6 +78,7 @@ def setup_for(name: str, **changes) -> Setup:
             changes.pop("responses", 2),
             baseline="baseline_logp" in objective.needs,
             auxiliary="auxiliary_logp" in objective.needs | objective.optional,
+            longest=LONGEST if objective.reads_tokens else 0,
         ),
         reference="live" if objective.needs_reference else "none",
         value_network=value_network,
@@ -87,8 +93,8 @@ def rows_for(setup: Setup, layout: str, examples: list[TokenTree], *, rows: int 
     while len(examples) > rows * groups:
         rows *= 2
     prompt_length = 64 if setup.value_network == "own" else 0
-    numbers = numbers_of(setup.objective)
-    shape = RowShape(layout, rows, length, length, groups, setup.branches, prompt_length, numbers)
+    numbers, marks = numbers_of(setup.objective), marks_of(setup.objective)
+    shape = RowShape(layout, rows, length, length, groups, setup.branches, prompt_length, numbers, marks)
     return build_rows([examples[i : i + groups] for i in range(0, len(examples), groups)], shape)
 
 

@@ -17,9 +17,9 @@ from prefjax.training.feed import to_devices
 from prefjax.training.mesh import MeshConfig, make_mesh, optimizer_shardings, parameter_shardings
 from prefjax.training.metrics import combine, finish, response_metrics
 from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from prefjax.training.scoring import Scores, assemble
+from prefjax.training.scoring import Reference, Scores, assemble
 from prefjax.training.step import init_params, init_state, make_eval_step, make_train_step
-from tests.training.examples import MODEL, REPRESENTATIVES, rows_for, setup_for, trees
+from tests.training.examples import LONGEST, MODEL, REPRESENTATIVES, rows_for, setup_for, trees
 
 FLOAT32 = dataclasses.replace(MODEL, dtype="float32", param_dtype="float32")
 # No two sizes are equal, so that a shape in the lowered text says which array it is.
@@ -161,7 +161,15 @@ def test_every_field_of_the_responses_comes_from_where_it_should(name, layout):
         field: number(start) for start, field in ((3e4, "log_sum_p2"), (4e4, "kl")) if field in setup.objective.needs
     }
     scores = Scores(number(0), value=number(2e4)[..., 0] if setup.value_network == "own" else None, **statistics)
-    reference = number(1e4) if setup.reference == "live" else None
+    single = (*shape[:2], 2, branches.longest)
+    tokens = {
+        field: start + jnp.arange(math.prod(single), dtype=jnp.float32).reshape(single)
+        for start, field in ((5e4, "token_logp"), (6e4, "token_kl"), (7e4, "token_reference_logp"))
+        if field in setup.objective.needs
+    }
+    of_reference = tokens.pop("token_reference_logp", None)
+    scores = scores._replace(**tokens)
+    reference = Reference(number(1e4) if setup.reference == "live" else None, of_reference)
     r = assemble(setup, scores, reference, jax.tree.map(jnp.asarray, rows))
     setup.objective.check_inputs(r)
     for field in setup.objective.needs | setup.objective.optional | {"logp", "valid"}:
@@ -172,6 +180,8 @@ def test_every_field_of_the_responses_comes_from_where_it_should(name, layout):
                 continue
             tree, base = examples[example], prompt * branches.count
             responses = base + np.arange(2)
+            places = (2 * prompt + np.arange(2)[:, None]) * branches.longest + np.arange(branches.longest)
+            padded = lambda marks: [np.pad(x, (0, LONGEST - len(x))) for x in marks or ()]
             expected = {
                 "logp": responses,
                 "reference_logp": 1e4 + responses,
@@ -186,7 +196,16 @@ def test_every_field_of_the_responses_comes_from_where_it_should(name, layout):
                 "valid": [True, True],
                 "margin": np.float32(tree.margin),
                 "target_probability": np.float32(tree.target_probability),
+                "token_logp": 5e4 + places,
+                "token_kl": 6e4 + places,
+                "token_reference_logp": 7e4 + places,
+                "token_weight": padded(tree.token_weights),
+                "token_segment": padded(tree.token_segments),
             }
+            if field == "token_draw":
+                seen = got[prompt].ravel().tolist()
+                assert len(set(seen)) == len(seen) and 0 <= min(seen) < 0.3 and 0.7 < max(seen) < 1
+                continue
             np.testing.assert_array_equal(got[prompt], expected[field], err_msg=field)
 
 
