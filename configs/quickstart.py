@@ -2,7 +2,8 @@
 
 COMMAND   python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/quickstart
           The word after the colon is any objective of docs/objectives.md but sft, which is the stage before, and
-          rationale_dpo, whose rationales the data lacks. All of them, with one table: python -m experiments.zoo
+          rationale_dpo, whose rationales the data lacks; bt, gpm and others of theirs train a reward model. All of
+          them, with one table: python -m experiments.zoo
 DATA      The synthetic world of prefjax/data/synthetic.py, nothing is downloaded: clean pairs, thumbs or gold rewards;
           gold rewards as scores of pairs and of rankings of four; their difference as margin, and its Bradley-Terry
           probability; spans of responses with what they earn. Your own file: --config.data.train=preferences.jsonl.gz
@@ -35,6 +36,8 @@ LOSS = {
     "cal_dpo": dict(beta=0.5),
     "pmpo": dict(beta=0.75),  # at 0.5 what is undesirable would be forbidden altogether
     "cpo": dict(alpha=0.1),
+    "bt": dict(centering=0.01),
+    "bt_margin": dict(centering=0.01),
     "orpo": dict(weight=2.0),
     "dpo_rw": dict(reward_temperature=1.0),
     "exo_rw": dict(reward_temperature=1.0),
@@ -123,6 +126,9 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.init_from = ""
     config.value_network = "own" if "value" in facts.needs else "none"
+    if facts.trains_reward_model:  # width 1: a scalar reward; even: an embedding
+        gpm = objective == "gpm"
+        config.reward_head = dict(width=4 if gpm else 1, normalize=gpm, gate=gpm)
     config.lora = dict(rank=0, alpha=16.0, targets="attention/|mlp/", quantize="none")  # rank 0: all are trained
     config.accumulation = 1
     config.head_chunk = 512

@@ -24,7 +24,7 @@ Some of this is there only once the run got so far, or was asked for it.
 | | |
 | --- | --- |
 | `config.json` | every option of the run; the same command continues it only with the same ones |
-| `run.json` | data with content hashes, reference, first loss; each session's command, time, machine, versions, commit |
+| `run.json` | data and its hashes, reference, first loss; each session's command, time, machine, versions, commit |
 | `code-*.patch` | what the code had besides that commit: `git checkout COMMIT && git apply FILE` |
 | `metrics.jsonl` | a line for each time metrics were logged; names, formulas and units: `prefjax/training/metrics.py` |
 | `tensorboard/`, `wandb/`, `wandb.json` | the same for other tools; the id of the run at Weights & Biases |
@@ -83,7 +83,7 @@ def run_config(config: ml_collections.ConfigDict) -> RunConfig:
     if sft is not None:
         if stage.init_from:
             raise ValueError("config.init_from and config.sft both say where the policy starts: keep one of them")
-        apart = ("reference", "value_network", "lora")
+        apart = ("reference", "value_network", "reward_head", "lora")
         inherited = {name: value for name, value in values.items() if name not in apart}
         # Data methods are for the preference stage; SFT takes its own, in config.sft.data.
         inherited["data"] = values.get("data", {}) | {"methods": ""}

@@ -148,6 +148,7 @@ def _empty_rows(shape: RowShape) -> Rows:
         response_slots=zeros(row_count, shape.scored_length),
         target_weights=zeros(row_count, shape.scored_length, dtype=np.float32),
         prompt_ends=zeros(groups, shape.groups),
+        response_ends=zeros(groups, shape.groups, shape.branches.count),
         target=zeros(groups, shape.groups, shape.branches.responses, dtype=np.float32),
         valid=zeros(groups, shape.groups, shape.branches.responses, dtype=np.bool_),
         weight=zeros(groups, shape.groups, dtype=np.float32),
@@ -254,9 +255,13 @@ def build_rows(groups_per_row: Sequence[Sequence[TokenTree]], shape: RowShape) -
             _write_tokens(rows, row, [node.tokens for node in nodes], forest)
             rows.segment_ids[row, : len(forest.segment_ids)] = forest.segment_ids
             _write_marks(rows, row, nodes, trees, shape)
-            for node, prompt_end in zip(nodes, _write_scored(rows, row, nodes, forest), strict=True):
+            prompt_ends = _write_scored(rows, row, nodes, forest)
+            for node, prompt_end, end in zip(nodes, prompt_ends, forest.ends, strict=True):
+                if node.slot < 0:
+                    continue
                 group, branch = divmod(node.slot, shape.branches.count)
-                if branch == 0 and node.slot >= 0:  # response 0 always exists and hangs below the group's first copy
+                rows.response_ends[b, group, branch] = end - 1
+                if branch == 0:  # response 0 always exists and hangs below the group's first copy
                     rows.prompt_ends[b, group] = prompt_end
         if rows.prompts is not None and trees:
             lengths = np.array([len(tree.prompt) for tree in trees])

@@ -65,6 +65,7 @@ class Rows(NamedTuple):
     response_slots: np.ndarray  # [R, S]
     target_weights: np.ndarray  # [R, S] float32
     prompt_ends: np.ndarray  # [B, G] position of the last prompt token (in the group's first row)
+    response_ends: np.ndarray  # [B, G, N] position of each branch's last token (in layout `pairs`, in its own row)
     target: np.ndarray  # [B, G, K] float32
     valid: np.ndarray  # [B, G, K] bool
     weight: np.ndarray  # [B, G] float32

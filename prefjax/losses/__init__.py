@@ -22,6 +22,7 @@ from prefjax.losses.pairwise import (
 )
 from prefjax.losses.reference_free import alphapo, cpo, orpo, rso_hinge_raw, simpo, slic
 from prefjax.losses.registry import OBJECTIVES
+from prefjax.losses.reward_models import bt, bt_margin, bt_ranking, gpm, pl_ranking
 from prefjax.losses.rewarded import dro, dro_p, gpo_score, ulma_continuous
 from prefjax.losses.sided import apo_down, apo_zero, bco_pair, cal_dpo, exo_pair, fdpo, fdpo_js, nca_pair, sppo
 from prefjax.losses.supervised import sft
@@ -42,6 +43,9 @@ __all__ = [
     "apo_zero_unpaired",
     "bco",
     "bco_pair",
+    "bt",
+    "bt_margin",
+    "bt_ranking",
     "cal_dpo",
     "cdpo",
     "cpo",
@@ -56,6 +60,7 @@ __all__ = [
     "exo_rw",
     "fdpo",
     "fdpo_js",
+    "gpm",
     "gpo",
     "gpo_score",
     "hypo",
@@ -71,6 +76,7 @@ __all__ = [
     "odpo",
     "orpo",
     "pl_dpo",
+    "pl_ranking",
     "pmpo",
     "r_dpo",
     "rationale_dpo",

@@ -42,11 +42,20 @@ def pl_dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     `dpo`.
     """
     r = groups(r, "reference_logp", "target")
-    s = beta * log_ratio(r)
+    return plackett_luce(r, beta * log_ratio(r))
+
+
+def plackett_luce(r: Responses, s: Float[Array, "B K"]) -> Float[Array, "B"]:
+    """-log P(the ranking by target) when responses are drawn one after the other with odds e^s. `r` is masked."""
     # left[k, j]: response j is still to be ranked when k is, k itself included.
     left = (~_above(r.target).swapaxes(1, 2) & r.valid[:, None, :]) | jnp.eye(s.shape[1], dtype=bool)[None]
     normalizers = jax.nn.logsumexp(jnp.where(left, s[:, None, :], _NOWHERE), axis=-1)
     return of_groups(r, jnp.sum(jnp.where(r.valid, normalizers - s, 0), axis=-1))
+
+
+def ordered_pairs(r: Responses) -> Bool[Array, "B K K"]:
+    """[i, j]: both are valid and i has the higher target. `r` is masked."""
+    return (_differences(r.target) > 0) & _both(r)
 
 
 def lipo_lambda(r: Responses, *, beta: float = 0.05) -> Float[Array, "B"]:
@@ -72,8 +81,7 @@ def lambda_weights(r: Responses, s: Float[Array, "B K"]) -> Float[Array, "B K K"
     """D_ij of `lipo_lambda` where psi_i > psi_j and both are valid, else 0."""
     rank = 1 + jnp.sum(_above(s) & r.valid[:, :, None], axis=1)
     gain, discount = 2**r.target, 1 / jnp.log1p(rank)
-    better = (_differences(r.target) > 0) & _both(r)
-    return jnp.where(better, jnp.abs(_differences(gain) * _differences(discount)), 0)
+    return jnp.where(ordered_pairs(r), jnp.abs(_differences(gain) * _differences(discount)), 0)
 
 
 def infonca(r: Responses, *, beta: float = 0.01, reward_temperature: float = 1.0) -> Float[Array, "B"]:

@@ -11,6 +11,7 @@ from prefjax.losses import (
     listwise,
     pairwise,
     reference_free,
+    reward_models,
     rewarded,
     sided,
     supervised,
@@ -27,6 +28,7 @@ REFERENCE = frozenset({"reference_logp"})
 TARGET = REFERENCE | {"target"}
 LENGTH = frozenset({"length"})
 TOKENS = LENGTH | {"token_logp", "token_reference_logp"}
+FEATURES = frozenset({"features"})
 
 
 def _objective(loss: Callable, group_size: int | None, needs: frozenset[str], start=None, **facts) -> Objective:
@@ -38,8 +40,8 @@ def _objective(loss: Callable, group_size: int | None, needs: frozenset[str], st
         r = pairs(r) if group_size == 2 else r.masked(least=objective.least)
         value = start(r, **(objective.options | options)) if callable(start) else start
         if group_size is None and objective.least == 1:
-            return r.prompt_mean(jnp.broadcast_to(jnp.asarray(value, r.logp.dtype), r.logp.shape))
-        value = jnp.broadcast_to(jnp.asarray(value, r.logp.dtype), r.logp.shape[:1])
+            return r.prompt_mean(jnp.broadcast_to(jnp.asarray(value, r.dtype), r.shape))
+        value = jnp.broadcast_to(jnp.asarray(value, r.dtype), r.shape[:1])
         return of_pairs(r, value) if group_size == 2 else of_groups(r, value)
 
     return objective if start is None else Objective(**(vars(objective) | {"at_init": at_init}))
@@ -64,7 +66,7 @@ def _log_count(r: Responses, **_) -> Float[Array, "B"]:
 def _log_rankings(r: Responses, **_) -> Float[Array, "B"]:
     """log K! of the valid responses: all rankings are equally likely."""
     earlier = jnp.cumsum(r.valid, axis=-1)
-    return jnp.sum(jnp.where(r.valid, jnp.log(jnp.maximum(earlier, 1).astype(r.logp.dtype)), 0), axis=-1)
+    return jnp.sum(jnp.where(r.valid, jnp.log(jnp.maximum(earlier, 1).astype(r.dtype)), 0), axis=-1)
 
 
 def _lipo_start(r: Responses, **_) -> Float[Array, "B"]:
@@ -76,6 +78,10 @@ def _exo_start(r: Responses, reward_temperature, **_) -> Float[Array, "B"]:
     x = r.target / reward_temperature
     highest = jnp.max(jnp.where(r.valid, x, -1e30), axis=-1, keepdims=True)
     return jnp.log(r.prompt_mean(jnp.exp(jnp.where(r.valid, x - highest, 0)))) + highest[:, 0] - r.prompt_mean(x)
+
+
+def _bt_ranking_start(r: Responses, **_) -> Float[Array, "B"]:
+    return LOG2 * jnp.any(listwise.ordered_pairs(r), axis=(1, 2))
 
 
 _ENTRIES = (
@@ -192,6 +198,12 @@ _ENTRIES = (
     _group(listwise.exo_rw, TARGET, _exo_start, reads="scores"),
     _group(listwise.nca, TARGET, 2 * LOG2, reads="scores"),
     _group(listwise.slic_list, frozenset({"target"}), optional=frozenset({"auxiliary_logp"}), reads="scores"),
+    # Reward models.
+    _pair(reward_models.bt, FEATURES, LOG2),
+    _pair(reward_models.bt_margin, FEATURES | {"margin"}, lambda r, **_: logistic(-r.margin)),
+    _pair(reward_models.gpm, FEATURES),
+    _group(reward_models.bt_ranking, FEATURES | {"target"}, _bt_ranking_start, reads="scores"),
+    _group(reward_models.pl_ranking, FEATURES | {"target"}, _log_rankings, reads="scores"),
     # Imitation.
     _single(supervised.sft, LENGTH),
 )

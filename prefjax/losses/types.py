@@ -21,6 +21,7 @@ PROVIDED_BY: Mapping[str, str] = {
     "margin": "a required margin per pair, in the preference records",
     "target_probability": "P(the first response is the better one) per pair, in the preference records",
     "log_sum_p2": "a statistic of the policy over the vocabulary, from the pass that scores its tokens",
+    "features": "a reward head, read at the last token of every response",
     "kl": "policy and a live reference over the whole vocabulary, from the pass that scores the tokens",
     "token_logp": "the log-prob of every response token, kept beside their sum",
     "token_reference_logp": "the log-prob of every response token under a live reference, kept beside their sum",
@@ -35,6 +36,8 @@ PROVIDED_BY: Mapping[str, str] = {
 class Responses:
     """Log-probs of B prompts with K responses each. Chosen is 0 and rejected is 1 when K = 2. Nats, float32.
 
+    Of a reward model `logp` and what belongs to it is None, and `features` says what its head reads.
+
     logp                     [B, K] SUM over response tokens of log pi(token | everything before it), EOS included
     reference_logp           [B, K] the same under the frozen reference
     length                   [B, K] response tokens summed in logp
@@ -48,6 +51,7 @@ class Responses:
     target_probability       [B]    P(response 0 is better than response 1), in [0, 1]
     log_sum_p2               [B, K] SUM over response tokens of log sum_v pi(v)^2
     kl                       [B, K] SUM over response tokens of KL(reference || policy) over the vocabulary
+    features                 [B, K, m] of a reward head: m = 1 a scalar reward; m even an embedding (GPM)
 
     Token arrays are [B, K, L]: entry t is about token t of the response where t < length, and means nothing elsewhere.
 
@@ -59,7 +63,7 @@ class Responses:
     token_draw               uniform in [0, 1), independent over tokens, the same whenever the example is seen
     """
 
-    logp: Float[Array, "B K"]
+    logp: Float[Array, "B K"] | None = None
     reference_logp: Float[Array, "B K"] | None = None
     length: Float[Array, "B K"] | None = None
     target: Float[Array, "B K"] | None = None
@@ -78,6 +82,21 @@ class Responses:
     token_weight: Float[Array, "B K L"] | None = None
     token_segment: Float[Array, "B K L"] | None = None
     token_draw: Float[Array, "B K L"] | None = None
+    features: Float[Array, "B K m"] | None = None
+
+    @property
+    def scored(self) -> str:
+        """Which field says how good the responses are: "logp", or "features" of a reward model."""
+        return "features" if self.logp is None else "logp"
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, K)."""
+        return getattr(self, self.scored).shape[:2]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return getattr(self, self.scored).dtype
 
     def require(
         self, *fields: str, group_size: int | None = None, least: int = 1, objective: str = "this objective"
@@ -87,20 +106,22 @@ class Responses:
         for field in fields:
             if getattr(self, field) is None:
                 raise ValueError(f"{objective} needs {field}: {PROVIDED_BY[field]}")
-        if group_size is not None and self.logp.shape[-1] != group_size:
+        if self.logp is None and "features" not in fields:
+            raise ValueError(f"{objective} needs logp, a policy's log-probs of the responses")
+        if group_size is not None and self.shape[1] != group_size:
             raise ValueError(
-                f"{objective} compares exactly K = {group_size} responses per prompt, but logp has shape "
-                f"{self.logp.shape}: choose {group_size} responses per prompt when preparing the data"
+                f"{objective} compares exactly K = {group_size} responses per prompt, but {self.scored} has (B, K) = "
+                f"{self.shape}: choose {group_size} responses per prompt when preparing the data"
             )
-        if self.logp.shape[-1] < least:
+        if self.shape[1] < least:
             raise ValueError(
-                f"{objective} compares at least K = {least} responses per prompt, but logp has shape "
-                f"{self.logp.shape}: keep the rankings when preparing the data"
+                f"{objective} compares at least K = {least} responses per prompt, but {self.scored} has (B, K) = "
+                f"{self.shape}: keep the rankings when preparing the data"
             )
 
     def valid_slots(self) -> Bool[Array, "B K"]:
         """Which slots hold a response: `valid`, or all of them when it is None."""
-        return jnp.ones(self.logp.shape, bool) if self.valid is None else self.valid
+        return jnp.ones(self.shape, bool) if self.valid is None else self.valid
 
     def masked(self, *, whole_groups: bool = False, least: int = 1) -> "Responses":
         """The same batch with zeros wherever nothing valid stands, and `valid` filled in.
@@ -135,14 +156,15 @@ class Objective:
     group_size  K the loss is defined for; None means any K, of which a prompt may use fewer.
     least       with group_size None, the valid responses a prompt needs to count: 2 where responses are compared, 1
                 where each is judged alone (the per-prompt loss is then their mean).
-    needs       names of the `Responses` fields it reads besides logp and valid, with default options.
+    needs       names of the `Responses` fields it reads besides logp and valid, with default options. One that needs
+                features trains a reward model and reads no logp.
     optional    names of fields it reads when the batch has them, with a documented stand-in when not.
     reads       what it reads of `target`: "nothing"; "labels" (1 desirable, 0 undesirable); "rewards" (any number, a
                 quantity on its own that may be normalised over the dataset); or "scores" (any number that compares the
                 responses of one prompt: only its order or differences there matter, so it is left as it is).
     coupled     True when a per-prompt loss depends on other prompts of the batch (a batch statistic).
-    at_init     (responses, **options) -> [B] closed-form per-prompt loss when policy == reference, or None
-                when there is none (reference-free objectives).
+    at_init     (responses, **options) -> [B] closed-form per-prompt loss when policy == reference (of a reward model:
+                when all rewards are 0), or None when there is none (reference-free objectives).
     """
 
     name: str
@@ -170,6 +192,11 @@ class Objective:
     def reads_tokens(self) -> bool:
         """Whether it reads arrays with an entry per token."""
         return any(name.startswith("token_") for name in self.needs)
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether it reads a reward head instead of log-probs."""
+        return "features" in self.needs
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Raises a ValueError that names an option the objective does not take and lists those it takes."""

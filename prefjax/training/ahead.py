@@ -127,6 +127,7 @@ def abstract_rows(setup: Setup, shape: RowShape) -> Rows:
         response_slots=integers(r, s),
         target_weights=floats(r, s),
         prompt_ends=integers(b, g),
+        response_ends=integers(b, g, n),
         target=floats(b, g, k),
         valid=jax.ShapeDtypeStruct((b, g, k), jnp.bool_),
         weight=floats(b, g),

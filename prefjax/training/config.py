@@ -11,6 +11,7 @@ from prefjax.losses import OBJECTIVES, Objective
 from prefjax.losses.types import PROVIDED_BY
 from prefjax.models import ModelConfig
 from prefjax.models.lora import LoraConfig
+from prefjax.models.reward_head import RewardHead
 from prefjax.training.loop import LoopConfig
 from prefjax.training.mesh import MeshConfig
 from prefjax.training.optimizers import OptimizerConfig
@@ -77,6 +78,7 @@ class StageConfig:
     init_from      where training starts: workdir of a run, or a Hugging Face folder, whose architecture `model` then
                    has (`huggingface.read_config`); empty: fresh parameters from `seed`
     lora           train adapters on a frozen base, which is the live reference too; rank 0 trains everything
+    reward_head    of objectives that train a reward model
     value_network  "own" or "trunk" for objectives that read V(x), else "none"
     accumulation   micro-batches per optimiser step
     check_start    compare the first loss with the closed form at policy == reference, and stop if it is off
@@ -93,6 +95,7 @@ class StageConfig:
     reference: ReferenceConfig = ReferenceConfig()
     mesh: MeshConfig = MeshConfig()
     lora: LoraConfig = LoraConfig()
+    reward_head: RewardHead = RewardHead()
     init_from: str = ""
     value_network: str = "none"
     accumulation: int = 1

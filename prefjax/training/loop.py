@@ -87,6 +87,11 @@ def check_start(metrics: dict[str, float], objective_name: str, *, tolerance: fl
     loss, expected = metrics["loss"], metrics["expected_loss"]
     if abs(loss - expected) <= tolerance * max(1.0, abs(expected)):
         return
+    if "start_gap" not in metrics:
+        raise StartCheckError(
+            f"{objective_name}: the loss of the first batch is {loss:.6f}, but with rewards of 0, as those of a new "
+            f"reward head are, it must be {expected:.6f}. Set check_start=False only if it is meant to start elsewhere"
+        )
     raise StartCheckError(
         f"{objective_name}: the loss of the first batch is {loss:.6f}, but with policy == reference it must be "
         f"{expected:.6f} (largest |log pi - log ref| {metrics['start_gap']:.3g} nats). The reference is not the "

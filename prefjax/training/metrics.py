@@ -2,7 +2,8 @@
 
 Inside the step a metric is a pair (sum, count), so that micro-batches, devices and evaluation batches combine exactly;
 `finish` divides. Reward means the log-ratio log pi(y|x) - log ref(y|x) in nats (log pi(y|x) without a reference);
-multiply by beta for DPO's implicit reward. A pair is two valid responses of one prompt with different targets.
+multiply by beta for DPO's implicit reward. Of a reward model it is what its head says, and where that is an embedding
+a margin is the preference score of the two. A pair is two valid responses of one prompt with different targets.
 
     loss                   weighted per-prompt loss / counted prompts
     reward_accuracy        share of pairs whose better response has the higher reward; a tie counts one half
@@ -12,6 +13,8 @@ multiply by beta for DPO's implicit reward. A pair is two valid responses of one
     rejected_logp          the same of the worst response (K = 1: target <= 0)
     chosen_logp_change     log pi - log ref of the best response, nats
     rejected_logp_change   the same of the worst response
+    chosen_reward          a reward model's scalar reward of the best response
+    rejected_reward        the same of the worst response
     kl_estimate            mean of log ref - log pi over responses: estimates KL(ref || pi) if they came from ref, nats
     mismatched_log_ratio   KTO's z0 before clamping, nats
     value                  mean V(x)
@@ -32,6 +35,7 @@ from jaxtyping import Array, Bool, Float
 
 from prefjax.data.rows import Rows
 from prefjax.losses import Responses
+from prefjax.losses.reward_models import preference_scores
 
 Ratios = dict[str, tuple[Array, Array]]
 TOTALS = ("prompts", "responses", "pairs", "tokens", "scored_tokens")
@@ -42,9 +46,12 @@ def response_metrics(
 ) -> Ratios:
     """Metrics of one global batch from what the objective received and returned."""
     valid = r.valid & counted[:, None]
-    log_ratio = r.logp - r.reference_logp if r.reference_logp is not None else r.logp
     better = valid[:, :, None] & valid[:, None, :] & (r.target[:, :, None] > r.target[:, None, :])
-    gap = log_ratio[:, :, None] - log_ratio[:, None, :]
+    if r.logp is None:
+        gap = preference_scores(r.features)
+    else:
+        log_ratio = r.logp - r.reference_logp if r.reference_logp is not None else r.logp
+        gap = log_ratio[:, :, None] - log_ratio[:, None, :]
     ties = gap == 0
     best, worst = _best_and_worst(r.target, valid)
     metrics = {
@@ -52,12 +59,15 @@ def response_metrics(
         "reward_accuracy": _mean(jnp.where(ties, 0.5, gap > 0), better),
         "reward_ties": _mean(ties, better),
         "margin": _mean(gap, better),
-        "chosen_logp": _mean(r.logp, best),
-        "rejected_logp": _mean(r.logp, worst),
         "prompts": (counted.sum(), jnp.ones((), jnp.int32)),
         "responses": (valid.sum(), jnp.ones((), jnp.int32)),
         "pairs": (better.sum(), jnp.ones((), jnp.int32)),
     }
+    if r.logp is not None:
+        metrics |= {"chosen_logp": _mean(r.logp, best), "rejected_logp": _mean(r.logp, worst)}
+    elif r.features.shape[-1] == 1:
+        rewards = r.features[..., 0]
+        metrics |= {"chosen_reward": _mean(rewards, best), "rejected_reward": _mean(rewards, worst)}
     if r.reference_logp is not None:
         metrics["chosen_logp_change"] = _mean(log_ratio, best)
         metrics["rejected_logp_change"] = _mean(log_ratio, worst)

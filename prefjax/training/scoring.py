@@ -12,9 +12,10 @@ from jaxtyping import Array, Bool, Float
 
 from prefjax.data.rows import Branches, Rows
 from prefjax.losses import Objective, Responses
-from prefjax.models import decoder, logprobs, lora
+from prefjax.models import decoder, logprobs, lora, reward_head
 from prefjax.models.decoder import ModelConfig
 from prefjax.models.lora import LoraConfig
+from prefjax.models.reward_head import RewardHead
 
 REFERENCES = ("live", "precomputed", "none")
 VALUE_NETWORKS = ("none", "own", "trunk")
@@ -33,6 +34,7 @@ class Setup:
 
     reference      "live": a frozen copy scores the same rows; "precomputed": rows carry it; "none".
     value_network  "own": a second decoder fed prompts only (DRO-V, as in the paper); "trunk": a head on the policy.
+    reward_head    what a reward model's objective reads.
     lora           adapters that are trained instead of the policy's own parameters, which stay as the reference's.
     accumulation   micro-batches per optimiser step.
     head_chunk     scored tokens of a device that go through the vocabulary head at once.
@@ -45,6 +47,7 @@ class Setup:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reference: str = "live"
     value_network: str = "none"
+    reward_head: RewardHead = RewardHead()
     lora: LoraConfig = LoraConfig()
     accumulation: int = 1
     head_chunk: int = 512
@@ -70,6 +73,8 @@ class Setup:
                 f"lora.quantize={self.lora.quantize!r} with value_network='own': a value network of its own is the "
                 "whole model, trained, and codes have no gradient. Set value_network='trunk', or quantize='none'"
             )
+        if self.reward_head != RewardHead() and not self.objective.trains_reward_model:
+            raise ValueError(f"reward_head has no effect: objective {self.objective.name} trains no reward model")
         if ("baseline_logp" in needs) != self.branches.baseline:
             raise ValueError(f"objective {self.objective.name}: the rows' baseline branch must match what it needs")
         if self.objective.reads_tokens != (self.branches.longest > 0):
@@ -92,14 +97,18 @@ class Setup:
 
 
 class Scores(NamedTuple):
-    """What depends on the trained parameters: sums per branch over its tokens (nats), V(x), and single tokens."""
+    """What depends on the trained parameters: sums per branch over its tokens (nats), V(x), and single tokens.
 
-    logp: Float[Array, "B G N"]
-    value: Float[Array, "B G"] | None
+    Of a reward model only `features`: what its head says of every response.
+    """
+
+    logp: Float[Array, "B G N"] | None = None
+    value: Float[Array, "B G"] | None = None
     log_sum_p2: Float[Array, "B G N"] | None = None
     kl: Float[Array, "B G N"] | None = None
     token_logp: Float[Array, "B G K L"] | None = None
     token_kl: Float[Array, "B G K L"] | None = None
+    features: Float[Array, "B G K m"] | None = None
 
 
 class Reference(NamedTuple):
@@ -122,6 +131,21 @@ def head_inputs(setup: Setup, params: Any, rows: Rows) -> logprobs.Head:
     """Hidden states of all rows and the vocabulary head they will meet."""
     hidden = decoder.apply(setup.model, params, rows.tokens, rows.positions, rows.visible_until, mesh=setup.mesh)
     return logprobs.Head(hidden, decoder.vocabulary_head(setup.model, params, mesh=setup.mesh))
+
+
+def response_states(setup: Setup, params: Any, rows: Rows) -> tuple[Float[Array, "B G K D"], Float[Array, "B G D"]]:
+    """Hidden states of the last token of every response and of every prompt; no vocabulary head is needed or there."""
+    trunk = dataclasses.replace(setup.model, tie_embeddings=True)
+    hidden = decoder.apply(trunk, params, rows.tokens, rows.positions, rows.visible_until, mesh=setup.mesh)
+    first = hidden.reshape(len(rows.prompt_ends), -1, *hidden.shape[1:])[:, 0]
+    prompts = jnp.take_along_axis(first, rows.prompt_ends[:, :, None], axis=1)
+    return reward_head.last_states(hidden, rows.response_ends, setup.branches.responses), prompts
+
+
+def response_features(setup: Setup, params: Any, rows: Rows) -> Float[Array, "B G K m"]:
+    """What the reward head says of every response."""
+    states, prompts = response_states(setup, params, rows)
+    return reward_head.features(setup.reward_head, params, states, prompts)
 
 
 def scored_tokens(setup: Setup, head: logprobs.Head, rows: Rows, **statistics: Any) -> logprobs.TokenScores:
@@ -167,6 +191,8 @@ def branch_logps(setup: Setup, params: Any, rows: Rows) -> Float[Array, "B G N"]
 
 def score(setup: Setup, params: Any, rows: Rows, reference: Reference) -> Scores:
     """Scores rows with the trained parameters {"policy": ..., "value": ... (own value network only)}."""
+    if setup.objective.trains_reward_model:
+        return Scores(features=response_features(setup, params["policy"], rows))
     head = head_inputs(setup, params["policy"], rows)
     hidden, wanted = head.hidden, setup.objective.needs
     tokens = scored_tokens(setup, head, rows, log_sum_p2="log_sum_p2" in wanted, reference=reference.head)
@@ -220,7 +246,7 @@ def assemble(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> 
     slot = lambda x, n, present: None if x is None or not present else x[..., n].reshape(-1)
     ones = (rows.target_weights != 0).astype(jnp.float32)
     return Responses(
-        logp=flat(scores.logp[..., :k]),
+        logp=None if scores.logp is None else flat(scores.logp[..., :k]),
         reference_logp=None if reference.logp is None else flat(reference.logp[..., :k]),
         length=flat(_sum(setup, ones, rows)[..., :k]),
         target=flat(rows.target),
@@ -231,6 +257,7 @@ def assemble(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> 
         auxiliary_logp=slot(scores.logp, branches.auxiliary_slot, branches.auxiliary),
         margin=flat(rows.margin),
         target_probability=flat(rows.target_probability),
+        features=flat(scores.features),
         **{name: flat(x[..., :k]) for name in STATISTICS if (x := getattr(scores, name)) is not None},
         token_logp=flat(scores.token_logp),
         token_reference_logp=flat(reference.token_logp),

@@ -15,6 +15,7 @@ from prefjax.data.planning import InOrder, Planner, simulate
 from prefjax.data.rows import RowShape
 from prefjax.data.store import PreparedTrees, TreeSource
 from prefjax.data.tokenizers import Tokenizer, load_tokenizer
+from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig, init, lora
 from prefjax.models.huggingface import is_checkpoint, read_params
 from prefjax.training import loop, provenance
@@ -41,7 +42,10 @@ from prefjax.training.writers import Writers, check_installed
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What a finished or stopped stage leaves behind. `policy` and `reference` are parameters on the mesh."""
+    """What a finished or stopped stage leaves behind. `policy` and `reference` are parameters on the mesh.
+
+    Of a reward model `policy` has the reward head in place of the vocabulary's, and `reference` is None.
+    """
 
     policy: Any
     reference: Any
@@ -75,7 +79,8 @@ def run_stage(
     other = config.reference.init_from
     # Without a reference in the loss, the starting point is still what the report compares with. With LoRA the policy's
     # base is never written to, so it is the reference without a copy.
-    start_point = policy if setup.lora.rank else jax.tree.map(jnp.copy, policy)
+    rewards = setup.objective.trains_reward_model  # compared with nothing
+    start_point = policy if setup.lora.rank or rewards else jax.tree.map(jnp.copy, policy)
     reference = load_policy(config, setup.model, mesh, other) if other else start_point
     hashes = {"initial_policy": parameter_hash(policy), "reference": parameter_hash(reference)}
     frozen = policy if setup.lora.rank else reference if setup.reference == "live" else None
@@ -143,7 +148,7 @@ def run_stage(
     feed.close()
     return StageResult(
         policy=_plain_policy(setup, state.params["policy"], frozen),
-        reference=reference,
+        reference=None if rewards else reference,
         setup=setup,
         tokenizer=tokenizer,
         end_id=prepared.manifest["end_id"],
@@ -171,7 +176,7 @@ def evaluate_stage(config: StageConfig, workdir: Path, reference_workdir: str, *
     setup = make_setup(config, tokenizer, trees, mesh)
     reference = load_policy(config, setup.model, mesh, config.reference.init_from or reference_workdir)
     base = _start(config, setup, mesh) if setup.lora.rank else reference
-    params = load_params(workdir, _placed(mesh, jax.eval_shape(functools.partial(init_params, setup), base)))
+    params = load_params(workdir, placed(mesh, jax.eval_shape(functools.partial(init_params, setup), base)))
     frozen = base if setup.lora.rank or setup.reference == "live" else None
     return _Evaluator(config, setup, trees, workdir / "reference", reference, "", frozen)(params)
 
@@ -186,6 +191,7 @@ def make_setup(config: StageConfig, tokenizer: Tokenizer, trees: TreeSource, mes
         options=dict(config.loss),
         reference=config.reference.kind,
         value_network=config.value_network,
+        reward_head=config.reward_head,
         lora=config.lora,
         accumulation=config.accumulation,
         head_chunk=config.head_chunk,
@@ -213,7 +219,7 @@ def load_policy(config: StageConfig, model: ModelConfig, mesh: Mesh, source: str
       source: the run's workdir, or the folder; empty: fresh parameters.
 
     Raises:
-      ValueError: the folder holds another architecture than `model`; names the fields.
+      ValueError: the folder holds another architecture than `model`; names the fields. Or a reward model.
     """
     key = jax.random.key(config.seed)
     fresh = functools.partial(init, model)
@@ -223,14 +229,18 @@ def load_policy(config: StageConfig, model: ModelConfig, mesh: Mesh, source: str
         return jax.jit(fresh, out_shardings=shardings)(key)
     if is_checkpoint(source):
         return read_params(source, model, shardings)
-    adapted = load_identity(Path(source)).get("lora")
+    identity = load_identity(Path(source))
+    objective = identity.get("objective")
+    if objective in OBJECTIVES and OBJECTIVES[objective].trains_reward_model:
+        raise ValueError(f"{source} holds a reward model ({objective}), which is no policy: it has no vocabulary head")
+    adapted = identity.get("lora")
     if adapted:
         adapters = lora.LoraConfig(**{field.name: adapted[field.name] for field in dataclasses.fields(lora.LoraConfig)})
         base_config = dataclasses.replace(config, seed=adapted["seed"])
         base = lora.freeze(adapters, load_policy(base_config, model, mesh, adapted["base"]))
-        saved = load_params(Path(source), {"policy": _placed(mesh, lora.shapes(adapters, shapes))})["policy"]
+        saved = load_params(Path(source), {"policy": placed(mesh, lora.shapes(adapters, shapes))})["policy"]
         return jax.jit(functools.partial(lora.merge, adapters), out_shardings=shardings)(base, saved)
-    return load_params(Path(source), {"policy": _placed(mesh, shapes)})["policy"]
+    return load_params(Path(source), {"policy": placed(mesh, shapes)})["policy"]
 
 
 def _start(config: StageConfig, setup: Setup, mesh: Mesh) -> Any:
@@ -246,7 +256,7 @@ def _data_facts(prepared: PreparedTrees, trees: TreeSource) -> dict[str, Any]:
     return facts | {"content_hash": trees.content_hash, "tokenizer": prepared.manifest["tokenizer"]}
 
 
-def _placed(mesh: Mesh, shapes: Any) -> Any:
+def placed(mesh: Mesh, shapes: Any) -> Any:
     """Shapes with the shardings that parameters of these names have."""
     place = lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
     return jax.tree.map(place, shapes, parameter_shardings(mesh, shapes))

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from prefjax.data.rows import Rows
-from prefjax.models import decoder, lora
+from prefjax.models import decoder, lora, reward_head
 from prefjax.training import mesh as mesh_lib
 from prefjax.training import metrics as metrics_lib
 from prefjax.training.scoring import (
@@ -30,7 +30,8 @@ from prefjax.training.scoring import (
 class TrainState(NamedTuple):
     """All that training changes. params: {"policy": ..., and "value": ... with a value network of its own}.
 
-    With LoRA "policy" holds the adapters only (and a value head on the trunk).
+    With LoRA "policy" holds the adapters only (and a value or reward head on the trunk). A reward model is a "policy"
+    with a reward head in place of the vocabulary's.
     """
 
     step: Any  # int32 scalar
@@ -39,14 +40,19 @@ class TrainState(NamedTuple):
 
 
 def init_params(setup: Setup, policy: Any, *, seed: int = 0) -> Any:
-    """Trained parameters from a policy's: adds the value head, or the value network as a copy of the policy with one.
+    """Trained parameters from a policy's: adds the reward head of a reward model, the value head, or the value network
+    as a copy of the policy with one.
 
     DRO starts the value network from the same initial model (arXiv 2405.19107, section 4); the head starts at 0.
 
     Args:
-      seed: of the adapters, which with LoRA take the policy's place.
+      seed: of the adapters, which with LoRA take the policy's place, and of the reward head.
     """
-    trained = lora.init(setup.lora, policy, jax.random.key(seed)) if setup.lora.rank else policy
+    key = jax.random.key(seed)
+    trained = lora.init(setup.lora, policy, key) if setup.lora.rank else policy
+    if setup.objective.trains_reward_model:
+        head = reward_head.init(setup.reward_head, setup.model, jax.random.fold_in(key, 1))
+        return {"policy": {name: leaf for name, leaf in trained.items() if name != "head"} | head}
     if setup.value_network == "none":
         return {"policy": trained}
     head = decoder.init_value_head(setup.model)

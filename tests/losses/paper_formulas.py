@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+from tests.losses.reward_formulas import bt, bt_margin, bt_ranking, gpm, pl_ranking  # noqa: F401
+
 
 def sig(x):
     return 1 / (1 + np.exp(-x))

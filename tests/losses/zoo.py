@@ -8,11 +8,11 @@ import numpy as np
 
 from prefjax.losses import OBJECTIVES, Responses
 
-PER_RESPONSE = ("logp", "reference_logp", "length", "target", "log_sum_p2", "kl")
+PER_RESPONSE = ("logp", "reference_logp", "length", "target", "log_sum_p2", "kl", "features")
 PER_PROMPT = tuple("value baseline_logp baseline_reference_logp auxiliary_logp margin target_probability".split())
 PER_TOKEN = tuple(f"token_{name}" for name in "logp reference_logp kl weight segment draw".split())
 FIELDS = PER_RESPONSE + PER_PROMPT + PER_TOKEN
-SCORED = ("logp", "kl", "token_logp", "token_kl")  # what the policy's parameters move
+SCORED = ("logp", "kl", "token_logp", "token_kl", "features")  # what the policy's parameters move
 B, L = 6, 9
 # Values of options that are no numbers, or whose limits are special cases.
 CHOICES = {
@@ -22,8 +22,20 @@ CHOICES = {
     "fdpo": [dict(alpha=0.0), dict(alpha=1.0)],
     "alphapo": [dict(alpha=0.0)],
     "sft": [dict(normalize="none")],
+    "bt": [dict(centering=0.1)],
+    "bt_margin": [dict(centering=0.1)],
 }
 CASES = [(o.name, K) for o in OBJECTIVES.values() for K in ((o.least, 3) if o.group_size is None else (o.group_size,))]
+
+
+def scored(name):
+    """The field that says how good the responses are, whose gradient is checked against the paper's."""
+    return "features" if OBJECTIVES[name].trains_reward_model else "logp"
+
+
+def moved_fields(name):
+    """The fields it reads that the trained parameters move."""
+    return [field for field in SCORED if field == scored(name) or field in OBJECTIVES[name].needs]
 
 
 def variants(name):
@@ -52,13 +64,16 @@ def make_fields(K, seed=0, B=B, scale=30.0):
     numbers = np.cumsum(rng.random(tokens) < 0.6, axis=-1)
     fields["token_segment"] = np.where(rng.random(tokens) < 0.8, numbers, 0.0)
     fields["token_draw"] = rng.random(tokens)
+    fields["features"] = rng.normal(size=(B, K, 4))
     if K == 2:
         fields["target"][:-1] = -np.sort(-fields["target"][:-1])
     return fields
 
 
 def for_objective(name, fields):
-    """The same fields with targets the objective can read: 1 and 0 where it reads labels."""
+    """The same fields with targets the objective can read, 1 and 0 where it reads labels, and features of its width."""
+    if scored(name) == "features" and name != "gpm":
+        fields = fields | {"features": fields["features"][..., :1]}
     if OBJECTIVES[name].reads != "labels":
         return fields
     target = fields["target"]
@@ -68,7 +83,7 @@ def for_objective(name, fields):
 def at_reference(fields):
     same = {"logp": fields["reference_logp"], "baseline_logp": fields["baseline_reference_logp"]}
     same |= {"token_logp": fields["token_reference_logp"]}
-    return fields | same | {name: np.zeros_like(fields[name]) for name in ("kl", "token_kl")}
+    return fields | same | {name: np.zeros_like(fields[name]) for name in ("kl", "token_kl", "features")}
 
 
 def to_responses(fields, valid=None, dtype=jnp.float32):

@@ -8,6 +8,7 @@ from prefjax.data.rows import Branches, RowShape
 from prefjax.data.trees import TokenTree
 from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig, init
+from prefjax.models.reward_head import RewardHead
 from prefjax.training.batches import marks_of, numbers_of
 from prefjax.training.scoring import Setup
 from prefjax.training.step import init_params
@@ -16,7 +17,7 @@ from prefjax.training.step import init_params
 # and its gradient. A test says that these objectives read every field. Coupled ones: kto and dro_p, whose statistic
 # has a gradient. K-wise: pl_dpo.
 REPRESENTATIVES = tuple(
-    "dpo dpo_norm kto dro dro_p wpo pmpo slic soft_ce margin_dpo pl_dpo sparsepo two_d_dpo sampo".split()
+    "dpo dpo_norm kto dro dro_p wpo pmpo slic soft_ce margin_dpo pl_dpo sparsepo two_d_dpo sampo bt gpm".split()
 )
 VOCABULARY = 31
 GROUPS, ROWS = 3, 8
@@ -82,6 +83,7 @@ def setup_for(name: str, **changes) -> Setup:
         ),
         reference="live" if objective.needs_reference else "none",
         value_network=value_network,
+        reward_head=RewardHead(4, normalize=True, gate=True) if name == "gpm" else RewardHead(),
         **changes,
     )
 
@@ -104,14 +106,14 @@ _made = {}
 def parameters(setup: Setup) -> tuple[dict, dict]:
     """(trained parameters, reference parameters), both random and different; no gradient is zero by symmetry."""
     # Only what changes the shapes or the dtype is part of the key: every fast path starts from equal numbers.
-    key = (setup.model.dtype, setup.value_network)
+    key = (setup.model.dtype, setup.value_network, setup.objective.trains_reward_model, setup.reward_head)
     if key not in _made:
         noise = np.random.default_rng(3)
-        # Norm scales of exactly 1 and value heads of exactly 0 would hide wrong gradients.
+        # Norm scales of exactly 1 and heads of exactly 0 would hide wrong gradients.
         jitter = lambda x: np.asarray(x) + 0.3 * noise.normal(size=x.shape).astype(x.dtype)
         reference, policy = (jax.tree.map(jitter, init(setup.model, jax.random.key(i))) for i in (0, 1))
         params = init_params(setup, policy)
-        if setup.value_network != "none":
+        if setup.value_network != "none" or setup.objective.trains_reward_model:
             params = jax.tree.map(jitter, params)
         _made[key] = jax.tree.map(np.asarray, params), reference
     return _made[key]
