@@ -214,6 +214,21 @@ def test_the_synthetic_world_feeds_every_need(need, responses, numbers, split, t
             assert tree.target_probability == pytest.approx(1 / (1 + np.exp(-tree.margin)), abs=1e-6)
 
 
+def test_the_synthetic_world_says_which_words_explain_a_preference(tmp_path):
+    need = Need(2, spans=True)
+    trees = prepared(
+        DataConfig(world=WorldOptions(8, 4), format=RecordFormat(spans_field="spans")), tmp_path, need=need
+    )
+    for tree in (trees[i] for i in range(len(trees))):
+        scores = [{number: w for w, number in zip(*marks, strict=True)} for marks in zip(*marks_of(tree), strict=True)]
+        assert [sorted(own) for own in scores] == [[0, 1, 2, 3, 4]] * 2, "four slots, and what stands between them"
+        assert scores[0] == scores[1] and max(scores[0].values()) > 0 and min(scores[0].values()) == scores[0][0] == 0
+
+
+def marks_of(tree):
+    return tree.token_weights, tree.token_segments
+
+
 def test_a_name_and_a_file_together_offline(tmp_path):
     for dataset in ("ultrafeedback", "helpsteer3"):
         write_samples(tmp_path / "manual", dataset)

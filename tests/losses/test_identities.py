@@ -17,6 +17,17 @@ SCORED = R.replace(target=jnp.tile(jnp.array([[1.0, 0.0]]), (6, 1)))  # labels o
 GAP = (R.logp - R.reference_logp)[:, 0] - (R.logp - R.reference_logp)[:, 1]
 UNIFORM = R.replace(reference_logp=jnp.zeros_like(R.logp))
 EQUAL_LENGTHS = R.replace(length=jnp.full((6, 2), 4.0))
+# A batch whose sums are those of its tokens, so that what looks at tokens can be compared with what looks at sums.
+THERE = jnp.arange(R.token_logp.shape[-1])[None, None] < R.length[..., None]
+SUMMED = R.replace(
+    **{name: jnp.where(THERE, getattr(R, f"token_{name}"), 0).sum(-1) for name in ("logp", "reference_logp", "kl")}
+)
+ONES = SUMMED.replace(token_weight=jnp.ones_like(R.token_weight), token_segment=jnp.ones_like(R.token_segment))
+SAME_LENGTH = SUMMED.replace(length=jnp.full((6, 2), 9.0))
+
+
+def resummed(r):
+    return r.replace(logp=r.token_logp.sum(-1), reference_logp=r.token_reference_logp.sum(-1))
 
 
 def constant(r, **fields):
@@ -72,6 +83,27 @@ IDENTITIES = {
         0.2 * L.sft(R.replace(valid=jnp.tile(jnp.array([[True, False]]), (6, 1)))),
     ),
     "rationale_dpo without gamma is dpo": lambda: (L.rationale_dpo(R, gamma=0.0), L.dpo(R)),
+    "tdpo1 where the KLs are equal is dpo": lambda: (L.tdpo1(R.replace(kl=jnp.full((6, 2), 3.0))), L.dpo(R)),
+    "tdpo2 without alpha is dpo": lambda: (L.tdpo2(R, alpha=0.0), L.dpo(R)),
+    "tdpo2 at alpha = 1 has the value of tdpo1": lambda: (L.tdpo2(R, alpha=1.0), L.tdpo1(R)),
+    "ld_dpo at alpha = 1 is dpo": lambda: (L.ld_dpo(SUMMED, alpha=1.0), L.dpo(SUMMED)),
+    "ld_dpo on equal lengths is dpo": lambda: (L.ld_dpo(SAME_LENGTH, alpha=0.3), L.dpo(resummed(SAME_LENGTH))),
+    "sampo on equal lengths is dpo": lambda: (L.sampo(SAME_LENGTH), L.dpo(resummed(SAME_LENGTH))),
+    "sampo that draws the first tokens is ld_dpo without a tail": lambda: (
+        L.sampo(SUMMED.replace(token_draw=jnp.broadcast_to(jnp.linspace(0, 0.9, 9)[None, None], R.token_draw.shape))),
+        L.ld_dpo(SUMMED, alpha=0.0),
+    ),
+    "target_dpo whose errors are everywhere is dpo": lambda: (L.target_dpo(ONES), L.dpo(SUMMED)),
+    "target_dpo without errors learns the chosen alone": lambda: (
+        L.target_dpo(SUMMED.replace(token_weight=jnp.zeros_like(R.token_weight))),
+        -jax.nn.log_sigmoid(0.1 * (SUMMED.logp - SUMMED.reference_logp)[:, 0]),
+    ),
+    "sparsepo with all tokens is tdpo1": lambda: (L.sparsepo(ONES), L.tdpo1(SUMMED)),
+    "two_d_dpo on one segment of weight 1 is dpo": lambda: (L.two_d_dpo(ONES), L.dpo(SUMMED)),
+    "two_d_dpo on one segment of weight 2 is dpo with twice the beta": lambda: (
+        L.two_d_dpo(ONES.replace(token_weight=2 * ONES.token_weight)),
+        L.dpo(SUMMED, beta=0.2),
+    ),
     "fdpo under the reverse KL is dpo": lambda: (L.fdpo(R, alpha=0.0), L.dpo(R)),
     "fdpo tends to dpo": lambda: (L.fdpo(R, alpha=1e-5), L.dpo(R)),
     "alphapo without a shape is simpo": lambda: (
@@ -218,6 +250,28 @@ def test_wpo_passes_no_gradient_through_its_weights_and_caps_them():
     gradient = jax.grad(lambda x: L.wpo(R.replace(log_sum_p2=x)).sum())(R.log_sum_p2)
     np.testing.assert_array_equal(gradient, np.zeros((6, 2)))
     np.testing.assert_allclose(L.wpo(R.replace(log_sum_p2=R.logp - 100.0), beta=0.1), L.dpo(R), rtol=1e-5)
+
+
+def test_tdpo2_learns_from_the_rejected_kl_alone_and_tdpo1_from_both():
+    """Against the gradient of the margin: 1 per nat of h."""
+    for loss, expected in ((L.tdpo1, [1.0, -1.0]), (L.tdpo2, [0.0, -0.5])):
+        by_kl = jax.grad(lambda kl, loss=loss: loss(R.replace(kl=kl)).sum())(R.kl)
+        by_h = jax.grad(lambda logp, loss=loss: loss(R.replace(logp=logp)).sum())(R.logp)[:, :1]
+        np.testing.assert_allclose(by_kl / by_h, np.tile(expected, (6, 1)), rtol=1e-5, atol=1e-7)
+
+
+def test_two_d_dpo_by_hand():
+    """The best of two chosen segments against the worst of three rejected ones, then the other against the next."""
+    r = Responses(
+        logp=jnp.zeros((1, 2)),
+        length=jnp.array([[4.0, 3.0]]),
+        token_logp=jnp.array([[[1.0, 2.0, 4.0, 8.0], [1.0, 3.0, 9.0, 100.0]]]),
+        token_reference_logp=jnp.zeros((1, 2, 4)),
+        token_segment=jnp.array([[[1.0, 1.0, 0.0, 2.0], [1.0, 2.0, 3.0, 4.0]]]),
+        token_weight=jnp.array([[[2.0, 2.0, 50.0, 3.0], [1.0, 0.5, 4.0, 0.0]]]),
+    )
+    expected = np.log1p(np.exp(-(3 * 8 - 0.5 * 3))) + np.log1p(np.exp(-(2 * 3 - 1 * 1)))
+    np.testing.assert_allclose(L.two_d_dpo(r, beta=1.0), [expected], rtol=1e-6)
 
 
 def test_plackett_luce_breaks_ties_by_slot_and_lipo_ignores_them():

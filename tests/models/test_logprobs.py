@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prefjax.models import Head, response_sums, token_scores
+from prefjax.models.logprobs import response_tokens
 from prefjax.training.mesh import MeshConfig, make_mesh
 
 R, T, S, D, V = 4, 9, 11, 8, 24
@@ -129,3 +130,23 @@ def test_response_sums_add_up_slots_and_the_rows_of_a_group():
     np.testing.assert_allclose(packed[:, 0], [[3, 3], [6, 9], [7, 17], [33, 0]])
     pairs = response_sums(values, slots, groups=1, branches=2, group_rows=2)
     np.testing.assert_allclose(pairs[:, 0], [[9, 12], [40, 17]])
+
+
+@pytest.mark.parametrize("length", [3, 5])
+def test_response_tokens_are_what_response_sums_adds_up(length):
+    """Branches of 0 to 3 tokens, one behind padding, in two rows to a group, against a loop; values are not weights."""
+    rng = np.random.default_rng(0)
+    slots = np.array([[0, 0, 2, 2, 2, 0, 0], [0, 1, 1, 0, 0, 0, 0], [3, 3, 0, 0, 1, 1, 1], [2, 0, 0, 0, 0, 0, 0]])
+    scored = np.array([[1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0]]) > 0
+    values = rng.normal(size=slots.shape)
+    shape = dict(groups=2, branches=2, group_rows=2)
+    expected = np.zeros((2, 4, length))
+    for row, slot in np.ndindex(4, 4):
+        own = values[row][(slots[row] == slot) & scored[row]]
+        expected[row // 2, slot, : len(own)] += own
+    arrays = [jnp.asarray(x) for x in (values, slots, scored)]
+    got = response_tokens(*arrays, length=length, **shape)
+    np.testing.assert_array_equal(got, expected.reshape(2, 2, 2, length))
+    np.testing.assert_allclose(got.sum(-1), response_sums(arrays[0] * scored, arrays[1], **shape), rtol=1e-12)
+    gradient = jax.grad(lambda x: (response_tokens(x, *arrays[1:], length=length, **shape) ** 2).sum() / 2)(arrays[0])
+    np.testing.assert_array_equal(gradient, np.where(scored, values, 0))
