@@ -1,0 +1,162 @@
+"""Samples responses from a trained run or a Hugging Face folder, and scores them.
+
+    python -m experiments.generate --model=runs/dpo --prompt="The capital of France is"
+    python -m experiments.generate --model=runs/sft --prompts=prompts.jsonl --output=samples.jsonl.gz \\
+        --best_of=8 --scorer=implicit:runs/dpo
+
+PROMPTS   `--prompts` takes files whose rows have `prompt` (text or messages) or `messages`, preference data of any
+          shape, of which the prompts are taken, and named datasets (docs/datasets.md); each prompt once. What became of
+          every row is printed, and written to the manifest.
+CHAT      Messages go through the chat template. Text is a user's turn where --model is a Hugging Face folder whose
+          tokenizer has a template; a run gets text as it is, as it was trained. --chat and --nochat say otherwise.
+          `--prompt` shows both ways where --model is such a folder.
+OUTPUT    JSONL that prefjax reads. Without a scorer a row a response (`prompt`, `completion`); with one a row a prompt
+          (`prompt`, `completions`, `scores`; `best` with --best_of), which `experiments.curate` makes pairs of.
+          Beside: `logp` (nats, summed over tokens, under the model itself), `length` in tokens, `finished` (false:
+          cut off by --max_new_tokens). OUTPUT.manifest.json holds what it was made of.
+STOPPING  What is done is kept in OUTPUT.partial: the same command continues, and writes the same file, byte for byte.
+SCORERS   logp, mean_logp: of the model that samples. implicit:WORKDIR: the implicit reward of a run, beta (log pi -
+          log ref). module:function: yours, called with (prompt, completions), gives a score for each.
+"""
+
+import dataclasses
+import importlib.metadata
+import shlex
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags, logging
+from tqdm import tqdm
+
+from experiments.policies import SCORERS, load_scorer, open_mesh, open_policy
+from prefjax.data.prompt_rows import Prompt, encode_prompts, read_prompts
+from prefjax.data.report import Report
+from prefjax.models import SamplingOptions
+from prefjax.models.huggingface import is_checkpoint
+from prefjax.training.checkpoint import parameter_hash
+from prefjax.training.generation import GenerationConfig, Policy, Scorer, generate_file, respond, rows_of
+
+_MODEL = flags.DEFINE_string("model", None, "A run's --workdir (or its sft folder), or a Hugging Face folder.")
+_PROMPT = flags.DEFINE_string("prompt", "", "One prompt, answered on the terminal.")
+_PROMPTS = flags.DEFINE_string("prompts", "", "Files of prompts, preference data, or named datasets.")
+_OUTPUT = flags.DEFINE_string("output", "", "The .jsonl or .jsonl.gz file to write.")
+_SAMPLES = flags.DEFINE_integer("samples_per_prompt", None, "Responses to each prompt; 1 if nothing is given.")
+_BEST_OF = flags.DEFINE_integer("best_of", None, "As many responses to each prompt, the one that scores best marked.")
+_SCORER = flags.DEFINE_string("scorer", "", f"{SCORERS}.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Logits are divided by it; 0 takes the most likely token.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Keep the k most likely tokens; 0 keeps all.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the most likely tokens until they add up to it; 1 keeps all.")
+_MAX_NEW = flags.DEFINE_integer("max_new_tokens", 256, "A response that has not ended by then is cut off.")
+_MAX_PROMPT = flags.DEFINE_integer("max_prompt_length", None, "Longer prompts (in tokens) are dropped.")
+_STOP_IDS = flags.DEFINE_list("stop_ids", [], "Token ids that end a response besides the model's own.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers; each prompt and sample has its own.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Sequences sampled at once.")
+_CHAT = flags.DEFINE_bool("chat", None, "Whether a prompt of text is a user's turn.")
+_CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own: plain, or a Jinja template.")
+_DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation. None: the model's own.")
+_MESH = flags.DEFINE_string("mesh", "", "Of devices, as data=2,fsdp=4,tensor=1; empty: fsdp over all of them.")
+_TFDS_DIR = flags.DEFINE_string("tfds_dir", "", "Where named datasets are kept; empty: ~/tensorflow_datasets.")
+_MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fetched by hand.")
+
+
+def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    config = _config()
+    mesh = open_mesh(_MESH.value)
+    policy = open_policy(_MODEL.value, mesh, dtype=_DTYPE.value, chat_template=_CHAT_TEMPLATE.value)
+    stops = (*policy.stop_ids, *map(int, _STOP_IDS.value))
+    policy = dataclasses.replace(policy, stop_ids=tuple(dict.fromkeys(stops)))
+    scorer = load_scorer(_SCORER.value, mesh) if _SCORER.value else None
+    if _PROMPT.value:
+        _show(policy, config, scorer)
+        return
+    read, file = read_prompts(_PROMPTS.value, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
+    prompts, report = _encoded(policy, read, _is_chat(policy))
+    report = file.report + report
+    print(f"{report}\n", flush=True)
+    identity = {
+        "model": _MODEL.value,
+        "parameters": parameter_hash(policy.params),
+        "dtype": policy.model.dtype,
+        "tokenizer": policy.tokenizer.fingerprint,
+        "stop_ids": policy.stop_ids,
+        "prompts": file.sources,
+        "max_prompt_length": _MAX_PROMPT.value,
+        "chat": _is_chat(policy),
+        "scorer": _SCORER.value,
+    }
+    about = {
+        "command": shlex.join(["python", "-m", "experiments.generate", *sys.argv[1:]]),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
+        "mesh": dict(mesh.shape),
+        "report": report.as_dict(),
+    }
+    manifest = generate_file(
+        policy, prompts, config, Path(_OUTPUT.value), identity=identity, about=about, scorer=scorer
+    )
+    counts = ", ".join(f"{count} {name}" for name, count in manifest["counts"].items())
+    print(f"{manifest['rows']} rows in {_OUTPUT.value} ({counts})")
+
+
+def _config() -> GenerationConfig:
+    """What the flags ask for. Raises UsageError where they contradict each other."""
+    if bool(_PROMPT.value) == bool(_PROMPTS.value):
+        raise app.UsageError("give --prompt, which is answered here, or --prompts with --output")
+    if bool(_PROMPTS.value) != bool(_OUTPUT.value):
+        raise app.UsageError("--prompts and --output go together")
+    if _BEST_OF.value is not None and (_SAMPLES.value is not None or not _SCORER.value):
+        raise app.UsageError("--best_of says how many samples there are, and needs --scorer; drop --samples_per_prompt")
+    sampling = SamplingOptions(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW.value)
+    samples = _BEST_OF.value if _BEST_OF.value is not None else _SAMPLES.value
+    samples = 1 if samples is None else samples
+    if samples > 1 and not sampling.temperature:
+        raise app.UsageError(
+            f"--temperature=0 gives the same response {samples} times: raise it, or ask for one sample"
+        )
+    return GenerationConfig(sampling, samples, _BEST_OF.value is not None, _SEED.value, _BATCH.value)
+
+
+def _is_chat(policy: Policy) -> bool:
+    return _templated(policy) if _CHAT.value is None else _CHAT.value
+
+
+def _templated(policy: Policy) -> bool:
+    return policy.tokenizer.has_chat_template and is_checkpoint(_MODEL.value)
+
+
+def _encoded(policy: Policy, prompts: list[Prompt], chat: bool) -> tuple[list[Prompt], Report]:
+    return encode_prompts(prompts, policy.tokenizer, chat=chat, max_length=_MAX_PROMPT.value)
+
+
+def _show(policy: Policy, config: GenerationConfig, scorer: Scorer | None) -> None:
+    ways = {"as it is": False, "as a user's turn": True} if _CHAT.value is None and _templated(policy) else {"": None}
+    for way, chat in ways.items():
+        chat = _is_chat(policy) if chat is None else chat
+        prompts, report = _encoded(policy, [Prompt(_PROMPT.value, "--prompt")], chat)
+        if not prompts:
+            raise app.UsageError(str(report))
+        responses = respond(policy, prompts, config, bar=tqdm(disable=True))
+        rows, counts = rows_of(policy.tokenizer, prompts, responses, scorer)
+        if way:
+            print(f"[{way}]")
+        for row in rows:
+            if scorer is None:
+                print(_marked(row["completion"], row["finished"]))
+                continue
+            answers = zip(row["scores"], row["completions"], row["finished"], strict=True)
+            for score, text, finished in sorted(answers, reverse=True):
+                print(f"{score:.4g}\t{_marked(text, finished)}")
+        if counts["blank"]:
+            print(f"[{counts['blank']} blank]")
+
+
+def _marked(text: str, finished: bool) -> str:
+    return text if finished else f"{text} [...]"
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["model"])
+    app.run(main)

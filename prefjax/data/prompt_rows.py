@@ -1,0 +1,138 @@
+"""Prompts alone, to sample responses to: from rows of prompts or messages, and from preference data of any shape."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prefjax.data.encoding import encode_prompt
+from prefjax.data.formats import RecordFormat, parse
+from prefjax.data.records import Message, Record, Text
+from prefjax.data.report import Finding, Rejection, Report, collect
+from prefjax.data.sources import open_sources, parse_sources
+from prefjax.data.tokenizers import TemplateError, Tokenizer
+
+_ANY = "."  # stands for the response, which is not read
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt. `id` is the row's own, or None; `source` is "file:line"; `tokens` [P] int32 once encoded."""
+
+    text: Text
+    source: str
+    id: str | int | None = None
+    tokens: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptFile:
+    """Where prompts were read from: names and sha256 of the sources, and what became of every row."""
+
+    sources: Mapping[str, str]
+    report: Report
+
+
+def read_prompts(
+    given: str, *, data_dir: str = "", manual_dir: str = "", progress: bool = True
+) -> tuple[list[Prompt], PromptFile]:
+    """The prompts of some sources in order, each once.
+
+    A row has `prompt` (text or messages), or `messages`, of which the assistant's turns at the end are left out, or it
+    is a pair whose prompt is implicit. Responses are not looked at where the prompt stands apart.
+
+    Args:
+        given: as `data.train`, without shares.
+        data_dir, manual_dir: as of `OpenSource`; errors too.
+    Raises:
+        ValueError: `given` has shares.
+    """
+    sources = parse_sources(given)
+    if sources[0].share is not None:
+        raise ValueError(f"{given!r}: prompts are all taken, each once; leave out the shares")
+    opened = open_sources(sources, data_dir=data_dir, manual_dir=manual_dir)
+    seen: set[Text] = set()
+
+    def step(numbered: tuple[str, Any]) -> Iterator[Prompt | Finding]:
+        for item in _read(*numbered):
+            if isinstance(item, Prompt):
+                if item.text in seen:
+                    item = Rejection("repeated_prompt", item.source, "prompt")
+                else:
+                    seen.add(item.text)
+            yield item
+
+    rows = (row for source in opened for row in source.rows(progress=progress))
+    prompts, report = collect("prompts", rows, step)
+    return prompts, PromptFile({source.name: source.fingerprint().hex() for source in opened}, report)
+
+
+def _read(source: str, row: Any) -> Iterator[Prompt | Finding]:
+    if isinstance(row, Rejection):
+        yield row
+        return
+    own = None
+    if isinstance(row, Mapping):
+        own = row.get("id")
+        alone = next((row[name] for name in ("prompt", "messages") if row.get(name) is not None), None)
+        if alone is not None:
+            row = {"prompt": alone, "completion": _ANY}
+    for item in parse(row, source, RecordFormat(ties="keep")):
+        if not isinstance(item, Record):
+            if isinstance(item, Rejection):
+                yield item
+            continue
+        text = item.prompt
+        while not isinstance(text, str) and text and text[-1].role == "assistant":
+            text = text[:-1]
+        if text:
+            yield Prompt(text, source, own if isinstance(own, str | int) else None)
+        else:
+            yield Rejection("empty_prompt", source, "messages", "nothing but the assistant's turns")
+
+
+def encode_prompts(
+    prompts: Iterable[Prompt], tokenizer: Tokenizer, *, chat: bool, max_length: int | None = None
+) -> tuple[list[Prompt], Report]:
+    """Prompts with their tokens, and a report with the stage "encode".
+
+    Args:
+        chat: a prompt of plain text becomes a user's turn.
+        max_length: longer prompts are dropped.
+    """
+
+    def step(prompt: Prompt) -> Iterable[Prompt | Finding]:
+        text = prompt.text
+        if chat and isinstance(text, str):
+            text = (Message("user", text),)
+        contents = (text,) if isinstance(text, str) else (message.content for message in text)
+        if special := next(filter(None, map(tokenizer.special_in, contents)), None):
+            return [Rejection("special_text", prompt.source, "prompt", special)]
+        try:
+            ids = encode_prompt(text, tokenizer)
+        except TemplateError as error:
+            return [Rejection("template_error", prompt.source, "prompt", str(error))]
+        if tokenizer.special_ids.issuperset(ids):
+            return [Rejection("empty_prompt", prompt.source, "prompt", "nothing but special tokens once encoded")]
+        if max_length is not None and len(ids) > max_length:
+            return [Rejection("prompt_too_long", prompt.source, "prompt", f"{len(ids)} tokens")]
+        return [dataclasses.replace(prompt, text=text, tokens=np.array(ids, np.int32))]
+
+    return collect("encode", prompts, step)
+
+
+def plain_text(text: Text) -> str | list[dict[str, str]]:
+    """A text as JSON holds it: itself, or a list of messages."""
+    return text if isinstance(text, str) else [{"role": turn.role, "content": turn.content} for turn in text]
+
+
+def answer(prompt: Text, completion: str) -> Text:
+    """A completion as the response of a record with this prompt."""
+    return completion if isinstance(prompt, str) else (Message("assistant", completion),)
+
+
+def answered(prompt: Text, completions: Sequence[str], scores: Sequence[float], source: str = "memory") -> Record:
+    """A ranking of completions."""
+    responses = tuple(answer(prompt, text) for text in completions)
+    return Record(prompt, responses, tuple(scores), "ranked", tuple(scores), source=source)
