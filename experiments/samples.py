@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.door import RunConfig
 from prefjax.analysis import Gold, RunResults, Samples, read_metrics, write_report
+from prefjax.analysis.runs import flatten
 from prefjax.data.prepare import SYNTHETIC, DataConfig
 from prefjax.data.synthetic import GARBLED_REWARD, World
 from prefjax.models import SamplingOptions
@@ -93,7 +94,7 @@ def run_results(
         start="SFT" if run.sft is not None else "the initial model",
         data="the synthetic inn" if stage.data.train == SYNTHETIC else stage.data.train,
         command=command,
-        config=dict(_flat(config.to_dict())),
+        config=dict(flatten(config.to_dict())),
         machine=machine(),
         seconds=seconds,
         metrics=metrics,
@@ -129,11 +130,3 @@ def _gold(data: DataConfig, prompts: list[str], said: Mapping[str, list[str]]) -
         floor=GARBLED_REWARD,
         ceiling=float(best.mean()),
     )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = ""):
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from prefjax.analysis.curves import last
+from prefjax.analysis.notes import notes_text, take_notes
 from prefjax.analysis.plots import run_figure
 from prefjax.analysis.results import RunResults, Samples, Summary, summarize
+from prefjax.analysis.runs import Run, read_record
 from prefjax.analysis.statistics import Mean, Share
 
 _EXAMPLES = 7
@@ -30,11 +32,16 @@ def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.
         encoding="utf-8",
     )
     path = directory / "report.md"
-    path.write_text(_markdown(results, summary), encoding="utf-8")
+    run = Run(results.objective, results.metrics, results.config, read_record(directory), _kl(summary))
+    path.write_text(_markdown(results, summary, run), encoding="utf-8")
     return path
 
 
-def _markdown(results: RunResults, summary: Summary) -> str:
+def _kl(summary: Summary) -> dict[str, Any]:
+    return {"kl": summary.kl and dataclasses.asdict(summary.kl)}
+
+
+def _markdown(results: RunResults, summary: Summary, run: Run) -> str:
     samples = results.samples
     parts = [
         f"# {_headline(results, summary)}",
@@ -42,6 +49,7 @@ def _markdown(results: RunResults, summary: Summary) -> str:
         _measures(results, summary),
         _caveats(results, summary),
         "![samples and training curves](plot.png)",
+        "## What is odd\n\n" + notes_text(run, take_notes(run)),
         "" if samples is None else _examples(results.start, samples),
         "## Last values of the curves\n\n" + _final_metrics(results.metrics),
         "## Run\n\n" + table(("part", "wall time"), _times(results.seconds)),

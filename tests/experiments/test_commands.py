@@ -73,6 +73,27 @@ def test_the_same_command_again_only_reports(finished):
     assert before and compiled() == before, "a program was compiled again"
 
 
+def test_the_folder_describes_itself(finished):
+    """What README.md names is there; run.json knows the command, and the stage before has its own."""
+    workdir, _ = finished
+    readme = (workdir / "README.md").read_text()
+    for path in workdir.iterdir():
+        known = path.name in readme or re.fullmatch(r"code-\w+\.patch", path.name)
+        assert known, f"README.md does not name {path.name}"
+    for stage, objective in ((workdir, "dpo"), (workdir / "sft", "sft")):
+        record = json.loads((stage / "run.json").read_text())
+        assert record["objective"] == objective and "--config.loss.beta=0.2" in record["sessions"][0]["command"]
+        assert record["sessions"][0]["outcome"] == "finished"
+    assert "start loss" not in (workdir / "report.md").read_text().split("could be made")[1].split("## ")[0]
+
+
+def test_report_of_a_run_and_its_sft_stage(finished, tmp_path):
+    workdir, _ = finished
+    run("report", f"--runs={workdir},{workdir / 'sft'}", f"--output={tmp_path / 'page'}")
+    text = (tmp_path / "page" / "overview.md").read_text()
+    assert "| `.` | dpo | finished |" in text and "| `sft` | sft | finished |" in text
+
+
 def test_another_config_in_the_same_workdir_is_refused(finished):
     workdir, _ = finished
     done = train("dpo", workdir, "--config.loss.beta=0.3", check=False)

@@ -46,6 +46,15 @@ def test_every_kind_of_data_feeds_its_objective(finished):
     assert "| `pl_dpo` |" in done.stdout and (workdir / "frontier.png").stat().st_size > 10_000
 
 
+def test_a_page_about_the_whole_zoo(finished, tmp_path):
+    workdir, _ = finished
+    run("report", f"--runs={workdir}", f"--output={tmp_path}")
+    text = (tmp_path / "overview.md").read_text()
+    assert text.startswith(f"# {len(KINDS)} runs: ")
+    for name in KINDS:
+        assert f"| `{name}` | {name} | finished | 1 |" in text
+
+
 def test_what_is_finished_is_not_run_again_and_a_failure_is_a_row(finished):
     """Another learning rate makes a finished run a refusal, and a loss that overflows a row; the rest goes on."""
     workdir, _ = finished
