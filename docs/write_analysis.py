@@ -64,7 +64,7 @@ NOT_SHIPPED = {
         "it shifts by constants of a judge, prompt and data set; here judgements of both orders are averaged"
     ),
     "Theorem 4.1 for IPO (arXiv 2405.19534, proposition A.7)": "its bound is sufficient, not necessary",
-    "Compositional preference models, multi-domain explainability": "the features come from a prompted model",
+    "Compositional preference models, multi-domain explainability": "a prompted language model makes their features",
     "Value drifts": "its stance probe needs a labelled set of stances and a judge",
 }
 

@@ -64,11 +64,15 @@ def parse_tool(text: str) -> tuple[Tool, dict[str, Any]]:
     return tool, {option: getattr(options, option) for option in tool.options}
 
 
-def read_table(tool: Tool, options: Mapping[str, Any], data: str, arrays: Sequence[str]) -> Table:
-    """What the tool reads, as columns. Raises ValueError where they have different numbers of rows, or one is twice."""
+def read_table(tool: Tool, options: Mapping[str, Any], data: str, arrays: Sequence[str], **folders: str) -> Table:
+    """What the tool reads, as columns. Raises ValueError where they have different numbers of rows, or one is twice.
+
+    Args:
+      folders: data_dir and manual_dir, as of `open_sources`.
+    """
     columns: dict[str, Sequence[Any]] = {}
     if data:
-        columns = _record_columns(tool, options, data) if tool.records else read_columns(data)
+        columns = _record_columns(tool, options, data, folders) if tool.records else read_columns(data)
     for path in arrays:
         for name, array in read_arrays(path).items():
             if name in columns:
@@ -77,13 +81,15 @@ def read_table(tool: Tool, options: Mapping[str, Any], data: str, arrays: Sequen
     return Table(columns)
 
 
-def _record_columns(tool: Tool, options: Mapping[str, Any], data: str) -> dict[str, list[Any]]:
+def _record_columns(
+    tool: Tool, options: Mapping[str, Any], data: str, folders: Mapping[str, str]
+) -> dict[str, list[Any]]:
     wanted = tuple(name for option in tool.response_columns for name in options[option])
     columns: dict[str, list[Any]] = {"responses": [], **{name: [] for name in wanted}}
     sources = parse_sources(data)
     if sources[0].share is not None:
         raise ValueError(f"data={data!r}: an analysis reads all records, leave the shares out")
-    for source in open_sources(sources, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value):
+    for source in open_sources(sources, **folders):
         records, report = source.read(RecordFormat(), more=Columns(response=wanted))
         print(report)
         for record in records:
@@ -106,7 +112,8 @@ def main(_) -> None:
     tool, options = parse_tool(_TOOL.value)
     if not _DATA.value and not _ARRAYS.value:
         raise app.UsageError("give --data, --arrays, or both")
-    table = read_table(tool, options, _DATA.value, _ARRAYS.value)
+    folders = dict(data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
+    table = read_table(tool, options, _DATA.value, _ARRAYS.value, **folders)
     command = shlex.join(["python", "-m", "experiments.analyze", *sys.argv[1:]])
     finding = tool.apply(table, **options)
     path = write_finding(_OUTPUT.value, tool.name, finding, command)

@@ -10,7 +10,7 @@ from prefjax.analysis.statistics import Mean, Share, share
 
 # RewardBench's sections, their subsets and the prompts each counts as (its rewardbench/constants.py). The 447 prompts
 # of math-prm count as 984, so that mathematics and code weigh the same in Reasoning.
-REWARDBENCH: Mapping[str, Mapping[str, float]] = {
+REWARDBENCH: Mapping[str, Mapping[str, int]] = {
     "Chat": {
         "alpacaeval-easy": 100,
         "alpacaeval-length": 95,
@@ -66,7 +66,7 @@ def subset_shares(correct: Float[np.ndarray, "N"], subsets: Sequence[str]) -> di
     }
 
 
-def mean_share(shares: Mapping[str, Share], weights: Mapping[str, float] | None = None) -> Mean:
+def mean_share(shares: Mapping[str, Share], weights: Mapping[str, int | float] | None = None) -> Mean:
     """sum_s w_s p_s / sum_s w_s over subsets s, and its standard error sqrt(sum_s (w_s / W)^2 p_s (1 - p_s) / n_s).
 
     Args:
@@ -90,7 +90,7 @@ def mean_share(shares: Mapping[str, Share], weights: Mapping[str, float] | None 
 
 
 def section_means(
-    shares: Mapping[str, Share], sections: Mapping[str, Mapping[str, float]]
+    shares: Mapping[str, Share], sections: Mapping[str, Mapping[str, int | float]]
 ) -> tuple[dict[str, Mean], list[str]]:
     """The weighted mean of every section that has subsets here, and the subsets that belong to no section.
 

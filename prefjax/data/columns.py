@@ -1,6 +1,6 @@
 """Files -> named columns: the rows of JSONL and Parquet, the arrays of .npy and .npz."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def read_columns(files: str | Path | Iterable[str | Path], *, progress: bool = T
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
-def read_arrays(path: str | Path) -> dict[str, Sequence[Any]]:
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file by name, or the one of an .npy file by the file's name; rows are their first axis.
 
     Raises:

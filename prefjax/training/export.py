@@ -7,6 +7,7 @@ from typing import Any
 from prefjax.data.encoding import end_id
 from prefjax.data.tokenizer_files import write_tokenizer
 from prefjax.data.tokenizers import Tokenizer, load_tokenizer
+from prefjax.models import ModelConfig
 from prefjax.models.huggingface import save_huggingface
 from prefjax.training.config import StageConfig
 from prefjax.training.mesh import MeshConfig, make_mesh
@@ -33,6 +34,21 @@ def export_policy(
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.chat_template)
     model = complete_model(config.model, tokenizer)
     params = load_policy(config, model, make_mesh(MeshConfig(data=1, fsdp=-1)), str(workdir))
+    write_policy(config, model, tokenizer, params, folder, like=like, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def write_policy(
+    config: StageConfig,
+    model: ModelConfig,
+    tokenizer: Tokenizer,
+    params: Any,
+    folder: str | Path,
+    *,
+    like: str | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes any parameters of this model, with the tokenizer that `config.data` names, as `export_policy` does."""
     generation = _read(like, "generation_config.json")
     ids = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
     stops = stop_ids(like, tokenizer)

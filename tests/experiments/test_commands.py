@@ -112,6 +112,19 @@ def test_evaluate(finished, tmp_path):
     assert json.loads((tmp_path / "o.json").read_text())["prompts"] == 1
 
 
+def test_combine_a_run_with_its_sft_stage(finished, tmp_path):
+    """All of the vector from SFT to the trained policy is the trained policy, as export writes it."""
+    workdir, _ = finished
+    vector = f"--vector=1 {workdir}"
+    done = run("combine", f"--base={workdir / 'sft'}", vector, f"--output={tmp_path / 'combined'}")
+    assert f"+1  {workdir}" in done.stdout
+    run("export", f"--workdir={workdir}", f"--output={tmp_path / 'exported'}")
+    combined, exported = (tmp_path / name for name in ("combined", "exported"))
+    assert (combined / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    names = lambda folder: sorted(path.name for path in folder.iterdir())
+    assert names(combined) == names(exported)
+
+
 def test_sigterm_saves_and_says_how_to_continue(tmp_path):
     options = ["--config=configs/quickstart.py:dpo", f"--workdir={tmp_path}", *TINY, "--config.train.steps=100000"]
     process = subprocess.Popen(command("train", *options), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)

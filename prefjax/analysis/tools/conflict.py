@@ -13,7 +13,7 @@ from prefjax.analysis.tools.table import Table
 
 
 def discordant(
-    first: list[Float[np.ndarray, "K"]], second: list[Float[np.ndarray, "K"]]
+    first: list[Float[np.ndarray, "_"]], second: list[Float[np.ndarray, "_"]]
 ) -> tuple[Share | None, float | None]:
     """How often two ratings order two responses of one prompt differently, over the pairs that both order.
 

@@ -60,30 +60,29 @@ def bradley_terry_regression(differences: Float[np.ndarray, "N F"]) -> Regressio
     x = differences / scale
     if np.linalg.matrix_rank(x) < features:
         raise ValueError("features depend on each other linearly: leave some out")
-    weights = np.zeros(features)
-    value = -count * np.log(2.0)
+    weights, value = np.zeros(features), -count * np.log(2.0)
+    # Of the information; below it some direction of the features has all but stopped to be uncertain.
+    least = 1e-12 * float(np.linalg.eigvalsh(x.T @ x)[-1])
+    rounding = 1e-12 * count
     for _ in range(_STEPS):
-        logits = x @ weights
-        wrong = np.exp(-np.logaddexp(0, logits))  # 1 - p
+        wrong = np.exp(-np.logaddexp(0, x @ weights))  # 1 - p
         gradient, information = x.T @ wrong, (x * (wrong * (1 - wrong))[:, None]).T @ x
-        if np.linalg.cond(information) > 1e12 or np.abs(logits).max() > 200:
-            raise ValueError(
-                "the features tell chosen from rejected without exception, so that no finite weights fit best: leave "
-                "out the one that does, or give more pairs"
-            )
+        if np.linalg.eigvalsh(information)[0] < least:
+            break
         step = np.linalg.solve(information, gradient)
-        decrement = float(gradient @ step)
-        if decrement < 1e-20 * count + 1e-18:
-            return Regression(weights / scale, np.sqrt(np.diag(np.linalg.inv(information))) / scale, value)
         for halving in range(60):
             tried = weights + 0.5**halving * step
             likelihood = -float(np.logaddexp(0, -(x @ tried)).sum())
-            if likelihood >= value:
+            if likelihood >= value - rounding:
+                weights, value = tried, likelihood
                 break
-        else:  # no step improves: the maximum to rounding
-            return Regression(weights / scale, np.sqrt(np.diag(np.linalg.inv(information))) / scale, value)
-        weights, value = tried, likelihood
-    raise ValueError("the features nearly tell chosen from rejected without exception: no finite weights were found")
+        if np.abs(x @ step).max() < 1e-8:  # log-odds; no pair moves any more
+            errors = np.sqrt(np.diag(np.linalg.inv(information)))
+            return Regression(weights / scale, errors / scale, value)
+    raise ValueError(
+        "the features tell chosen from rejected without exception, so that no finite weights fit best: leave out the "
+        "one that does, or give more pairs"
+    )
 
 
 def count_features(texts: Sequence[str], names: Sequence[str]) -> Float[np.ndarray, "N F"]:

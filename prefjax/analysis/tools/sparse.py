@@ -186,7 +186,7 @@ def sparse_features(
             f"{each['prevalence']:.1%}",
             with_interval(each["win_rate"]),
             f"{number(each['coefficient'])} ± {each['standard_error']:.2f}",
-            ", ".join(number(row, 0) for row in each["rows"]),
+            ", ".join(number(float(row), 0) for row in each["rows"]),
         )
         for each in found
     ]

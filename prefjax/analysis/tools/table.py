@@ -16,7 +16,7 @@ class Table:
     Every method raises ValueError that names the column, the row (from 1) and what should stand there.
     """
 
-    columns: Mapping[str, Sequence[Any]]
+    columns: Mapping[str, Sequence[Any] | np.ndarray]
 
     def __post_init__(self):
         lengths = {name: len(values) for name, values in self.columns.items()}
@@ -32,7 +32,7 @@ class Table:
         """One finite number for each row; true and false count as 1 and 0."""
         return np.array(list(self._read(name, _number, "a finite number")))
 
-    def lists(self, name: str) -> list[Float[np.ndarray, "K"]]:
+    def lists(self, name: str) -> list[Float[np.ndarray, "_"]]:
         """A list of numbers for each row, as many as the row has responses."""
         return list(self._read(name, _numbers, "a list of finite numbers, one for each response"))
 
