@@ -6,22 +6,24 @@ tokenizer. The manifest beside the trees says what happened to every record of e
 
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefjax.data import statistics
-from prefjax.data.encoding import EncodingPolicy, encode_all, end_id
+from prefjax.data.encoding import EncodingPolicy, encode, encode_all, end_id
 from prefjax.data.formats import RecordFormat
 from prefjax.data.methods.registry import Step, apply_methods, columns_of, parse_methods, provenance, split_steps
 from prefjax.data.records import Record
-from prefjax.data.report import Report
+from prefjax.data.report import Rejection, Report
 from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources, take_shares
-from prefjax.data.store import PreparedTrees, open_trees, write_trees
+from prefjax.data.store import PreparedTrees, open_trees, same_tokens, write_trees
 from prefjax.data.synthetic import World, write_jsonl
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.data.transforms import Normalization, adapt, normalize_targets
+from prefjax.data.trees import TokenTree
 
 SYNTHETIC = "synthetic"
 SPLITS = ("train", "eval")
@@ -126,18 +128,7 @@ def prepare(
         return open_trees(target)
 
     # Lists by source, from here on.
-    taken = [_take(source, config, need, split, steps, stream, progress) for stream, source in enumerate(opened)]
-    records, reports = [own for own, _, _ in taken], [report for _, report, _ in taken]
-    read, kept = (sum(count) for count in zip(*(counts for _, _, counts in taken), strict=True))
-    division = f"split {split}: all {read} records"
-    if _holds_out(config):
-        division = (
-            f"split {split}: {kept} of {read} records; a share of {config.holdout:g} of the prompts, "
-            "chosen by their hash, makes the eval split"
-        )
-    if sources[0].share is not None:
-        records, drawn = take_shares(records, sources, config.mixture_seed)
-        reports = [report + more for report, more in zip(reports, drawn, strict=True)]
+    records, reports, division = _gather(config, need, split, sources, opened, steps, progress)
     constants = None
     if config.normalize_targets and not need.best_only:
         constants = _normalization(config, need, tokenizer, directory, split)
@@ -159,7 +150,11 @@ def prepare(
         "sources": _describe(sources, reports, counts),
         "split": split,
         "need": dataclasses.asdict(need),
-        "tokenizer": {"name": config.tokenizer, "fingerprint": tokenizer.fingerprint},
+        "tokenizer": {
+            "name": config.tokenizer,
+            "fingerprint": tokenizer.fingerprint,
+            "fingerprints": dict(tokenizer.fingerprints),
+        },
         "end_id": end_id(tokenizer, chat=any(record.is_chat for own in records for record in own)),
         "options": _options(config),
         "methods": provenance(steps, report),
@@ -170,6 +165,57 @@ def prepare(
         "statistics_text": str(lengths),
     }
     return write_trees(target, trees, manifest=facts)
+
+
+def records_of(
+    config: DataConfig, need: Need, tokenizer: Tokenizer, directory: Path, trees: PreparedTrees
+) -> Iterator[tuple[Record, TokenTree]]:
+    """The records that prepared trees were made of, each with its tree, in the trees' order; they are read again.
+
+    Targets of the records are those before `normalize_targets`. Arguments as `prepare` took them.
+
+    Raises:
+      ValueError: a record no longer becomes the tree that was prepared.
+    """
+    split = trees.manifest["split"]
+    sources = parse_sources(_given(config, need, split, directory))
+    opened = open_sources(sources, data_dir=config.tfds_dir, manual_dir=config.manual_dir)
+    steps = parse_methods(config.methods) if split == "train" else ()
+    records, _, _ = _gather(config, need, split, sources, opened, steps, progress=True)
+    index = 0
+    for record in itertools.chain.from_iterable(records):
+        made = encode(record, tokenizer, config.encoding)
+        if isinstance(made, Rejection):
+            continue
+        if index == len(trees) or not same_tokens(made, tree := trees[index]):
+            raise ValueError(f"{record.source} does not become tree {index} of {trees.directory}: prepare them again")
+        yield record, tree
+        index += 1
+
+
+def _gather(
+    config: DataConfig,
+    need: Need,
+    split: str,
+    sources: Sequence[Source],
+    opened: Sequence[OpenSource],
+    steps: Sequence[Step],
+    progress: bool,
+) -> tuple[list[list[Record]], list[Report], str]:
+    """Records and reports by source, shares taken, and how the splits were divided."""
+    taken = [_take(source, config, need, split, steps, stream, progress) for stream, source in enumerate(opened)]
+    records, reports = [own for own, _, _ in taken], [report for _, report, _ in taken]
+    read, kept = (sum(count) for count in zip(*(counts for _, _, counts in taken), strict=True))
+    division = f"split {split}: all {read} records"
+    if _holds_out(config):
+        division = (
+            f"split {split}: {kept} of {read} records; a share of {config.holdout:g} of the prompts, "
+            "chosen by their hash, makes the eval split"
+        )
+    if sources[0].share is not None:
+        records, drawn = take_shares(records, sources, config.mixture_seed)
+        reports = [report + more for report, more in zip(reports, drawn, strict=True)]
+    return records, reports, division
 
 
 def _take(

@@ -46,6 +46,11 @@ def _flat(tree: TokenTree) -> tuple[np.ndarray, np.ndarray]:
     return np.array([len(node) for node in nodes], np.int32), np.concatenate(nodes)
 
 
+def same_tokens(a: TokenTree, b: TokenTree) -> bool:
+    """Whether two trees hold the same token ids in the same nodes."""
+    return all(np.array_equal(x, y) for x, y in zip(_flat(a), _flat(b), strict=True))
+
+
 def _numbers(tree: TokenTree) -> np.ndarray:
     """[3] float32: weight, margin and target_probability, NaN when absent."""
     return np.array([tree.weight, *(getattr(tree, name) for name in NUMBERS)], np.float32)
@@ -116,6 +121,23 @@ class MemoryTrees:
 
     def __getitem__(self, index: int) -> TokenTree:
         return self._trees[index]
+
+
+class SelectedTrees:
+    """Some trees of a source, in the order given: its tree i is the source's tree `indices[i]`."""
+
+    def __init__(self, source: TreeSource, indices: np.ndarray):
+        self._source, self._indices = source, np.asarray(indices, np.int64)
+        fields = {f.name: getattr(source.lengths, f.name)[self._indices] for f in dataclasses.fields(TreeLengths)}
+        self.lengths = TreeLengths(**fields)
+        self.prompt_hashes = source.prompt_hashes[self._indices]
+        self.content_hash = hashlib.sha256(source.content_hash.encode() + self._indices.tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> TokenTree:
+        return dataclasses.replace(self._source[int(self._indices[index])], example_id=index)
 
 
 def _vector(dtype: type) -> tfds.features.Tensor:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, SupportsIndex, runtime_checkable
 
@@ -27,6 +27,7 @@ class Tokenizer(Protocol):
     special_ids        ids that stand for no text (BOS, EOS, ends of turns, ...)
     has_chat_template  whether `render` works
     fingerprint        hash of everything that decides which ids a text gets
+    fingerprints       its parts by name, "tokenizer" and "template": to say which of them changed
     """
 
     bos_id: int | None
@@ -36,6 +37,7 @@ class Tokenizer(Protocol):
     special_ids: frozenset[int]
     has_chat_template: bool
     fingerprint: str
+    fingerprints: Mapping[str, str]
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
         """Ids of a text. Special tokens spelled in it are parsed; none is added. `continues`: the text goes on from
@@ -87,6 +89,7 @@ class ByteTokenizer:
     special_ids = frozenset((256, 257, 258))
     has_chat_template = True
     fingerprint = hashlib.sha256(b"prefjax byte tokenizer, 1").hexdigest()
+    fingerprints = {"tokenizer": fingerprint, "template": PLAIN}
 
     _NAMES = {256: "<pad>", 257: "<bos>", 258: "<eos>"}
 
@@ -146,6 +149,11 @@ class HuggingFaceTokenizer:
         template = PLAIN if self._plain else self._wrapped.chat_template
         identity = json.dumps([backend, template, self.bos_id, self.eos_id, self.pad_id], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
+        without = json.dumps([backend, self.bos_id, self.eos_id, self.pad_id], sort_keys=True)
+        self.fingerprints = {
+            "tokenizer": hashlib.sha256(without.encode()).hexdigest(),
+            "template": PLAIN if self._plain else hashlib.sha256(json.dumps(template).encode()).hexdigest(),
+        }
 
     def _first_id_added(self) -> int | None:
         """BOS, if the tokenizer puts it before a text. A declared bos_token proves nothing: GPT-2 and SmolLM2 declare

@@ -1,6 +1,8 @@
 """Records -> rows of the shapes that `formats` reads, and JSONL files of them."""
 
-from collections.abc import Iterable
+import gzip
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,40 @@ def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, A
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Writes one row a line (JSONL, UTF-8), replacing the file, and returns how many; raises as `to_row`."""
     return write_jsonl(path, map(to_row, records))
+
+
+def score_row(record: Record, columns: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a score file, as the data method `join` reads it: the record's prompt and responses, and columns."""
+    row: dict[str, Any] = {"prompt": _plain(record.prompt)}
+    texts = [_plain(response) for response in record.responses]
+    if record.kind == "pair":
+        row |= {"chosen": texts[0], "rejected": texts[1]}
+    elif record.kind == "ranked":
+        row |= {"completions": texts, "scores": list(record.scores or record.targets)}
+    else:
+        row["completion"] = texts[0]
+    return row | dict(columns)
+
+
+def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Writes JSONL, gzipped where the name ends in .gz, and returns how many rows. The file appears once it is whole.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    path = Path(path)
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise ValueError(f"{path}: the suffix must be .jsonl or .jsonl.gz")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    opener = gzip.open if path.suffix == ".gz" else open
+    count = 0
+    with opener(partial, "wt", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    partial.rename(path)
+    return count
 
 
 def _plain(text: Text) -> Any:

@@ -26,13 +26,10 @@ from prefjax.training.config import StageConfig, find_objective
 _FORECAST_STEPS = 200
 
 
-def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str) -> PreparedTrees:
-    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record.
-
-    Of several processes the first prepares; the others wait and find its trees, so they must share `directory`.
-    """
+def data_need(config: StageConfig) -> Need:
+    """What a stage's objective asks of records."""
     objective = find_objective(config.objective)
-    need = Need(
+    return Need(
         objective.group_size,
         objective.reads,
         best_only=objective.name == "sft",
@@ -40,6 +37,14 @@ def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split
         numbers=numbers_of(objective),
         spans=bool(marks_of(objective)),
     )
+
+
+def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str) -> PreparedTrees:
+    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record.
+
+    Of several processes the first prepares; the others wait and find its trees, so they must share `directory`.
+    """
+    need = data_need(config)
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices(f"prepared {split}")
     trees = prepare(config.data, need, tokenizer, directory, split=split)
@@ -98,6 +103,12 @@ def plan_rows(config: StageConfig, trees: TreeSource, *, row_multiple: int) -> R
         count = rows.tokens_per_step // (shape.row_length * copies)
     count = max(1, math.ceil(count / row_multiple)) * row_multiple
     return dataclasses.replace(shape, rows=count, numbers=numbers_of(objective), marks=marks_of(objective))
+
+
+def plan_evaluation_rows(config: StageConfig, trees: TreeSource, *, row_multiple: int) -> RowShape:
+    """The static shape for a pass over held-out trees: the rows that `tokens_per_step` holds, whatever the batching."""
+    rows = dataclasses.replace(config.rows, batching="rows", prompts_per_step=0)
+    return plan_rows(dataclasses.replace(config, rows=rows), trees, row_multiple=row_multiple)
 
 
 def forecast(config: StageConfig, trees: TreeSource, shape: RowShape, steps: int | None) -> Simulation:

@@ -106,6 +106,16 @@ def load_identity(workdir: Path) -> dict[str, Any]:
         return manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())).identity
 
 
+def is_finished(workdir: Path) -> bool:
+    """Whether a run's newest checkpoint is that of its last step."""
+    directory = Path(workdir).resolve() / "checkpoints"
+    if not directory.is_dir():
+        return False
+    with ocp.CheckpointManager(directory) as manager:
+        last = manager.latest_step()
+    return last is not None and last == load_identity(workdir)["steps"]
+
+
 def load_params(workdir: Path, like: Any) -> Any:
     """Parameters of the newest checkpoint in a run's working directory: the part that `like` names, placed as it says.
 

@@ -1,8 +1,7 @@
-"""A precomputed reference: every branch scored once by the step's own path, stored, refused when it is another's."""
+"""A precomputed reference: every branch scored once by the step's own path, or found in a cache and checked there."""
 
-import hashlib
-import json
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,43 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from prefjax.data.rows import Rows
+from prefjax.data.planning import InOrder, Planner, simulate
+from prefjax.data.rows import Rows, RowShape
+from prefjax.data.store import SelectedTrees, TreeSource
+from prefjax.training.batches import host_rows
 from prefjax.training.feed import to_devices
 from prefjax.training.mesh import parameter_shardings, row_sharding
+from prefjax.training.score_cache import Facts, ScoreCache, model_facts, sequence_keys
 from prefjax.training.scoring import Setup, branch_logps
 
-Identity = dict[str, Any]
+# Nats by which a log-prob of one token may differ between two programs that are both right; those of L tokens differ
+# by sqrt(L) times that, as rounding has no preferred sign.
+TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "bfloat16": 0.1, "float16": 0.02}
+_CHECKED = 8  # examples scored again when scores come from a cache
+_PART_STEPS = 32  # what a killed command does again, at most
+
+Scorer = Callable[[Rows], tuple[np.ndarray, np.ndarray]]
 
 
-def reference_identity(setup: Setup, parameter_hash: str, data_hash: str) -> Identity:
-    """What a score table depends on: parameters, numerics, the encoded data, and its branches.
+class ReferenceMismatchError(ValueError):
+    """Scores of a cache are not what the reference says now."""
 
-    Layout, packing, mesh and chunk sizes are left out: they do not change a log-prob.
 
-    Args:
-      data_hash: content hash of the prepared trees, mismatched baselines included.
-    """
-    return {
-        "parameters": parameter_hash,
-        "dtype": setup.model.dtype,
-        "data": data_hash,
-        "responses": setup.branches.responses,
-        "baseline": setup.branches.baseline,
-        "auxiliary": setup.branches.auxiliary,
-    }
+def make_scorer(setup: Setup, params: Any) -> Scorer:
+    """Rows of this process -> (example ids [m], log-probs [m, N] in nats) of all processes' rows. Compiled once."""
+    score = jax.jit(
+        lambda params, rows: branch_logps(setup, params, rows),
+        in_shardings=(parameter_shardings(setup.mesh, params), row_sharding(setup.mesh)),
+    )
+
+    def scorer(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
+        on_devices = to_devices(setup.mesh, rows)
+        pair = (score(params, on_devices), on_devices.example_id)
+        logps, ids = multihost_utils.process_allgather(pair, tiled=True)
+        real = ids >= 0
+        return ids[real], logps[real].astype(np.float32)
+
+    return scorer
 
 
 def score_table(
@@ -52,55 +64,142 @@ def score_table(
       ValueError: some example was never scored, or a score is not finite.
     """
     table = np.full((examples, setup.branches.count), np.nan, np.float32)
-    score = jax.jit(
-        lambda params, rows: branch_logps(setup, params, rows),
-        in_shardings=(parameter_shardings(setup.mesh, reference_params), row_sharding(setup.mesh)),
-    )
+    scorer = make_scorer(setup, reference_params)
     for rows in tqdm(batches, total=steps, desc="scoring the reference", unit="batch", disable=None):
-        on_devices = to_devices(setup.mesh, rows)
-        pair = (score(reference_params, on_devices), on_devices.example_id)
-        logps, ids = multihost_utils.process_allgather(pair, tiled=True)
-        real = ids >= 0
-        table[ids[real]] = logps[real]
-    if not np.isfinite(table).all():
-        missing = np.flatnonzero(~np.isfinite(table).all(1))
-        raise ValueError(f"{len(missing)} of {examples} examples have no finite reference score, first {missing[0]}")
+        ids, logps = scorer(rows)
+        table[ids] = logps
+    return _complete(table)
+
+
+def open_scores(directory: Path, setup: Setup, parameter_hash: str) -> ScoreCache:
+    """The scores of a model in a cache folder; all processes of a run must see the same folder.
+
+    Raises:
+      ValueError: a file of scores is damaged; names it.
+    """
+    _meet("reference scores written")  # by the first process, for an earlier stage
+    cache = ScoreCache(directory, model_facts(setup, parameter_hash))
+    _meet("reference scores read")  # so that none is written before all have read the same ones
+    return cache
+
+
+def reference_table(
+    setup: Setup,
+    params: Any,
+    trees: TreeSource,
+    shape: RowShape,
+    cache: ScoreCache,
+    facts: Facts,
+    *,
+    extend: bool = False,
+    seed: int = 0,
+    part_steps: int = _PART_STEPS,
+) -> Float32[np.ndarray, "n N"]:
+    """[n, N] log pi_ref of every branch of every example, nats; 0 for a branch an example lacks.
+
+    What the cache holds is taken, after a few examples of it were scored again; the rest is scored, and written as it
+    goes. The rows that are scored depend on what was written before only through whole parts, so a command that was
+    killed ends, when it is given again, with the very table of one that was not.
+
+    Args:
+      shape: of a step's rows over all processes; `setup.accumulation` micro-batches of it are scored one by one.
+      facts: see `score_cache.set_facts`.
+      extend: score also where the cache was made with another model, tokenizer, template or truncation.
+      seed: of the choice of examples that are scored again.
+      part_steps: steps between two writes.
+
+    Raises:
+      ReferenceMismatchError: an example scored again differs from the cache.
+      ValueError: the cache belongs to another model, tokenizer, template or truncation, each named; or a score is not
+        finite.
+    """
+    shape = dataclasses.replace(shape, rows=shape.rows // setup.accumulation)
+    keys, present = sequence_keys(trees, setup.branches)
+    found = np.where(present, cache.lookup(keys), np.float32(0))
+    done = np.isfinite(found).all(axis=1)
+    if not done.all() and not extend:
+        cache.check_unchanged(facts, missing=int(np.isnan(found).sum()), total=int(present.sum()))
+    scorer = make_scorer(setup, params)
+    if done.any():
+        _check_again(setup, scorer, trees, shape, found, np.flatnonzero(done), cache, seed)
+    if done.all():
+        return found
+    first = jax.process_index() == 0
+    if first:
+        cache.begin_set(facts)
+    steps = simulate(Planner(trees.lengths, shape, InOrder())).steps
+    part = max(1, part_steps * len(trees) // steps)
+    bar = tqdm(total=len(trees), initial=int(done.sum()), desc="scoring the reference", unit=" prompts", disable=None)
+    with bar:
+        for start in range(0, len(trees), part):
+            own = slice(start, start + part)
+            # What an earlier part has just scored may recur here.
+            known = np.isfinite(np.where(present[own], cache.lookup(keys[own]), 0)).all(axis=1)
+            pending = start + np.flatnonzero(~known)
+            bar.update(int(np.sum(~done[own])) - len(pending))
+            if not len(pending):
+                continue
+            logps = _score(setup, scorer, SelectedTrees(trees, pending), shape, bar)
+            there = present[pending]
+            cache.add(keys[pending][there], logps[there], write=first)
+    return _complete(np.where(present, cache.lookup(keys), np.float32(0)))
+
+
+def _score(setup: Setup, scorer: Scorer, trees: TreeSource, shape: RowShape, bar: tqdm | None = None) -> np.ndarray:
+    """[n, N] of all trees of a source."""
+    table = np.full((len(trees), setup.branches.count), np.nan, np.float32)
+    batches = host_rows(trees, shape, InOrder())
+    try:
+        for rows in batches:
+            ids, logps = scorer(rows)
+            table[ids] = logps
+            if bar is not None:
+                bar.update(len(ids))
+    finally:
+        batches.close()
+    return _complete(table)
+
+
+def _meet(where: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def _complete(table: np.ndarray) -> np.ndarray:
+    lacking = np.flatnonzero(~np.isfinite(table).all(axis=1))
+    if len(lacking):
+        raise ValueError(f"{len(lacking)} of {len(table)} examples have no finite reference score, first {lacking[0]}")
     return table
 
 
-def save_table(directory: Path, identity: Identity, table: Float32[np.ndarray, "n N"]) -> Path:
-    """Writes `<key>.npy` beside `<key>.json` (its identity), the array last and atomically."""
-    path = _path(directory, identity)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(identity, indent=1))
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        np.save(file, table)
-    partial.rename(path)
-    return path
-
-
-def find_table(directory: Path, identity: Identity) -> Float32[np.ndarray, "n N"] | None:
-    """The table of exactly this identity in a cache directory, or None."""
-    path = _path(directory, identity)
-    return load_table(path, identity) if path.exists() else None
-
-
-def load_table(path: Path, identity: Identity) -> Float32[np.ndarray, "n N"]:
-    """Reads one table.
-
-    Raises:
-      ValueError: it was scored for something else; names every difference.
-    """
-    saved = json.loads(Path(path).with_suffix(".json").read_text())
-    changed = [
-        f"{name} {saved.get(name)!r} != {value!r}" for name, value in identity.items() if saved.get(name) != value
-    ]
-    if changed:
-        raise ValueError(f"{path} does not belong to this run ({'; '.join(changed)}): score the reference again")
-    return np.load(path)
-
-
-def _path(directory: Path, identity: Identity) -> Path:
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return Path(directory) / f"{key}.npy"
+def _check_again(
+    setup: Setup,
+    scorer: Scorer,
+    trees: TreeSource,
+    shape: RowShape,
+    found: np.ndarray,
+    done: np.ndarray,
+    cache: ScoreCache,
+    seed: int,
+) -> None:
+    """Scores a few examples again that the cache holds, and compares."""
+    chosen = np.sort(np.random.default_rng(seed).choice(done, min(_CHECKED, len(done)), replace=False))
+    selected = SelectedTrees(trees, chosen)
+    live, lengths = _score(setup, scorer, selected, shape), selected.lengths.branches(setup.branches)
+    gaps = np.abs(live - found[chosen])
+    wrong = gaps > TOLERANCE[setup.model.dtype] * np.sqrt(lengths)
+    if not wrong.any():
+        return
+    row, slot = np.unravel_index(np.argmax(np.where(wrong, gaps, 0)), gaps.shape)
+    bad = int(wrong.any(axis=1).sum())
+    cause = (
+        "that one part of the cache was written by another program"
+        if 2 * bad < len(chosen)
+        else "that they were computed on other hardware, in another matmul precision, or by another version"
+    )
+    raise ReferenceMismatchError(
+        f"example {chosen[row]}, branch {slot} of {lengths[row, slot]} tokens: the log-prob in {cache.folder} is "
+        f"{found[chosen[row], slot]:.4f}, but the reference now gives {live[row, slot]:.4f}, further apart than "
+        f"{setup.model.dtype} explains. {bad} of {len(chosen)} examples scored again differ, so it is likely {cause}. "
+        "Delete that folder, and score again"
+    )

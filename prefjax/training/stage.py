@@ -8,11 +8,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from prefjax.data.planning import InOrder, Planner, simulate
-from prefjax.data.rows import RowShape
+from prefjax.data.planning import InOrder
 from prefjax.data.store import PreparedTrees, TreeSource
 from prefjax.data.tokenizers import Tokenizer, load_tokenizer
 from prefjax.losses import OBJECTIVES
@@ -25,6 +23,7 @@ from prefjax.training.batches import (
     forecast,
     host_rows,
     load_trees,
+    plan_evaluation_rows,
     plan_rows,
     training_plan,
     with_baselines,
@@ -34,7 +33,8 @@ from prefjax.training.config import StageConfig, find_objective
 from prefjax.training.feed import DeviceFeed, to_devices
 from prefjax.training.mesh import make_mesh, parameter_shardings, row_shards
 from prefjax.training.optimizers import make_optimizer, make_schedule
-from prefjax.training.reference import find_table, reference_identity, save_table, score_table
+from prefjax.training.reference import open_scores, reference_table
+from prefjax.training.score_cache import set_facts
 from prefjax.training.scoring import Setup
 from prefjax.training.step import init_params, init_state, make_eval_step, make_train_step
 from prefjax.training.writers import Writers, check_installed
@@ -84,9 +84,13 @@ def run_stage(
     reference = load_policy(config, setup.model, mesh, other) if other else start_point
     hashes = {"initial_policy": parameter_hash(policy), "reference": parameter_hash(reference)}
     frozen = policy if setup.lora.rank else reference if setup.reference == "live" else None
-    cache = Path(config.reference.cache or workdir / "reference")
-    table = _reference_table(setup, cache, reference, hashes["reference"], trees, shape)
-    evaluator = _Evaluator(config, setup, held_out, cache, reference, hashes["reference"], frozen)
+    table, lookup = None, None
+    if setup.reference == "precomputed":
+        cache = open_scores(score_directory(config, workdir), setup, hashes["reference"])
+        lookup = functools.partial(reference_table, params=reference, cache=cache, seed=config.seed)
+        table = lookup(setup, trees=trees, shape=shape, facts=set_facts(prepared.manifest))
+        lookup = functools.partial(lookup, facts=set_facts(prepared_eval.manifest))
+    evaluator = _Evaluator(config, setup, held_out, frozen, lookup)
 
     steps = config.train.steps or forecast(config, trees, shape, None).steps
     optimizer = make_optimizer(config.optimizer, steps)
@@ -178,7 +182,7 @@ def evaluate_stage(config: StageConfig, workdir: Path, reference_workdir: str, *
     base = _start(config, setup, mesh) if setup.lora.rank else reference
     params = load_params(workdir, placed(mesh, jax.eval_shape(functools.partial(init_params, setup), base)))
     frozen = base if setup.lora.rank or setup.reference == "live" else None
-    return _Evaluator(config, setup, trees, workdir / "reference", reference, "", frozen)(params)
+    return _Evaluator(config, setup, trees, frozen)(params)
 
 
 def make_setup(config: StageConfig, tokenizer: Tokenizer, trees: TreeSource, mesh: Mesh) -> Setup:
@@ -198,6 +202,11 @@ def make_setup(config: StageConfig, tokenizer: Tokenizer, trees: TreeSource, mes
         seed=config.seed,
         mesh=mesh,
     )
+
+
+def score_directory(config: StageConfig, workdir: Path) -> Path:
+    """Where a run finds the scores of a precomputed reference."""
+    return Path(config.reference.cache or workdir / "reference")
 
 
 def complete_model(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -263,23 +272,19 @@ def placed(mesh: Mesh, shapes: Any) -> Any:
 
 
 class _Evaluator:
-    """The held-out set under its own row shape (it may have another K), compiled once."""
+    """The held-out set under its own row shape (it may have another K), compiled once.
+
+    Args:
+      lookup: (setup, trees, shape) -> the table of a precomputed reference; None for another one.
+    """
 
     def __init__(
-        self,
-        config: StageConfig,
-        setup: Setup,
-        trees: TreeSource,
-        cache: Path,
-        reference: Any,
-        reference_hash: str,
-        frozen: Any,
+        self, config: StageConfig, setup: Setup, trees: TreeSource, frozen: Any, lookup: Callable | None = None
     ):
-        rows = dataclasses.replace(config.rows, batching="rows", prompts_per_step=0)
         self._setup = dataclasses.replace(setup, branches=branches_of(trees, setup.objective), accumulation=1)
-        self._shape = plan_rows(dataclasses.replace(config, rows=rows), trees, row_multiple=row_shards(setup.mesh))
+        self._shape = plan_evaluation_rows(config, trees, row_multiple=row_shards(setup.mesh))
         self._trees, self._frozen = trees, frozen
-        self._table = _reference_table(self._setup, cache, reference, reference_hash, trees, self._shape)
+        self._table = None if lookup is None else lookup(self._setup, trees=trees, shape=self._shape)
         self._step = None
 
     def __call__(self, params: Any) -> dict[str, float]:
@@ -289,23 +294,6 @@ class _Evaluator:
         on_devices = (to_devices(self._setup.mesh, rows) for rows in batches)
         values = loop.evaluate(self._step, params, self._frozen, on_devices)
         return {name: value for name, value in values.items() if name not in ("expected_loss", "start_gap")}
-
-
-def _reference_table(
-    setup: Setup, cache: Path, params: Any, params_hash: str, trees: TreeSource, shape: RowShape
-) -> np.ndarray | None:
-    """The precomputed reference of these trees, found in the cache or scored now; None when it is not precomputed."""
-    if setup.reference != "precomputed":
-        return None
-    identity = reference_identity(setup, params_hash, trees.content_hash)
-    table = find_table(cache, identity)
-    if table is None:
-        steps = simulate(Planner(trees.lengths, shape, InOrder())).steps
-        batches = host_rows(trees, shape, InOrder())
-        table = score_table(setup, params, batches, examples=len(trees), steps=steps)
-        if jax.process_index() == 0:
-            save_table(cache, identity, table)
-    return table
 
 
 def _plain_policy(setup: Setup, trained: Any, frozen: Any) -> Any:

@@ -1,0 +1,144 @@
+"""Scores a whole stage's data under one model ahead of training, and says per record what came out."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32
+from tqdm import tqdm
+
+from prefjax.data.prepare import records_of
+from prefjax.data.rows import Branches
+from prefjax.data.store import PreparedTrees
+from prefjax.data.tokenizers import load_tokenizer
+from prefjax.data.writers import score_row
+from prefjax.losses import Responses
+from prefjax.training.batches import (
+    branches_of,
+    data_need,
+    load_trees,
+    plan_evaluation_rows,
+    plan_rows,
+    with_baselines,
+)
+from prefjax.training.checkpoint import parameter_hash
+from prefjax.training.config import StageConfig, find_objective
+from prefjax.training.mesh import make_mesh, row_shards
+from prefjax.training.reference import open_scores, reference_table
+from prefjax.training.score_cache import set_facts
+from prefjax.training.stage import load_policy, make_setup
+
+# What a loss may read to be one record's own number.
+_PER_RECORD = frozenset(
+    {"logp", "reference_logp", "length", "target", "valid", "margin", "target_probability", "auxiliary_logp"}
+)
+
+
+class Scored(NamedTuple):
+    """One split under one model: prepared trees, the branches of every tree, and their log-probs [n, N] in nats."""
+
+    trees: PreparedTrees
+    branches: Branches
+    table: Float32[np.ndarray, "n N"]
+
+
+def score_stage(config: StageConfig, data_directory: Path, cache: Path, source: str) -> dict[str, Scored]:
+    """Scores the train and eval trees of a stage with the model of `source`, or finds the scores in the cache.
+
+    The rows are those of training with a precomputed reference, so a run that then reads the cache gets what it would
+    have scored by itself, bit for bit.
+
+    Args:
+      source: as `load_policy` takes it.
+
+    Raises:
+      ReferenceMismatchError, ValueError: as `reference_table`.
+    """
+    mesh = make_mesh(config.mesh)
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.chat_template)
+    prepared = {split: load_trees(config, tokenizer, data_directory, split) for split in ("train", "eval")}
+    trees = {split: with_baselines(config, own) for split, own in prepared.items()}
+    setup = make_setup(config, tokenizer, trees["train"], mesh)
+    params = load_policy(config, setup.model, mesh, source)
+    scores = open_scores(cache, setup, parameter_hash(params))
+    scored = {}
+    for split, own in trees.items():
+        if split == "train":
+            own_setup, shape = setup, plan_rows(config, own, row_multiple=row_shards(mesh) * config.accumulation)
+        else:
+            branches = branches_of(own, setup.objective)
+            own_setup = dataclasses.replace(setup, branches=branches, accumulation=1)
+            shape = plan_evaluation_rows(config, own, row_multiple=row_shards(mesh))
+        facts = set_facts(prepared[split].manifest)
+        table = reference_table(own_setup, params, own, shape, scores, facts, extend=True, seed=config.seed)
+        scored[split] = Scored(prepared[split], own_setup.branches, table)
+    return scored
+
+
+def score_rows(
+    config: StageConfig,
+    data_directory: Path,
+    reference: Mapping[str, Scored],
+    policy: Mapping[str, Scored] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Rows of a score file, which data methods take by `join`: one for every record that became a tree.
+
+    Columns with one value for each response: `reference_logp` and, of a policy, `policy_logp` and `implicit_reward`,
+    their difference; all sums over the response's tokens, in nats; `length` in tokens. Columns with one value:
+    `split`, `example_id`, and of a policy `loss`, the objective's, where it depends on nothing but this record.
+    """
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.chat_template)
+    need = data_need(config)
+    for split, (trees, branches, table) in reference.items():
+        other = None if policy is None else policy[split].table
+        losses = None if other is None else record_losses(config, trees, branches, other, table)
+        pairs = records_of(config.data, need, tokenizer, data_directory, trees)
+        for row, (record, tree) in enumerate(tqdm(pairs, total=len(trees), desc=split, unit=" records", disable=None)):
+            count = len(tree.responses)
+            columns = {
+                "split": split,
+                "example_id": row,
+                "length": [len(response) for response in tree.responses],
+                "reference_logp": _numbers(table[row, :count]),
+            }
+            if other is not None:
+                columns["policy_logp"] = _numbers(other[row, :count])
+                columns["implicit_reward"] = _numbers(other[row, :count] - table[row, :count])
+            if losses is not None:
+                columns["loss"] = _numbers(losses[row : row + 1])[0]
+            yield score_row(record, columns)
+
+
+def record_losses(
+    config: StageConfig,
+    trees: PreparedTrees,
+    branches: Branches,
+    policy: Float32[np.ndarray, "n N"],
+    reference: Float32[np.ndarray, "n N"],
+) -> Float32[np.ndarray, "n"] | None:
+    """[n] the objective's loss of every record; None where it needs more than the record's own log-probs."""
+    objective = find_objective(config.objective)
+    if objective.coupled or not objective.needs <= _PER_RECORD:
+        return None
+    k = branches.responses
+    length, target = np.zeros((2, len(trees), k), np.float32)
+    numbers = {name: np.zeros(len(trees), np.float32) for name in objective.needs & {"margin", "target_probability"}}
+    for row in range(len(trees)):
+        tree = trees[row]
+        length[row, : len(tree.responses)] = [len(response) for response in tree.responses]
+        target[row, : len(tree.responses)] = tree.targets
+        for name, values in numbers.items():
+            values[row] = getattr(tree, name)
+    if branches.auxiliary:
+        numbers["auxiliary_logp"] = policy[:, branches.auxiliary_slot]
+    arrays = dict(logp=policy[:, :k], reference_logp=reference[:, :k], length=length, target=target, **numbers)
+    responses = Responses(**{name: jnp.asarray(x) for name, x in arrays.items()}, valid=jnp.asarray(length > 0))
+    return np.asarray(objective.loss(responses, **config.loss), np.float32)
+
+
+def _numbers(values: np.ndarray) -> list[float]:
+    """Rounded to what float32 holds of a log-prob of some hundred nats."""
+    return [round(float(value), 5) for value in values]
