@@ -1,10 +1,12 @@
 """From a trained stage to what its report shows: samples of both models side by side, gold rewards, run facts."""
 
+import dataclasses
+import functools
 import importlib.metadata
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ import ml_collections
 import numpy as np
 
 from experiments.door import RunConfig
-from prefjax.analysis import Gold, RunResults, Samples, read_metrics, write_report
+from prefjax.analysis import Gold, Rewards, RunResults, Samples, read_metrics, write_report
 from prefjax.analysis.runs import flatten
 from prefjax.data.prepare import SYNTHETIC, DataConfig
 from prefjax.data.synthetic import GARBLED_REWARD, World
 from prefjax.models import SamplingOptions
+from prefjax.models.lora import LoraConfig
+from prefjax.training.rewards import RewardModel
 from prefjax.training.rollouts import sample_responses, sequence_logps
 from prefjax.training.stage import StageResult
 
@@ -46,8 +50,7 @@ def compare_samples(run: RunConfig, result: StageResult) -> Samples:
     policy_logp, reference_logp = sequence_logps(
         result.setup, [result.policy, result.reference], prompts, drawn["policy"]
     )
-    special = tokenizer.special_ids
-    text = lambda ids: tokenizer.decode([i for i in ids.tolist() if i not in special])
+    text = _text_of(result)
     asked = [text(prompt) for prompt in prompts]
     said = {name: [text(response) for response in responses] for name, responses in drawn.items()}
     return Samples(
@@ -71,11 +74,28 @@ def report_run(
 ) -> Path:
     """Samples from a finished stage and writes its report, whose path it returns."""
     started = time.perf_counter()
-    samples = None
-    if run.sampling.prompts and jax.process_count() == 1:  # sampling sees the whole policy, so one process holds it
+    samples = rewards = None
+    if result.setup.objective.trains_reward_model:
+        rewards = held_out_rewards(run, result) if jax.process_count() == 1 else Rewards()
+    elif run.sampling.prompts and jax.process_count() == 1:  # sampling sees the whole policy, so one process holds it
         samples = compare_samples(run, result)
-    seconds = {**seconds, "samples": time.perf_counter() - started}
-    return write_report(workdir, run_results(run, config, result, samples, workdir, command, seconds))
+    seconds = {**seconds, "samples" if rewards is None else "rewards": time.perf_counter() - started}
+    results = run_results(run, config, result, samples, workdir, command, seconds)
+    return write_report(workdir, dataclasses.replace(results, rewards=rewards))
+
+
+def held_out_rewards(run: RunConfig, result: StageResult) -> Rewards:
+    """The reward model's scores of all held-out responses, beside their gold rewards where these are known."""
+    setup = dataclasses.replace(result.setup, lora=LoraConfig())
+    if setup.reward_head.width > 1:
+        return Rewards()
+    trees, text = result.eval_trees, _text_of(result)
+    predicted = np.concatenate(RewardModel(setup, result.policy, result.tokenizer).score_trees(trees))
+    asked, said = [], []
+    for tree in (trees[i] for i in range(len(trees))):
+        asked += [text(tree.prompt)] * len(tree.responses)
+        said += [text(response) for response in tree.responses]
+    return Rewards(predicted=predicted, gold=_gold_rewards(run.stage.data, asked, said))
 
 
 def run_results(
@@ -117,16 +137,24 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _gold(data: DataConfig, prompts: list[str], said: Mapping[str, list[str]]) -> Gold | None:
+def _text_of(result: StageResult) -> Callable[[np.ndarray], str]:
+    """Token ids -> text, without special tokens."""
+    special, decode = result.tokenizer.special_ids, result.tokenizer.decode
+    return lambda ids: decode([i for i in ids.tolist() if i not in special])
+
+
+def _gold_rewards(data: DataConfig, prompts: list[str], texts: list[str]) -> np.ndarray | None:
     """Gold rewards where the prompts come from the synthetic world."""
     if data.train != SYNTHETIC or data.eval not in ("", SYNTHETIC):
         return None
     world = World(data.world.seed)
-    reward = lambda texts: np.array([world.gold_reward(p, t) for p, t in zip(prompts, texts, strict=True)])
-    best = reward([world.best_response(prompt) for prompt in prompts])
-    return Gold(
-        reference=reward(said["reference"]),
-        policy=reward(said["policy"]),
-        floor=GARBLED_REWARD,
-        ceiling=float(best.mean()),
-    )
+    return np.array([world.gold_reward(p, t) for p, t in zip(prompts, texts, strict=True)])
+
+
+def _gold(data: DataConfig, prompts: list[str], said: Mapping[str, list[str]]) -> Gold | None:
+    reward = functools.partial(_gold_rewards, data, prompts)
+    reference, policy = reward(said["reference"]), reward(said["policy"])
+    if reference is None:
+        return None
+    best = reward([World(data.world.seed).best_response(prompt) for prompt in prompts])
+    return Gold(reference=reference, policy=policy, floor=GARBLED_REWARD, ceiling=float(best.mean()))

@@ -5,7 +5,7 @@ from prefjax.analysis.curves import curve, read_metrics
 from prefjax.analysis.notes import CHECKS, take_notes
 from prefjax.analysis.overview import write_overview
 from prefjax.analysis.report import write_report
-from prefjax.analysis.results import Gold, RunResults, Samples, Summary, summarize
+from prefjax.analysis.results import Gold, Rewards, RunResults, Samples, Summary, summarize
 from prefjax.analysis.runs import Run, find_runs, group_by_seed, read_run
 from prefjax.analysis.statistics import Mean, Share, kl_estimate, mean, share, win_rate
 
@@ -14,6 +14,7 @@ __all__ = [
     "Gold",
     "Mean",
     "Outcome",
+    "Rewards",
     "Run",
     "RunResults",
     "Samples",

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from prefjax.analysis.curves import Rows, curve, last
-from prefjax.analysis.results import RunResults, Samples, Summary
+from prefjax.analysis.results import Rewards, RunResults, Samples, Summary
 
 INK, GRAY, BLUE, RED = "#333333", "#8A8F98", "#0072B2", "#D55E00"  # apart for every kind of colour vision
 _FAINT = "#D5D8DC"
@@ -55,6 +55,8 @@ def _panels(results: RunResults, summary: Summary) -> Iterator[Callable[[Axes], 
         yield functools.partial(_distance, results.start, samples, summary)
     if _logged(metrics, "margin"):
         yield functools.partial(_margin, metrics)
+    if results.rewards is not None and results.rewards.gold is not None:
+        yield functools.partial(_gold_against_predicted, results.rewards)
     if _logged(metrics, "chosen_logp_change") and _logged(metrics, "rejected_logp_change"):
         yield functools.partial(_log_prob_changes, metrics)
 
@@ -107,8 +109,16 @@ def _accuracy(metrics: Rows, axis: Axes) -> str:
 def _margin(metrics: Rows, axis: Axes) -> str:
     first, newest = _train_and_eval(axis, metrics, "margin")
     axis.axhline(0, color=_FAINT, lw=1, zorder=0)
-    axis.set_ylabel("log-ratio margin, nats")
-    return f"Margin {_movement(first, newest)} nats"
+    log_probs = _logged(metrics, "chosen_logp")  # a reward model has none
+    axis.set_ylabel("log-ratio margin, nats" if log_probs else "reward margin")
+    return f"Margin {_movement(first, newest)}{' nats' if log_probs else ''}"
+
+
+def _gold_against_predicted(rewards: Rewards, axis: Axes) -> str:
+    axis.plot(rewards.gold, rewards.predicted, "o", color=BLUE, ms=2.5, alpha=0.35, mew=0)
+    axis.set(xlabel="gold reward of a held-out response", ylabel="reward")
+    correlation = rewards.correlation
+    return "Rewards against gold" + ("" if correlation is None else _minus(f": correlation {correlation:.2f}"))
 
 
 def _log_prob_changes(metrics: Rows, axis: Axes) -> str:

@@ -18,7 +18,10 @@ from prefjax.analysis.statistics import Mean, Share
 
 _EXAMPLES = 7
 _LONGEST_TEXT = 240  # characters of an example; longer texts are cut in the middle
-_FINAL_METRICS = ("loss", "reward_accuracy", "margin", "chosen_logp_change", "rejected_logp_change")
+_FINAL_METRICS = (
+    *("loss", "reward_accuracy", "margin", "chosen_logp_change", "rejected_logp_change"),
+    *("chosen_reward", "rejected_reward"),
+)
 
 
 def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.Path:
@@ -90,6 +93,9 @@ def _measures(results: RunResults, summary: Summary) -> str:
     if summary.accuracy is not None:
         definition = f"{summary.accuracy.count} held-out pairs, last evaluation, ties half; 95 % Wilson interval"
         rows.append(("reward accuracy", with_interval(summary.accuracy), definition))
+    if summary.gold_correlation is not None:
+        definition = f"Pearson's, {len(results.rewards.gold)} held-out responses to different prompts together"
+        rows.append(("correlation with the gold reward", number(summary.gold_correlation, 3), definition))
     return table(("measure", "value", "how"), rows) if rows else ""
 
 
@@ -97,7 +103,9 @@ def _caveats(results: RunResults, summary: Summary) -> str:
     """What a reader must know to read the numbers rightly, or why a number is absent."""
     notes = []
     samples = results.samples
-    if samples is None:
+    if results.rewards is not None:
+        notes.append("A reward model was trained: it judges responses and samples none.")
+    elif samples is None:
         notes.append("No responses were sampled, so there is no gold reward, win rate or KL estimate.")
     else:
         notes.append(f"Sampled: one response of each model to each of {len(samples.prompts)} held-out prompts.")

@@ -56,6 +56,25 @@ class Samples:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rewards:
+    """What a reward model gives to held-out responses; both None where its head only compares, or nothing is known.
+
+    predicted  [N] rewards
+    gold       [N] true ones of the same responses, where the data has them
+    """
+
+    predicted: Float[np.ndarray, "N"] | None = None
+    gold: Float[np.ndarray, "N"] | None = None
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's, of predicted and gold rewards; None where either does not vary or is not there."""
+        if self.gold is None or not np.ptp(self.gold) or not np.ptp(self.predicted):
+            return None
+        return float(np.corrcoef(self.predicted, self.gold)[0, 1])
+
+
+@dataclasses.dataclass(frozen=True)
 class RunResults:
     """Everything `write_report` shows.
 
@@ -68,6 +87,7 @@ class RunResults:
     metrics         lines of the preference stage's metrics file (`read_metrics`)
     heldout_pairs   number of pairs behind the evaluation's reward_accuracy; 0 when there are none
     samples         None when nothing was sampled
+    rewards         of a run that trained a reward model, which samples nothing; None of a policy
     """
 
     objective: str
@@ -80,6 +100,7 @@ class RunResults:
     metrics: Sequence[Mapping[str, Any]]
     heldout_pairs: int = 0
     samples: Samples | None = None
+    rewards: Rewards | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +111,7 @@ class Summary:
     win_rate   trained against starting model, gold reward, same prompts, ties half
     kl         KL(trained || starting model) of whole responses, nats
     accuracy   held-out reward accuracy at the last evaluation, ties half
+    gold_correlation  of a reward model's rewards with gold ones, Pearson's
     """
 
     gold_start: statistics.Mean | None = None
@@ -100,6 +122,7 @@ class Summary:
     win_rate: statistics.Share | None = None
     kl: statistics.Mean | None = None
     accuracy: statistics.Share | None = None
+    gold_correlation: float | None = None
 
 
 def summarize(results: RunResults) -> Summary:
@@ -108,6 +131,8 @@ def summarize(results: RunResults) -> Summary:
     accuracy = last(results.metrics, "reward_accuracy", "eval")
     if accuracy is not None and results.heldout_pairs:
         numbers["accuracy"] = statistics.share(accuracy, results.heldout_pairs)
+    if results.rewards is not None:
+        numbers["gold_correlation"] = results.rewards.correlation
     samples = results.samples
     if samples is not None:
         numbers["kl"] = statistics.kl_estimate(samples.policy_logp, samples.policy_reference_logp)

@@ -37,7 +37,7 @@ def _objective(loss: Callable, group_size: int | None, needs: frozenset[str], st
     objective = Objective(loss.__name__, loss, group_size=group_size, needs=needs, **facts)
 
     def at_init(r: Responses, **options) -> Float[Array, "B"]:
-        r = pairs(r) if group_size == 2 else r.masked(least=objective.least)
+        r = pairs(r, *needs & FEATURES) if group_size == 2 else r.masked(least=objective.least)
         value = start(r, **(objective.options | options)) if callable(start) else start
         if group_size is None and objective.least == 1:
             return r.prompt_mean(jnp.broadcast_to(jnp.asarray(value, r.dtype), r.shape))

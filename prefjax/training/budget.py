@@ -93,7 +93,8 @@ def step_budget(setup: Setup, load: Load, *, parameter_bytes: int, optimizer_byt
 
     dense = forward_flops(model, Work(load.positions, 0, 0))
     attention = forward_flops(model, Work(0, load.tile_area, 0))
-    head = forward_flops(model, Work(0, 0, load.work.scored))
+    scored = 0 if setup.objective.trains_reward_model else load.work.scored
+    head = forward_flops(model, Work(0, 0, scored))
     value_dense = forward_flops(model, Work(load.value_work.tokens, 0, 0))
     value_attention = forward_flops(model, Work(0, load.value_work.area, 0))
     flops = (
@@ -103,7 +104,8 @@ def step_budget(setup: Setup, load: Load, *, parameter_bytes: int, optimizer_byt
         + (passes + 2 + again) * value_dense
         + (passes + 3.5 + again) * value_attention
     )
-    problem = step_flops(model, load.work, live_reference=live, frozen=bool(setup.lora.rank))
+    scored_work = load.work._replace(scored=scored)
+    problem = step_flops(model, scored_work, live_reference=live, frozen=bool(setup.lora.rank))
     problem += step_flops(model, load.value_work, live_reference=False)
 
     width = np.dtype("uint16").itemsize if model.dtype == "bfloat16" else np.dtype(model.dtype).itemsize
@@ -117,7 +119,7 @@ def step_budget(setup: Setup, load: Load, *, parameter_bytes: int, optimizer_byt
     per_position = 5 * model.width + (4 * query + 4 * key + 3 * model.mlp_width) / tensor
     tokens = (passes + 2 + again + live) * load.positions + (passes + 2 + again) * load.value_work.tokens
     activations = tokens / row_shards(mesh) * model.num_layers * per_position * width
-    logits = 2 * (passes + 2 + live) * 4 * load.work.scored * model.vocab_size / devices
+    logits = 2 * (passes + 2 + live) * 4 * scored * model.vocab_size / devices
     return Budget(
         model_flops=problem / devices,
         flops=flops / devices,

@@ -1,0 +1,75 @@
+"""Scores the responses of a preference file by a reward model, and writes the file with these scores.
+
+    python -m experiments.annotate --workdir=runs/reward --data=samples.jsonl --output=scored.jsonl
+
+`workdir` is that of a run that trained a reward model (configs/quickstart.py:bt). `data` takes what config.data.train
+takes: pairs get score_chosen and score_rejected, rankings get scores, single responses a reward; what they had is
+replaced. Data methods then choose by them: python -m experiments.curate --methods="rso(count=8, beta=0.5)". Records
+that are too long for the run's config.data.encoding are left out and counted.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import ml_collections
+from absl import app, flags, logging
+
+from experiments.door import run_config
+from prefjax.data.formats import RecordFormat
+from prefjax.data.records import Record
+from prefjax.data.sources import open_sources, parse_sources
+from prefjax.data.writers import write_records
+from prefjax.training.rewards import RewardModel, load_reward_model
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The --workdir of a run that trained a reward model.")
+_DATA = flags.DEFINE_string("data", None, "Records to score, as config.data.train.")
+_OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write.")
+_TFDS_DIR = flags.DEFINE_string("tfds_dir", "", "Where named datasets are kept; empty: ~/tensorflow_datasets.")
+_MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fetched by hand.")
+
+
+def reward_scorer(workdir: str | Path) -> RewardModel:
+    """The reward model of a run: called with prompts and the completions of each, it returns a score for each.
+
+    Raises:
+      ValueError: the run trained a policy.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} holds no config.json: it must be the --workdir of a training run")
+    run = run_config(ml_collections.ConfigDict(json.loads(path.read_text())))
+    return load_reward_model(run.stage, workdir)
+
+
+def with_scores(record: Record, scores: tuple[float, ...]) -> Record:
+    """The record with these scores in place of those it had; a label stays what it is."""
+    if record.kind == "pair" or record.targets in ((0.0,), (1.0,)) and record.kind == "unpaired":
+        return dataclasses.replace(record, scores=scores)
+    kind = "ranked" if record.kind == "ranked" else "unpaired"
+    return dataclasses.replace(record, kind=kind, scores=scores, targets=scores)
+
+
+def main(_) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    output = Path(_OUTPUT.value)
+    if output.suffix != ".jsonl":
+        raise app.UsageError(f"--output={output} must end in .jsonl")
+    sources = parse_sources(_DATA.value)
+    if sources[0].share is not None:
+        raise app.UsageError(f"--data={_DATA.value}: shares make no sense here, give all records (a + b)")
+    scorer = reward_scorer(_WORKDIR.value)
+    records, reports = [], []
+    for source in open_sources(sources, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value):
+        own, report = source.read(RecordFormat(ties="keep"))
+        records += own
+        reports.append(report)
+    scored, report = scorer.score(records)
+    count = write_records(output, (with_scores(record, scores) for record, scores in scored))
+    print(f"{sum(reports, report)}\n\n{count} records in {output}")
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["workdir", "data", "output"])
+    app.run(main)
