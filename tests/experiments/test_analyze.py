@@ -8,7 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.analyze import parse_tool, read_table
+from tests.commands import load
+
+analyze = load("analyze")
+parse_tool, read_table = analyze.parse_tool, analyze.read_table
+
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,6 @@ import pytest
 
 from configs import plan as plan_config
 from experiments.door import run_config
-from experiments.plan import search_space
 from prefjax.analysis import plans as plans_lib
 from prefjax.analysis.chips import CHIPS, find_slice
 from prefjax.analysis.collectives import read_collectives
@@ -31,6 +30,9 @@ from prefjax.models.pallas_tiles import Blocks
 from prefjax.training.budget import live_area, measure_load, step_budget
 from prefjax.training.mesh import MeshConfig, make_mesh
 from prefjax.training.scoring import Setup
+from tests.commands import load
+
+search_space = load("plan").search_space
 
 ROOT = Path(__file__).resolve().parents[2]
 

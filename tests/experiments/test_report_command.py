@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from experiments.report import common_folder, run_names
 from tests.analysis.synthetic_runs import CONFIG, write
+from tests.commands import load
+
+report = load("report")
+common_folder, run_names = report.common_folder, report.run_names
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.combine import open_policy, parse_vector
 from prefjax.data.tokenizer_files import write_tokenizer
 from prefjax.models import ModelConfig, init
 from prefjax.models.huggingface import load_huggingface, save_huggingface
 from prefjax.training.arithmetic import PreferenceVector, combine, weighted_sum
+from tests.commands import load
+
+command = load("combine")
+open_policy, parse_vector = command.open_policy, command.parse_vector
 
 SMALL = ModelConfig(
     vocab_size=264, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_width=8, mlp_width=24, qk_norm="head"
