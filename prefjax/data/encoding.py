@@ -2,10 +2,12 @@
 
 The boundary is fixed in token space. The prompt is tokenised once and serves all K responses. A response is tokenised
 alone, as the text that goes on from the prompt (through a chat template: what the template renders after the prompt);
-prompt and response are never tokenised together and cut apart again, because tokens may cross the boundary.
+prompt and response are never tokenised together and cut apart again, because tokens may cross the boundary. Of a chat
+response of several turns only the assistant's are scored.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -150,7 +152,8 @@ def _encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Ite
         texts["auxiliary"] = record.auxiliary
 
     for field, text in {"prompt": record.prompt, **texts}.items():
-        contents = (text,) if isinstance(text, str) else (message.content for message in text)
+        contents = [text] if isinstance(text, str) else [part for turn in text for part in (turn.content, turn.fields)]
+        contents += [record.tools] if field == "prompt" else []
         special = next(filter(None, map(tokenizer.special_in, contents)), None)
         if special is not None:
             reject = policy.special_text == "reject"
@@ -158,24 +161,27 @@ def _encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Ite
             if reject:
                 return
 
-    before, after = record.prompt, texts
     if record.is_chat:
         try:
-            before = tokenizer.render(record.prompt, generate=True)
-            whole = {f: tokenizer.render((*record.prompt, *turns), generate=False) for f, turns in texts.items()}
+            before = tokenizer.render(record.prompt, generate=True, tools=record.tools)
+            branches = {field: _turns(record, turns, before, tokenizer) for field, turns in texts.items()}
+            if record.tools and before == tokenizer.render(record.prompt, generate=True):
+                yield Notice("tools_not_shown", record.source, "tools")
         except TemplateError as error:
             yield Rejection("template_error", record.source, "prompt", str(error))
             return
-        if not all(text.startswith(before) for text in whole.values()):
+        except _Unstable:
             detail = "give a chat_template that only appends, or chat_template='plain'"
             yield Rejection("unstable_template", record.source, "prompt", detail)
             return
-        after = {field: text[len(before) :] for field, text in whole.items()}
+    else:
+        before = record.prompt
+        encoded = {field: tokenizer.encode(text, continues=True) for field, text in texts.items()}
+        branches = {field: _until_end(ids, tokenizer) for field, ids in encoded.items()}
     prompt = _begin(before, tokenizer)
-    branches = {f: _until_end(tokenizer.encode(text, continues=True), tokenizer) for f, text in after.items()}
 
     for field, ids in {"prompt": prompt, **branches}.items():
-        if tokenizer.special_ids.issuperset(ids):
+        if tokenizer.special_ids.issuperset(token for token in ids if token >= 0):
             reason = "empty_prompt" if field == "prompt" else "empty_response"
             yield Rejection(reason, record.source, field, "nothing but special tokens once encoded")
             return
@@ -200,7 +206,7 @@ def _encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Ite
     marks = {}
     if record.spans is not None:
         try:
-            marks = _marks(record, after, arrays, tokenizer)
+            marks = _marks(record, before, arrays, tokenizer)
         except _Unlocated as unlocated:
             yield Rejection("unlocated_span", record.source, *unlocated.args)
             return
@@ -221,20 +227,59 @@ class _Unlocated(Exception):
 
 
 def _marks(
-    record: Record, rendered: Mapping[str, str], kept: Mapping[str, np.ndarray], tokenizer: Tokenizer
+    record: Record, before: str, kept: Mapping[str, np.ndarray], tokenizer: Tokenizer
 ) -> dict[str, tuple[np.ndarray, ...]]:
-    """token_weights and token_segments of every response: those of its spans."""
+    """token_weights and token_segments of every response: those of its spans. `before`: the rendered prompt."""
     found = []
     for k, (spans, response) in enumerate(zip(record.spans, record.responses, strict=True)):
         field = record.field(k)
-        text = response if isinstance(response, str) else response[0].content
-        origin = rendered[field].find(text)
+        text = rendered = response if isinstance(response, str) else response[0].content
+        if not isinstance(response, str):
+            rendered = tokenizer.render((*record.prompt, response[0]), generate=False, tools=record.tools)[
+                len(before) :
+            ]
+        origin = rendered.find(text)
         if origin < 0 and spans is not None:
             raise _Unlocated(field, "the template changes its text: give chat_template='plain', or text without spans")
-        offsets = [(a - origin, b - origin) for a, b in tokenizer.offsets(rendered[field], continues=True)]
+        offsets = [(a - origin, b - origin) for a, b in tokenizer.offsets(rendered, continues=True)]
         found.append(token_marks(spans, offsets, len(text), len(kept[field])))
     weights, segments = zip(*found, strict=True)
     return {"token_weights": weights, "token_segments": segments}
+
+
+class _Unstable(Exception):
+    """The template does not only append: what it renders of a conversation changes as that goes on."""
+
+
+def _turns(record: Record, turns: tuple[Message, ...], before: str, tokenizer: Tokenizer) -> list[int]:
+    """Ids of a chat response up to the end of the assistant's last turn; what is not the assistant's is there as ~id.
+
+    Where a turn of the assistant begins and ends is read off the conversation rendered up to there, with and without
+    the header after which it speaks, and every piece is tokenised alone, as when the model spoke turn by turn.
+    """
+    render = functools.partial(tokenizer.render, tools=record.tools)
+    last = max(at for at, turn in enumerate(turns) if turn.role == "assistant")
+    turns = turns[: last + 1]
+    text, ids = before, []
+    for at, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        so_far = (*record.prompt, *turns[:at])
+        start = render(so_far, generate=True) if at else before
+        end = render((*so_far, turn), generate=False)
+        if not (start.startswith(text) and end.startswith(start)):
+            raise _Unstable
+        ids += [~token for token in tokenizer.encode(start[len(text) :], continues=True)]
+        own = tokenizer.encode(end[len(start) :], continues=True)
+        spoken = _until_end(own, tokenizer)
+        if at < last:
+            # What follows the end of a turn separates it from the next; an end that the template lacks is not made up.
+            spoken = spoken[: len(own)]
+            ids += [*spoken, *(~token for token in own[len(spoken) :])]
+        else:
+            ids += spoken
+        text = end
+    return ids
 
 
 class _TooLong(Exception):

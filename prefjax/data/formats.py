@@ -7,9 +7,9 @@
 
 All have a `prompt`, except that a pair may leave it out and give the whole conversation twice; all may have a
 `weight`. A pair may have a margin and a probability, and responses weighted spans, in the columns that `RecordFormat`
-names. Text is a string or a
-list of {role, content} messages. Where only some texts are messages, a string prompt is the user's turn and a string
-response the assistant's. Other columns are not read, and that is counted.
+names. Text is a string or a list of {role, content} messages, which may have tool_calls, name and tool_call_id, and a
+row of messages `tools`: they are given to the chat template as they are. Where only some texts are messages, a string
+prompt is the user's turn and a string response the assistant's. Other columns are not read, and that is counted.
 """
 
 import dataclasses
@@ -19,9 +19,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from prefjax.data.prompts import NoPrompt, join
-from prefjax.data.records import NUMBERS, TIES, Message, Record, Text, inspect
+from prefjax.data.records import MESSAGE_FIELDS, NUMBERS, TIES, Message, Record, Text, inspect
 from prefjax.data.report import Finding, Notice, Rejection
 from prefjax.data.spans import Spans, read_spans
+from prefjax.data.tools import BadTools, message_fields, tools_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +140,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
         raise _RejectedRow("bad_weight", "weight", f"{weight:g}")
 
     numbers = _numbers(columns, record_format) if judged.kind == "pair" else {}
+    tools = "" if isinstance(prompt, str) or "tools" not in columns else _tools(columns["tools"])
 
     notices = []
     if repeated:
@@ -152,7 +154,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
         spans = tuple(map(functools.partial(_spans, given), _each(columns, given, judged), responses))
     read = (
         own_columns
-        | {"prompt", "weight", auxiliary, given}
+        | {"prompt", "weight", auxiliary, given, *(("tools",) if tools else ())}
         | {getattr(record_format, f"{name}_field") for name in numbers}
     )
     unread = columns.keys() - read - {*more.record, *more.response}
@@ -166,6 +168,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
         scores=judged.scores,
         auxiliary=texts.get(auxiliary),
         weight=weight,
+        tools=tools,
         source=source,
         **numbers,
         spans=spans,
@@ -246,7 +249,7 @@ _SHAPES = {
     "completion": (_single, {"completion", "label", "reward"}),
     "completions": (_ranked, {"completions", "scores"}),
 }
-_KNOWN_COLUMNS = {"prompt", "weight"}.union(*(columns for _, columns in _SHAPES.values()))
+_KNOWN_COLUMNS = {"prompt", "weight", "tools"}.union(*(columns for _, columns in _SHAPES.values()))
 
 
 def _get(columns: Mapping[str, Any], field: str) -> Any:
@@ -277,15 +280,29 @@ def _text(columns: Mapping[str, Any], field: str) -> Text:
 def _message(value: Any, field: str) -> Message:
     if not isinstance(value, Mapping):
         raise _RejectedRow("wrong_type", field, f"a message has role and content, got {type(value).__name__}")
+    given = {str(key): entry for key, entry in value.items() if entry is not None}
+    if given.get("tool_calls"):
+        given.setdefault("content", "")
     for key in ("role", "content"):
-        if value.get(key) is None:
+        if key not in given:
             raise _RejectedRow("missing_field", f"{field}.{key}", "")
-        if not isinstance(value[key], str):
-            raise _RejectedRow("wrong_type", f"{field}.{key}", f"must be text, got {type(value[key]).__name__}")
-    extra = sorted(str(key) for key, entry in value.items() if key not in ("role", "content") and entry is not None)
+        if not isinstance(given[key], str):
+            raise _RejectedRow("wrong_type", f"{field}.{key}", f"must be text, got {type(given[key]).__name__}")
+    extra = sorted(given.keys() - {"role", "content", *MESSAGE_FIELDS})
     if extra:
         raise _RejectedRow("unsupported_field", field, f"{', '.join(extra)}: put it into content, or remove it")
-    return Message(value["role"], _unicode(value["content"], f"{field}.content"))
+    try:
+        fields = message_fields(given)
+    except BadTools as error:
+        raise _RejectedRow("bad_tools", f"{field}.{error.args[0]}", error.args[1]) from error
+    return Message(given["role"], _unicode(given["content"], f"{field}.content"), _unicode(fields, field))
+
+
+def _tools(value: Any) -> str:
+    try:
+        return _unicode(tools_text(value), "tools")
+    except BadTools as error:
+        raise _RejectedRow("bad_tools", error.args[0], error.args[1]) from error
 
 
 def _unicode(value: str, field: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from prefjax.data.rows import LAYOUTS, MARKS, Branches, PromptRows, Rows, RowShape
-from prefjax.data.trees import TokenTree
+from prefjax.data.trees import TokenTree, is_scored, token_ids
 
 
 class ForestLayout(NamedTuple):
@@ -169,7 +169,7 @@ def _bound(used: int, bound: int, field: str, trees: Sequence[TokenTree]) -> Non
 
 def _write_tokens(rows: Rows | PromptRows, row: int, tokens: Sequence[np.ndarray], forest: ForestLayout) -> None:
     used = len(forest.positions)
-    rows.tokens[row, :used] = np.concatenate(tokens)
+    rows.tokens[row, :used] = token_ids(np.concatenate(tokens))
     rows.positions[row, :used] = forest.positions
     rows.visible_until[row, :used] = forest.visible_until
 
@@ -193,7 +193,7 @@ def _write_marks(rows: Rows, row: int, nodes: Sequence[_Node], trees: Sequence[T
 
 
 def _write_scored(rows: Rows, row: int, nodes: Sequence[_Node], forest: ForestLayout) -> np.ndarray:
-    """Fills what to score in this row: all tokens of all branches. Returns [M] each branch's last prompt position."""
+    """Fills what to score in this row: the tokens of all branches. Returns [M] each branch's last prompt position."""
     slots = np.array([node.slot for node in nodes])
     prompt_ends = forest.ends[[node.parent for node in nodes]] - 1
     scored = slots >= 0
@@ -205,7 +205,7 @@ def _write_scored(rows: Rows, row: int, nodes: Sequence[_Node], forest: ForestLa
     rows.predictors[row, :total] = where - 1
     rows.predictors[row, firsts] = prompt_ends[scored]  # the last prompt token predicts every branch's first token
     rows.response_slots[row, :total] = np.repeat(slots[scored], lengths)
-    rows.target_weights[row, :total] = 1.0
+    rows.target_weights[row, :total] = is_scored(np.concatenate([node.tokens for node in nodes if node.slot >= 0]))
     return prompt_ends
 
 
@@ -215,9 +215,10 @@ def build_rows(groups_per_row: Sequence[Sequence[TokenTree]], shape: RowShape) -
     groups_per_row  at most B lists of at most G trees; missing rows and groups are padding (valid False, example_id -1)
     shape           layout and bounds; R = B, or B * N in layout `pairs`, where row b * N + n holds branch n of group b
 
-    Every branch token (EOS included) is an input and is scored with weight 1. `prompt_ends` points at the group's first
-    copy of its prompt. Prompt rows are built when shape.prompt_length > 0. reference_logp is None; see
-    `attach_reference`. Raises ValueError naming examples and the field to raise when something does not fit.
+    Every branch token (EOS included) is an input and is scored with weight 1, or 0 where the tree holds it as not
+    scored. `prompt_ends` points at the group's first copy of its prompt. Prompt rows are built when
+    shape.prompt_length > 0. reference_logp is None; see `attach_reference`. Raises ValueError naming examples and the
+    field to raise when something does not fit.
     """
     if shape.layout not in LAYOUTS:
         raise ValueError(f"layout is {shape.layout!r}, expected one of {LAYOUTS}")

@@ -27,6 +27,7 @@ from prefjax.data.trees import TokenTree
 
 SYNTHETIC = "synthetic"
 SPLITS = ("train", "eval")
+_ENCODING = 2  # of what `encode` makes of a record: prepared trees of an earlier number are not found again
 _RANKED = 4  # responses of a ranking of the synthetic world
 _PARTS = 10_000  # resolution of the held-out share
 
@@ -318,7 +319,7 @@ def _key(
     digest = hashlib.sha256()
     for source in opened:
         digest.update(source.fingerprint())
-    facts = [_options(config), dataclasses.asdict(need), tokenizer.fingerprint, split]
+    facts = [_ENCODING, _options(config), dataclasses.asdict(need), tokenizer.fingerprint, split]
     if sources[0].share is not None:  # which records a mixture draws depends on the sources' names
         facts += [config.mixture_seed, [dataclasses.asdict(source) for source in sources]]
     facts += [step.fingerprint() for step in steps]

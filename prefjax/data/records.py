@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,15 +11,24 @@ from prefjax.data.spans import Spans
 
 KINDS = ("pair", "unpaired", "ranked", "demonstration")
 TIES = ("drop", "keep")
+MESSAGE_FIELDS = ("tool_calls", "name", "tool_call_id")  # of a message, besides role and content
 NUMBERS = ("margin", "target_probability")  # what some objectives read of a pair besides its targets
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    fields  what else the template takes of it (`MESSAGE_FIELDS`), a JSON object as text; empty: nothing
+    """
 
     role: str
     content: str
+    fields: str = dataclasses.field(default="", repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as files hold it and chat templates take it."""
+        return {"role": self.role, "content": self.content, **(json.loads(self.fields) if self.fields else {})}
 
 
 Text = str | tuple[Message, ...]  # plain text, or a chat
@@ -36,6 +46,7 @@ class Record:
     scores     K ratings as the file gives them, or None; transforms can make them the targets
     auxiliary  a regulariser target under the same prompt (SLiC's y_ref), or None
     weight     per-prompt loss weight
+    tools      the tools a chat's template is given, a JSON list as text; empty: none
     source     "file:line", for messages
     margin     what the pair's rewards must differ by (`Responses.margin`), or None
     target_probability  P(the first response is better) of a pair, in [0, 1], or None
@@ -51,6 +62,7 @@ class Record:
     scores: tuple[float, ...] | None = None
     auxiliary: Text | None = None
     weight: float = 1.0
+    tools: str = ""
     source: str = "memory"
     margin: float | None = None
     target_probability: float | None = None
@@ -108,10 +120,10 @@ class Record:
 
 
 def is_blank(text: Text) -> bool:
-    """Whether nothing but white space is there: no text, or no message with text."""
+    """Whether nothing but white space is there: no text, or no message with text or a call of a tool."""
     if isinstance(text, str):
         return not text.strip()
-    return all(not message.content.strip() for message in text)
+    return all(not message.content.strip() and '"tool_calls"' not in message.fields for message in text)
 
 
 def inspect(record: Record, ties: str = "drop") -> Iterator[Finding]:

@@ -17,7 +17,8 @@ REASONS: Mapping[str, str] = {
     "missing_field": "a field that this shape needs is absent or null",
     "ambiguous_shape": "the row has the fields of several shapes",
     "wrong_type": "the field is of another type",
-    "unsupported_field": "a chat message carries more than role and content",
+    "unsupported_field": "a chat message carries fields that no template is given",
+    "bad_tools": "tools, or a call of one, are not of the form that chat templates take",
     "length_mismatch": "lists that go together differ in length",
     "bad_label": "a label is neither true nor false, or a target is not a label",
     "not_finite": "a number is NaN or infinite",
@@ -53,7 +54,7 @@ REASONS: Mapping[str, str] = {
     # counted only
     "unread_column": "columns that nothing reads",
     "consecutive_roles": "two messages in a row of one role",
-    "several_messages": "a response goes on over several turns; all of them are scored",
+    "several_messages": "a response goes on over several turns; of a chat only the assistant's are scored",
     "blank_message": "a prompt message has no text",
     "prompt_repeated": "a response starts with the prompt (removed from chat messages, left in plain text)",
     "duplicate_responses": "some responses of a ranking are the same",
@@ -63,6 +64,7 @@ REASONS: Mapping[str, str] = {
     "same_text_pair": "two responses of a ranking with equal text: no pair made of them",
     "tied_best": "several responses share the top score; the first one is taken",
     "flipped": "chosen and rejected exchanged, or a label inverted, by a method",
+    "tools_not_shown": "the chat template renders the same without the tools",
     "trimmed_prompt": "the prompt was cut from the left",
     "trimmed_response": "a response was cut from the right and has no EOS",
 }

@@ -52,8 +52,9 @@ class Tokenizer(Protocol):
     def special_in(self, text: str) -> str | None:
         """The first special token that the text spells, or None."""
 
-    def render(self, messages: Sequence[Message], *, generate: bool) -> str:
-        """A chat as text; `generate` adds the header after which the assistant speaks. Raises TemplateError."""
+    def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
+        """A chat as text; `generate` adds the header after which the assistant speaks, `tools` is `Record.tools`.
+        Raises TemplateError."""
 
 
 def load_tokenizer(name_or_path: str | Path, chat_template: str | None = None) -> Tokenizer:
@@ -75,6 +76,8 @@ def load_tokenizer(name_or_path: str | Path, chat_template: str | None = None) -
 
 def render_plain(messages: Sequence[Message], *, generate: bool) -> str:
     """The built-in chat template: "user: Hello\\n\\nassistant:" is answered by " Hi" and EOS."""
+    if any('"tool_calls"' in message.fields for message in messages):
+        raise TemplateError("the plain template shows no calls of tools")
     turns = [f"{message.role}: {message.content}" for message in messages]
     return "\n\n".join([*turns, "assistant:"] if generate else turns)
 
@@ -106,7 +109,7 @@ class ByteTokenizer:
     def special_in(self, text: str) -> str | None:
         return None
 
-    def render(self, messages: Sequence[Message], *, generate: bool) -> str:
+    def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
         return render_plain(messages, generate=generate)
 
 
@@ -177,7 +180,7 @@ class HuggingFaceTokenizer:
         found = self._special_pattern.search(text)
         return found.group() if found else None
 
-    def render(self, messages: Sequence[Message], *, generate: bool) -> str:
+    def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
         if self._plain:
             return render_plain(messages, generate=generate)
         if not self.has_chat_template:
@@ -187,10 +190,10 @@ class HuggingFaceTokenizer:
             )
         import jinja2
 
-        turns = [{"role": message.role, "content": message.content} for message in messages]
+        turns, given = [message.as_dict() for message in messages], json.loads(tools) if tools else None
         try:
-            return self._wrapped.apply_chat_template(turns, tokenize=False, add_generation_prompt=generate)
-        except jinja2.exceptions.TemplateError as error:
+            return self._wrapped.apply_chat_template(turns, tools=given, tokenize=False, add_generation_prompt=generate)
+        except (jinja2.exceptions.TemplateError, TypeError) as error:  # of a field of another type than it expects
             raise TemplateError(str(error)) from error
 
 

@@ -10,7 +10,9 @@ class TokenTree:
     """One prompt (trunk) with K responses (branches). Token ids are int32 NumPy arrays.
 
     prompt      [P] P >= 1, exactly one BOS (when the tokenizer has one); the same array serves all K responses.
-    responses   K arrays [L_k], L_k >= 1; EOS is the last id where the response really ends (not when truncated).
+    responses   K arrays [L_k], L_k >= 1; EOS is the last id where the response really ends (not when truncated). A
+                token that the model reads but that is not scored, as those of a user's turn between two of the
+                assistant's, is held as ~id, a negative number: see `token_ids` and `is_scored`.
     targets     [K] float32: 1/0 label, reward or score; (1, 0) for a pair, chosen first.
     baseline    [L] KTO's mismatched response (a response to another prompt), or None.
     auxiliary   [L] a regulariser target under the same prompt (SLiC's y_ref), or None.
@@ -39,3 +41,13 @@ class TokenTree:
         """Everything that hangs below the prompt, in the order of `Branches`: responses, baseline, auxiliary."""
         extras = (branch for branch in (self.baseline, self.auxiliary) if branch is not None)
         return (*self.responses, *extras)
+
+
+def token_ids(branch: np.ndarray) -> np.ndarray:
+    """The ids of a branch's tokens, whether they are scored or not."""
+    return np.where(branch < 0, ~branch, branch)
+
+
+def is_scored(branch: np.ndarray) -> np.ndarray:
+    """[L] bool: which of a branch's tokens are scored."""
+    return branch >= 0

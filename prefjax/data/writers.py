@@ -20,6 +20,8 @@ def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, A
         ValueError: targets that no row says: those of a pair but 1 and 0.
     """
     row: dict[str, Any] = {"prompt": _plain(record.prompt)}
+    if record.tools:
+        row["tools"] = json.loads(record.tools)
     texts = [_plain(response) for response in record.responses]
     if record.kind == "pair":
         if record.targets != (1.0, 0.0):
@@ -86,4 +88,4 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _plain(text: Text) -> Any:
-    return text if isinstance(text, str) else [{"role": turn.role, "content": turn.content} for turn in text]
+    return text if isinstance(text, str) else [turn.as_dict() for turn in text]

@@ -14,6 +14,7 @@ from prefjax.data.prepare import records_of
 from prefjax.data.rows import Branches
 from prefjax.data.store import PreparedTrees
 from prefjax.data.tokenizers import load_tokenizer
+from prefjax.data.trees import is_scored
 from prefjax.data.writers import score_row
 from prefjax.losses import Responses
 from prefjax.training.batches import (
@@ -101,7 +102,7 @@ def score_rows(
             columns = {
                 "split": split,
                 "example_id": row,
-                "length": [len(response) for response in tree.responses],
+                "length": [int(is_scored(response).sum()) for response in tree.responses],
                 "reference_logp": _numbers(table[row, :count]),
             }
             if other is not None:
@@ -128,7 +129,7 @@ def record_losses(
     numbers = {name: np.zeros(len(trees), np.float32) for name in objective.needs & {"margin", "target_probability"}}
     for row in range(len(trees)):
         tree = trees[row]
-        length[row, : len(tree.responses)] = [len(response) for response in tree.responses]
+        length[row, : len(tree.responses)] = [is_scored(response).sum() for response in tree.responses]
         target[row, : len(tree.responses)] = tree.targets
         for name, values in numbers.items():
             values[row] = getattr(tree, name)

@@ -71,3 +71,13 @@ def small_tokenizer(
     config |= {"chat_template": template} if template else {}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return HuggingFaceTokenizer(folder, **load)
+
+
+# Lists tools in the system's turn and writes calls of them, as templates of models that use tools do.
+TOOLS = (
+    "{% if tools %}{{ '<|start|>system\n' }}{% for t in tools %}{{ t | tojson + '\n' }}{% endfor %}{{ '<|end|>\n' }}"
+    "{% endif %}{% for m in messages %}{{ '<|start|>' + m.role + '\n' }}"
+    "{% if m.tool_call_id %}{{ '[' + m.tool_call_id + '] ' }}{% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ 'CALL ' + c.function.name + ' ' + c.function.arguments | tojson }}{% endfor %}"
+    "{{ '<|end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}"
+)

@@ -10,7 +10,7 @@ from prefjax.data.readers import read_records
 from prefjax.data.records import Message, Record
 from prefjax.data.report import Rejection
 from prefjax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
-from prefjax.data.trees import TokenTree
+from prefjax.data.trees import TokenTree, token_ids
 from tests.data.small_tokenizers import CHATML, KINDS, NO_END, UNSTABLE, WITH_BOS, small_tokenizer
 
 BYTE = ByteTokenizer()
@@ -35,7 +35,7 @@ CHAT = pair(chat("u:hello"), chat("a:yes, sure"), chat("a:no"))
 
 
 def texts(tree: TokenTree, tokenizer: Tokenizer) -> list[str]:
-    return [tokenizer.decode(ids) for ids in (tree.prompt, *tree.responses)]
+    return [tokenizer.decode(token_ids(ids)) for ids in (tree.prompt, *tree.responses)]
 
 
 # Boundary, BOS, EOS

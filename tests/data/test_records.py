@@ -218,7 +218,7 @@ def test_split_text_is_common_and_ends_in_a_boundary(a, b, boundaries):
         ({"prompt": [{"role": "user"}], "chosen": "a", "rejected": "b"}, ["missing_field"]),
         ({"prompt": [{"from": "human", "value": "p"}], "chosen": "a", "rejected": "b"}, ["missing_field"]),
         ({"prompt": [{"role": "user", "content": ["p"]}], "chosen": "a", "rejected": "b"}, ["wrong_type"]),
-        ({"prompt": [{**USER, "tool_calls": ["f"]}], "chosen": "a", "rejected": "b"}, ["unsupported_field"]),
+        ({"prompt": [{**USER, "tool_calls": ["f"]}], "chosen": "a", "rejected": "b"}, ["bad_tools"]),
         ({"chosen": "a", "rejected": [ANSWER]}, ["wrong_type"]),
         ({"chosen": [USER, ANSWER], "rejected": [ANSWER]}, ["no_boundary"]),
         ({"prompt": [USER], "chosen": [USER], "rejected": [ANSWER]}, ["empty_response"]),  # nothing but the prompt
