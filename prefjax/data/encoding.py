@@ -235,9 +235,8 @@ def _marks(
         field = record.field(k)
         text = rendered = response if isinstance(response, str) else response[0].content
         if not isinstance(response, str):
-            rendered = tokenizer.render((*record.prompt, response[0]), generate=False, tools=record.tools)[
-                len(before) :
-            ]
+            whole = tokenizer.render((*record.prompt, response[0]), generate=False, tools=record.tools)
+            rendered = whole.removeprefix(before)
         origin = rendered.find(text)
         if origin < 0 and spans is not None:
             raise _Unlocated(field, "the template changes its text: give chat_template='plain', or text without spans")

@@ -39,8 +39,10 @@ def data_need(config: StageConfig) -> Need:
     )
 
 
-def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str) -> PreparedTrees:
-    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record.
+def load_trees(
+    config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str, *, say: bool = True
+) -> PreparedTrees:
+    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record if `say`.
 
     Of several processes the first prepares; the others wait and find its trees, so they must share `directory`.
     """
@@ -50,7 +52,8 @@ def load_trees(config: StageConfig, tokenizer: Tokenizer, directory: Path, split
     trees = prepare(config.data, need, tokenizer, directory, split=split)
     if jax.process_count() > 1 and jax.process_index() == 0:
         multihost_utils.sync_global_devices(f"prepared {split}")
-    print(f"[{split}] {trees.manifest['source']}\n{full_report(trees)}\n", flush=True)
+    if say:
+        print(f"[{split}] {trees.manifest['source']}\n{full_report(trees)}\n", flush=True)
     return trees
 
 

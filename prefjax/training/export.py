@@ -66,11 +66,14 @@ def _read(folder: str | None, name: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if folder and path.is_file() else {}
 
 
-def stop_ids(folder: str | None, tokenizer: Tokenizer) -> list[int]:
-    """Ids at which generation stops: those of a model folder, EOS, and the end of turn that responses are trained to
-    end with."""
-    generation, config = _read(folder, "generation_config.json"), _read(folder, "config.json")
-    before = generation.get("eos_token_id", config.get("eos_token_id"))
+def _stops(before: int | list[int] | None, tokenizer: Tokenizer) -> list[int]:
+    """Ids at which generation stops: those it had, EOS, and the end of turn that responses were trained to end with."""
     ids = before if isinstance(before, list) else [] if before is None else [before]
     ends = [tokenizer.eos_id, *([end_id(tokenizer, chat=True)] if tokenizer.has_chat_template else [])]
     return list(dict.fromkeys([*ids, *ends]))
+
+
+def stop_ids(folder: str | None, tokenizer: Tokenizer) -> list[int]:
+    """Ids at which the policy of a folder, or one that began there, stops; None: of a policy that began from a seed."""
+    generation, config = _read(folder, "generation_config.json"), _read(folder, "config.json")
+    return _stops(generation.get("eos_token_id", config.get("eos_token_id")), tokenizer)

@@ -147,9 +147,14 @@ def score_trees(
     *,
     tokens_per_batch: int = 16_384,
     head_chunk: int = 512,
+    progress: str = "",
 ) -> list[Float32[np.ndarray, "n K"]]:
     """log pi(response | prompt) of every response of every tree, nats, summed over tokens, under each of several sets
-    of policy parameters; 0 where a tree has fewer than K. Shapes are rounded up, so that few programs are compiled."""
+    of policy parameters; 0 where a tree has fewer than K. Shapes are rounded up, so that few programs are compiled.
+
+    Args:
+      progress: what a bar on the terminal calls it; empty: no bar.
+    """
     branches = Branches(trees.lengths.responses.shape[1])
     shards = row_shards(mesh)
     longest = int(tree_sizes(trees.lengths, "shared_packed", branches)[:, 0].max())
@@ -166,11 +171,13 @@ def score_trees(
     )
     score = _scorer(model, mesh, branches, head_chunk)
     logps = [np.zeros((len(trees), branches.responses), np.float32) for _ in params]
+    bar = tqdm(total=len(trees), desc=progress, unit="prompt", disable=None if progress else True)
     for batch in row_dataset(trees, shape, InOrder()):
         real = batch.example_id >= 0
         on_devices = to_devices(mesh, batch)
         for table, one in zip(logps, params, strict=True):
             table[batch.example_id[real]] = np.asarray(score(one, on_devices))[real]
+        bar.update(int(real.sum()))
     return logps
 
 
