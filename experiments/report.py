@@ -48,8 +48,9 @@ def run_names(folders: list[Path]) -> list[str]:
     """Short names that tell runs apart: their paths below what they have in common."""
     if len(folders) == 1:
         return [folders[0].resolve().name]
-    common = os.path.commonpath([folder.resolve() for folder in folders])
-    return [os.path.relpath(folder.resolve(), common) for folder in folders]
+    paths = [folder.resolve() for folder in folders]
+    common = Path(os.path.commonpath(paths))
+    return [str(path.relative_to(common.parent if common in paths else common)) for path in paths]
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from prefjax.analysis.curves import last
 from prefjax.analysis.runs import Run
 
 _FEWEST = 8  # logged lines that a trend needs
+_BEFORE = 10  # lines that say what a gradient norm usually is
 _LEAST_DROP = 1.0  # nats of a response that a log-prob must fall before its fall is worth a note
 
 
@@ -94,10 +95,15 @@ def _gradient_spikes(run: Run, factor: float) -> str | None:
     norms = run.values("grad_norm", "train")
     if len(norms) < _FEWEST:
         return None
-    median, largest = float(np.median(norms)), float(norms[1:].max())  # the first line is before any warm-up
-    if largest <= factor * median:
+    # The lines before are what it is compared with: over a run the norm may shrink by orders of magnitude.
+    usual = np.array([np.median(norms[max(0, i - _BEFORE) : i]) for i in range(3, len(norms))])
+    spikes = np.flatnonzero(norms[3:] > factor * usual)
+    if not len(spikes):
         return ""
-    return f"the gradient norm reached {largest:.3g}, {largest / median:.0f} times its median of {median:.3g}"
+    worst = spikes[np.argmax(norms[3:][spikes] / usual[spikes])]
+    step = [row["step"] for row in run.metrics if row["split"] == "train" and "grad_norm" in row][3 + worst]
+    count = f", one of {len(spikes)} such lines" if len(spikes) > 1 else ""
+    return f"the gradient norm is {norms[3 + worst]:.3g} at step {step}, {usual[worst]:.3g} in the lines before{count}"
 
 
 def _better_than_chance(run: Run, chance: float) -> str | None:
@@ -241,7 +247,7 @@ CHECKS = (
     Check(
         "gradient norm",
         10.0,
-        "its maximum after the first line is above {} times its median",
+        f"it is above {{}} times its median over the {_BEFORE} lines before",
         "A spike is a batch unlike the others, or a step that is too long. Absolute norms scale with the loss (a sum "
         "over tokens, beta), so the run is compared with itself.",
         "",

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -170,7 +171,9 @@ class _Progress:
     def __init__(self, steps: int, start_step: int):
         # None: no bar where stderr is no terminal. smoothing=0: evaluations and saves count in the time that is left.
         hidden = True if jax.process_index() else None
-        self._bar = tqdm(total=steps, initial=start_step, unit="step", disable=hidden, smoothing=0, dynamic_ncols=True)
+        size = shutil.get_terminal_size()  # 80 x 24 where a terminal says it has no size, on which tqdm shows nothing
+        shown = dict(disable=hidden, ncols=size.columns, nrows=size.lines)
+        self._bar = tqdm(total=steps, initial=start_step, unit="step", smoothing=0, **shown)
         self._steps, self._counted = steps, 0
 
     def __enter__(self):
@@ -270,9 +273,9 @@ _SHOWN = (
     ("prompts_per_second", "{:.1f} prompts/s"),
     ("tokens_per_second", "{:.0f} tokens/s"),
 )
-_POSTFIX = (
+_POSTFIX = (  # short, so that it fits on a line with the bar
     ("loss", "loss {:.4f}"),
-    ("reward_accuracy", "accuracy {:.3f}"),
+    ("reward_accuracy", "acc {:.3f}"),
     ("prompts_per_second", "{:.1f} prompts/s"),
     ("tokens_per_second", "{:.0f} tokens/s"),
 )

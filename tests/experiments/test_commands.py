@@ -78,7 +78,7 @@ def test_the_folder_describes_itself(finished):
     workdir, _ = finished
     readme = (workdir / "README.md").read_text()
     for path in workdir.iterdir():
-        known = path.name in readme or re.fullmatch(r"code-\w+\.patch", path.name)
+        known = f"`{path.name}" in readme or re.fullmatch(r"README\.md|code-\w+\.patch", path.name)
         assert known, f"README.md does not name {path.name}"
     for stage, objective in ((workdir, "dpo"), (workdir / "sft", "sft")):
         record = json.loads((stage / "run.json").read_text())
@@ -91,7 +91,7 @@ def test_report_of_a_run_and_its_sft_stage(finished, tmp_path):
     workdir, _ = finished
     run("report", f"--runs={workdir},{workdir / 'sft'}", f"--output={tmp_path / 'page'}")
     text = (tmp_path / "page" / "overview.md").read_text()
-    assert "| `.` | dpo | finished |" in text and "| `sft` | sft | finished |" in text
+    assert f"| `{workdir.name}` | dpo | finished |" in text and f"| `{workdir.name}/sft` | sft | finished |" in text
 
 
 def test_another_config_in_the_same_workdir_is_refused(finished):

@@ -36,6 +36,7 @@ def test_errors_are_one_line(tmp_path):
 def test_names_and_places(tmp_path, monkeypatch):
     a, b = tmp_path / "x" / "a", tmp_path / "y" / "a"
     assert run_names([a, b]) == ["x/a", "y/a"] and run_names([a]) == ["a"]
+    assert run_names([a, a / "sft"]) == ["a", "a/sft"]
     assert common_folder([a]) == a and common_folder([a, b]) == tmp_path
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="--output: the folder that holds all runs is"):

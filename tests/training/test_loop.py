@@ -105,12 +105,13 @@ def test_a_bar_with_eta_and_speed_on_a_terminal(monkeypatch, capsys):
     """Steps of earlier sessions count as done; the last state shows everything; held-out lines stand above the bar."""
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "120")
     run([], monkeypatch, start=13)
     bar = terminal.getvalue()
     shown = [int(done) for done in re.findall(rf" (\d+)/{STEPS} \[", bar)]
     assert shown[0] == 13 and shown[-1] == STEPS and shown == sorted(shown)
     assert re.search(
-        r"\[\d\d:\d\d<\d\d:\d\d, .*step/s.*, loss 0\.5000, accuracy 0\.750, .* prompts/s, \d+ tokens/s\]", bar
+        r"\[\d\d:\d\d<\d\d:\d\d, .*step/s.*, loss 0\.5000, acc 0\.750, .* prompts/s, \d+ tokens/s\]", bar
     )
     printed = capsys.readouterr().out
     assert "eval 23/23  loss 0.2500" in printed and "step 15/23" not in printed
