@@ -123,6 +123,7 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     # writers: where metrics go besides metrics.jsonl, "tensorboard" and "wandb" (requirements-loggers.txt).
     config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60, writers=())
     config.reference = dict(kind="live" if facts.needs_reference else "none", init_from="", cache="")
+    config.reference.update(update_every=0, update_rate=0.0)  # above 0 the reference follows the policy (TR-DPO)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)
     config.init_from = ""
     config.value_network = "own" if "value" in facts.needs else "none"

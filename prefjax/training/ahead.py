@@ -92,10 +92,11 @@ def abstract_state(setup: Setup, config: OptimizerConfig) -> TrainState:
 
     def make(key):
         params = init_params(setup, init(setup.model, key))
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, optimizer=optimizer.init(params))
+        followed = init(setup.model, key) if setup.update_every else None
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), followed)
 
     shapes = jax.eval_shape(make, jax.random.key(0))
-    return _placed(shapes, state_shardings(setup.mesh, optimizer, shapes.params))
+    return _placed(shapes, state_shardings(setup.mesh, optimizer, shapes.params, shapes.reference))
 
 
 def abstract_frozen(setup: Setup) -> Any:

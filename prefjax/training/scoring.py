@@ -39,6 +39,7 @@ class Setup:
     accumulation   micro-batches per optimiser step.
     head_chunk     scored tokens of a device that go through the vocabulary head at once.
     seed           of what an objective draws for every token.
+    update_every, update_rate  when and how far a live reference follows the policy, see `ReferenceConfig`.
     """
 
     model: ModelConfig
@@ -52,6 +53,8 @@ class Setup:
     accumulation: int = 1
     head_chunk: int = 512
     seed: int = 0
+    update_every: int = 0
+    update_rate: float = 0.0
     mesh: Mesh | None = None
 
     def __post_init__(self):

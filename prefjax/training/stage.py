@@ -94,7 +94,8 @@ def run_stage(
 
     steps = config.train.steps or forecast(config, trees, shape, None).steps
     optimizer = make_optimizer(config.optimizer, steps)
-    state = init_state(mesh, optimizer, init_params(setup, policy, seed=config.seed))
+    followed = reference if setup.update_every else None
+    state = init_state(mesh, optimizer, init_params(setup, policy, seed=config.seed), followed)
     identity = {
         "objective": config.objective,
         "loss": dict(config.loss),
@@ -102,6 +103,8 @@ def run_stage(
         "data": trees.content_hash,
         **hashes,
     }
+    if setup.update_every:
+        identity["reference_update"] = {"every": setup.update_every, "rate": setup.update_rate}
     if setup.lora.rank:  # what the adapters lie on, so that the run can be loaded as a whole policy
         identity["lora"] = {**dataclasses.asdict(setup.lora), "base": config.init_from, "seed": config.seed}
     checkpointer = Checkpointer(workdir / "checkpoints", keep=config.train.keep_checkpoints, identity=identity)
@@ -200,6 +203,8 @@ def make_setup(config: StageConfig, tokenizer: Tokenizer, trees: TreeSource, mes
         accumulation=config.accumulation,
         head_chunk=config.head_chunk,
         seed=config.seed,
+        update_every=config.reference.update_every,
+        update_rate=config.reference.update_rate,
         mesh=mesh,
     )
 

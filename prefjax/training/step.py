@@ -37,6 +37,7 @@ class TrainState(NamedTuple):
     step: Any  # int32 scalar
     params: Any
     optimizer: Any
+    reference: Any = None  # parameters of a reference that follows the policy; None where it stays as it is
 
 
 def init_params(setup: Setup, policy: Any, *, seed: int = 0) -> Any:
@@ -61,21 +62,30 @@ def init_params(setup: Setup, policy: Any, *, seed: int = 0) -> Any:
     return {"policy": trained, "value": jax.tree.map(jnp.copy, policy) | head}
 
 
-def state_shardings(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+def state_shardings(
+    mesh: Mesh, optimizer: optax.GradientTransformation, params: Any, reference: Any = None
+) -> TrainState:
     """Shardings of a TrainState for parameters of these shapes."""
     return TrainState(
         step=NamedSharding(mesh, P()),
         params=mesh_lib.parameter_shardings(mesh, params),
         optimizer=mesh_lib.optimizer_shardings(mesh, optimizer, params),
+        reference=None if reference is None else mesh_lib.parameter_shardings(mesh, reference),
     )
 
 
-def init_state(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any) -> TrainState:
-    """Step 0 with fresh optimiser state, placed on the mesh."""
-    shardings = state_shardings(mesh, optimizer, params)
+def init_state(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any, reference: Any = None) -> TrainState:
+    """Step 0 with fresh optimiser state, placed on the mesh.
+
+    Args:
+      reference: where it follows the policy, the one to start with; it is copied.
+    """
+    shardings = state_shardings(mesh, optimizer, params, reference)
     params = jax.device_put(params, shardings.params)
     moments = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(params)
-    return TrainState(step=jax.device_put(jnp.zeros((), jnp.int32), shardings.step), params=params, optimizer=moments)
+    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
+    own = None if reference is None else jax.tree.map(jnp.copy, jax.device_put(reference, shardings.reference))
+    return TrainState(step=step, params=params, optimizer=moments, reference=own)
 
 
 def batch_loss(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> tuple[Float[Array, ""], Any]:
@@ -137,17 +147,23 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
 def make_train_step(
     setup: Setup, optimizer: optax.GradientTransformation, schedule: optax.Schedule, state: TrainState
 ) -> Callable[[TrainState, Any, Rows], tuple[TrainState, metrics_lib.Ratios]]:
-    """(state, reference parameters or None, rows) -> (state, metrics). The state is donated: use the returned one."""
-    shardings = state_shardings(setup.mesh, optimizer, state.params)
+    """(state, reference parameters or None, rows) -> (state, metrics). The state is donated: use the returned one.
+
+    Where the reference follows the policy it is the state's, and the one given is not read.
+    """
+    shardings = state_shardings(setup.mesh, optimizer, state.params, state.reference)
 
     def train_step(state: TrainState, reference_params: Any, rows: Rows):
-        gradients, metrics = loss_and_gradients(setup, state.params, reference_params, rows)
+        frozen = state.reference if setup.update_every else reference_params
+        gradients, metrics = loss_and_gradients(setup, state.params, frozen, rows)
         updates, moments = optimizer.update(gradients, state.optimizer, state.params)
         one = jnp.ones((), jnp.int32)
         metrics["grad_norm"] = (optax.global_norm(gradients), one)
         metrics["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), one)
         params = optax.apply_updates(state.params, updates)
-        return TrainState(step=state.step + 1, params=params, optimizer=moments), metrics
+        step = state.step + 1
+        reference = _followed(setup, state.reference, params["policy"], step)
+        return TrainState(step=step, params=params, optimizer=moments, reference=reference), metrics
 
     replicated = NamedSharding(setup.mesh, P())
     return jax.jit(
@@ -194,6 +210,15 @@ def _reference_shardings(setup: Setup):
 def frozen_shapes(setup: Setup) -> Any:
     """Shapes of the parameters a step gets besides the trained ones: a live reference, or the adapters' base."""
     return jax.eval_shape(functools.partial(lora.freeze, setup.lora), decoder.shapes(setup.model))
+
+
+def _followed(setup: Setup, reference: Any, policy: Any, step: Array) -> Any:
+    """The state's reference after a step, as TR-DPO moves it."""
+    if not setup.update_every:
+        return reference
+    policy = {name: policy[name] for name in reference}  # a value head on the trunk is none of the reference's
+    moved = optax.incremental_update(policy, reference, setup.update_rate)
+    return optax.periodic_update(moved, reference, step, setup.update_every)
 
 
 def _loss_gradients(setup, params, *, rows, reference_params, total):
