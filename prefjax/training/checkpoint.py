@@ -56,7 +56,7 @@ class Checkpointer:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.StandardSave(_present(state)),
                 data=grain.checkpoint.CheckpointSave(DataPosition(data_state)),
                 identity=ocp.args.JsonSave(self.identity),
             ),
@@ -79,7 +79,7 @@ class Checkpointer:
             raise ValueError(
                 f"{self.directory} was written by another run. Use a new --workdir, or undo: " + "; ".join(changed)
             )
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _present(like))
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -87,11 +87,16 @@ class Checkpointer:
                 data=grain.checkpoint.CheckpointRestore(DataPosition({})),
             ),
         )
-        return restored.state, restored.data.state
+        return TrainState(**restored.state), restored.data.state
 
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """The parts of a state that this run has: a run without one of them can be continued by versions without it."""
+    return {name: part for name, part in state._asdict().items() if part is not None}
 
 
 def load_identity(workdir: Path) -> dict[str, Any]:

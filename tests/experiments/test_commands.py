@@ -193,6 +193,7 @@ def change(**changes):
         (dict(data__format__ties="maybe"), "ties must be one of"),
         (dict(data__format__auxiliary_field="gold"), "auxiliary_field has no effect: dpo"),
         (dict(data__format__margin_field="gap"), "data.format.margin_field has no effect: dpo reads no margin"),
+        (dict(data__format__spans_field="spans"), "data.format.spans_field has no effect: dpo reads no weights of"),
         (dict(objective="margin_dpo"), "objective margin_dpo needs margin, a required margin per pair"),
         (dict(objective="soft_ce"), "set data.format.target_probability_field to its column"),
         (

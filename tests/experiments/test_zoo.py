@@ -12,6 +12,7 @@ KINDS = {  # what each one reads that others do not
     "simpo": "pairs",
     "bco": "unpaired",
     "soft_ce": "graded",
+    "two_d_dpo": "annotated",
     "dro": "rewarded",
 }
 OPTIONS = [*(option for option in TINY if "train.steps" not in option or "sft" in option), "--steps=4"]

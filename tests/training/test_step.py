@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from prefjax.data.rows import Branches
 from prefjax.losses import OBJECTIVES, Responses
 from prefjax.models import ModelConfig, init
 from prefjax.training import loop
@@ -141,6 +142,13 @@ def test_accumulation_must_divide_the_rows():
         (dict(objective=OBJECTIVES["simpo"]), "objective simpo with reference='live': set it to none"),
         (dict(objective=OBJECTIVES["pmpo"], reference="none"), "objective pmpo with reference='none'"),
         (dict(objective=OBJECTIVES["pmpo"], reference="precomputed"), "'precomputed' must be live"),
+        (dict(objective=OBJECTIVES["tdpo1"], reference="precomputed"), "tdpo1 needs the KL .* 'precomputed' must be"),
+        (
+            dict(objective=OBJECTIVES["ld_dpo"], reference="precomputed", branches=Branches(2, longest=5)),
+            "ld_dpo needs the reference's log-prob of every single token, .* 'precomputed' must be live",
+        ),
+        (dict(objective=OBJECTIVES["ld_dpo"]), "branches.longest=0: it must be tokens of the longest response"),
+        (dict(branches=Branches(2, longest=5)), "objective dpo with branches.longest=5: it must be 0"),
         (dict(objective=OBJECTIVES["kto"]), "objective kto: the rows' baseline branch"),
     ],
 )
@@ -217,6 +225,26 @@ def test_rows_without_what_the_objective_reads_are_refused_by_name(name, field):
         step.lower(state, reference, rows)
     unread = rows_for(setup_for("dpo"), "shared_packed", trees(20))
     assert unread.margin is None and unread.target_probability is None
+
+
+def test_a_draw_depends_on_seed_example_response_and_place_alone():
+    """Equal in any layout, packing and row length; another seed draws anew, and no two tokens share a draw."""
+
+    def draws(layout, longest=LONGEST, **changes):
+        setup = setup_for("sampo", **changes)
+        setup = dataclasses.replace(setup, branches=dataclasses.replace(setup.branches, longest=longest))
+        rows = jax.tree.map(jnp.asarray, rows_for(setup, layout, trees(20)))
+        single = jnp.zeros((*rows.valid.shape, longest))
+        scores = Scores(jnp.zeros((*rows.valid.shape[:2], setup.branches.count)), None, token_logp=single)
+        found = assemble(setup, scores, Reference(None), rows).token_draw
+        pairs = zip(rows.example_id.ravel().tolist(), np.asarray(found), strict=True)
+        return {example: row for example, row in pairs if example >= 0}
+
+    one, other = draws("shared_packed"), draws("shared_packed", seed=1)
+    for example, row in draws("pairs", longest=LONGEST + 3).items():
+        np.testing.assert_array_equal(row[:, :LONGEST], one[example])
+        assert not (one[example] == other[example]).any()
+    assert len(np.unique(np.stack(list(one.values())))) == 20 * 2 * LONGEST
 
 
 def test_metrics_by_hand():
