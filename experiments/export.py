@@ -1,6 +1,8 @@
 """Exports a trained policy as a Hugging Face folder that transformers and vLLM load.
 
 python -m experiments.export --workdir=runs/dpo --output=exports/dpo --dtype=bfloat16
+
+Of a run that trained a scalar reward model the folder is one for AutoModelForSequenceClassification, with one label.
 """
 
 import json
@@ -10,7 +12,8 @@ import ml_collections
 from absl import app, flags, logging
 
 from experiments.door import origin, run_config
-from prefjax.training.export import export_policy
+from prefjax.losses import OBJECTIVES
+from prefjax.training.export import export_policy, export_reward_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The --workdir of a finished or stopped training run.")
 _OUTPUT = flags.DEFINE_string("output", None, "A new folder for the model.")
@@ -29,7 +32,8 @@ def main(_) -> None:
     if _STAGE.value == "sft" and run.sft is None:
         raise app.UsageError(f"--stage=sft: {workdir} had no SFT stage")
     stage, folder = (run.sft, workdir / "sft") if _STAGE.value == "sft" else (run.stage, workdir)
-    export_policy(
+    export = export_reward_model if OBJECTIVES[stage.objective].trains_reward_model else export_policy
+    export(
         stage,
         folder,
         _OUTPUT.value,

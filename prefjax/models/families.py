@@ -96,6 +96,12 @@ class Family:
     windows: str = "none"
     activation: str = "hidden_act"
 
+    @property
+    def classifier(self) -> str:
+        """The architecture with a score per sequence in place of the vocabulary head."""
+        text = "Text" if self.model_type.endswith("_text") else ""
+        return self.architecture.replace("ForCausalLM", f"{text}ForSequenceClassification")
+
     def stored(self, path: str) -> Stored:
         """Where our parameter of this path ("layers/mlp/up/kernel") is kept."""
         if path in _EMBEDDINGS:

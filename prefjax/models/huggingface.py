@@ -1,5 +1,6 @@
 """Hugging Face folders (config.json, safetensors) <-> ModelConfig and parameters, tensor by tensor, without torch."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -94,7 +95,9 @@ def save_huggingface(
 ) -> None:
     """Writes config.json and weights as transformers and vLLM load them; `read_params` gives the parameters back.
 
-    The weights of one file at most are in host memory at a time. For parameters that this process can see whole.
+    The weights of one file at most are in host memory at a time. For parameters that this process can see whole. With
+    a scalar reward head in place of the vocabulary's they become an AutoModelForSequenceClassification of one label,
+    which `read_params` does not take.
 
     Args:
       folder: new or empty.
@@ -122,8 +125,15 @@ def save_huggingface(
         for name in ("dtype", "auto_map"):
             values.pop(name, None)
     values |= {"torch_dtype": dtype.name, **(settings or {})}
+    if rewards := "reward_head" in params:
+        labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+        values |= {"architectures": [family.classifier], **labels}
+        config = dataclasses.replace(config, tie_embeddings=True)  # no vocabulary head
+    plan = _plan(config, family)
+    if rewards:
+        plan["reward_head"] = _Piece("score.weight", (config.width, 1), 0, 1, transposed=True)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_tensors(folder, _plan(config, family), params, dtype, shard_bytes)
+    _write_tensors(folder, plan, params, dtype, shard_bytes)
     # Last, so that a folder whose writing was cut off is no checkpoint.
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""A trained policy as a Hugging Face folder: weights, config, tokenizer with its chat template, and where to stop."""
+"""A trained policy or reward model as a Hugging Face folder: weights, config, tokenizer with its chat template."""
 
 import json
 from pathlib import Path
@@ -11,6 +11,7 @@ from prefjax.models import ModelConfig
 from prefjax.models.huggingface import save_huggingface
 from prefjax.training.config import StageConfig
 from prefjax.training.mesh import MeshConfig, make_mesh
+from prefjax.training.rewards import load_reward_model
 from prefjax.training.stage import complete_model, load_policy
 
 
@@ -37,6 +38,39 @@ def export_policy(
     write_policy(config, model, tokenizer, params, folder, like=like, dtype=dtype, shard_bytes=shard_bytes)
 
 
+def export_reward_model(
+    config: StageConfig,
+    workdir: str | Path,
+    folder: str | Path,
+    *,
+    like: str | None = None,
+    dtype: str | None = None,
+    shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes the reward model of a run's newest checkpoint into a new folder that transformers loads by
+    AutoModelForSequenceClassification; arguments as of `export_policy`.
+
+    Its one logit is the score of a response that ends with the end token, as they do in training.
+
+    Raises:
+      ValueError: the head is an embedding, which no such class has; or the end token is the padding token too, so that
+        transformers would not see it.
+    """
+    reward_model = load_reward_model(config, workdir)
+    tokenizer, width = reward_model.tokenizer, config.reward_head.width
+    if width != 1:
+        raise ValueError(
+            f"reward_head.width={width}: transformers has no model with an embedding head, only scalar ones"
+        )
+    if tokenizer.pad_id in (tokenizer.eos_id, end_id(tokenizer, chat=tokenizer.has_chat_template)):
+        raise ValueError(
+            f"the tokenizer's padding token is the end token (id {tokenizer.pad_id}): transformers reads the score at "
+            "the last token that is no padding. Give data.tokenizer a folder whose tokenizer has its own"
+        )
+    model, params = reward_model.setup.model, reward_model.params
+    write_policy(config, model, tokenizer, params, folder, like=like, dtype=dtype, shard_bytes=shard_bytes)
+
+
 def write_policy(
     config: StageConfig,
     model: ModelConfig,
@@ -53,10 +87,14 @@ def write_policy(
     ids = {"bos_token_id": tokenizer.bos_id, "pad_token_id": tokenizer.pad_id}
     stops = stop_ids(like, tokenizer)
     settings = {} if like else {**ids, "eos_token_id": stops}
+    if "reward_head" in params:
+        settings["pad_token_id"] = tokenizer.pad_id
     if not like and config.data.encoding.max_length:
         settings["max_position_embeddings"] = config.data.encoding.max_length
     save_huggingface(folder, model, params, like=like, settings=settings, dtype=dtype, shard_bytes=shard_bytes)
     write_tokenizer(folder, config.data.tokenizer, config.data.chat_template)
+    if "reward_head" in params:
+        return
     generation = {**(generation or ids), "eos_token_id": stops}
     (Path(folder) / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 

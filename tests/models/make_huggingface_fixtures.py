@@ -6,7 +6,8 @@ Needs an environment of its own with torch and transformers, which neither prefj
     python tests/models/make_huggingface_fixtures.py check --python=PYTHON
 
 `check` has prefjax (under the interpreter PYTHON) load every fixture and export it, from its own config alone and
-after its source, then loads the exported folders in transformers and compares logits.
+after its source, then loads the exported folders in transformers and compares logits; and the same with a reward head
+in place of the vocabulary's, where it compares scores.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import numpy
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -127,6 +129,49 @@ for source, target, like, shard_bytes in json.loads(sys.argv[1]):
 """
 
 
+# Scores at the last token of the fixture's sequences, the second of them cut short and padded.
+EXPORT_REWARDS = """
+import dataclasses, json, sys
+import jax, numpy as np
+from safetensors.numpy import load_file
+from prefjax.models import apply
+from prefjax.models.huggingface import load_huggingface, save_huggingface
+for source, target, like in json.loads(sys.argv[1]):
+    config, params = load_huggingface(source)
+    tokens = load_file(f"{source}/expected.safetensors")["tokens"]
+    rows, length = tokens.shape
+    places = np.broadcast_to(np.arange(length)[None], tokens.shape)
+    hidden = apply(dataclasses.replace(config, dtype="float32"), params, tokens, places, np.full((rows, length), length))
+    head = np.random.default_rng(0).normal(size=(config.width, 1)).astype(np.float32)
+    params = {name: leaf for name, leaf in params.items() if name != "head"} | {"reward_head": head}
+    save_huggingface(target, config, params, like=like, settings={"pad_token_id": 0})
+    ends = np.array([length - 1, length - 6])
+    np.save(f"{target}/scores.npy", np.asarray(hidden)[np.arange(2), ends] @ head[:, 0])
+"""
+
+
+def check_rewards(python: str) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = []
+        for name in MODELS:
+            source = str(FIXTURES / name)
+            jobs += [(source, f"{scratch}/{name}_alone", None), (source, f"{scratch}/{name}_like", source)]
+        subprocess.run([python, "-c", EXPORT_REWARDS, json.dumps(jobs)], check=True, cwd=ROOT)
+        for source, target, _ in jobs:
+            tokens = load_file(f"{source}/expected.safetensors")["tokens"].long()
+            tokens[1, -5:] = 0
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                target, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+            )
+            assert not {kind: keys for kind, keys in report.items() if keys}, report
+            with torch.no_grad():
+                scores = model.eval()(tokens, attention_mask=(tokens != 0).long()).logits
+            expected = torch.from_numpy(numpy.load(f"{target}/scores.npy"))
+            difference = (scores[:, 0] - expected).abs().max()
+            print(f"{Path(target).name:20} {type(model).__name__:34} largest difference in scores {difference:.2e}")
+            assert scores.shape == (2, 1) and difference < 1e-4, target
+
+
 def check(python: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         jobs = []
@@ -147,4 +192,8 @@ if __name__ == "__main__":
     parser.add_argument("command", choices=["make", "check"])
     parser.add_argument("--python", help="an interpreter that has prefjax's requirements")
     arguments = parser.parse_args()
-    make() if arguments.command == "make" else check(arguments.python)
+    if arguments.command == "make":
+        make()
+    else:
+        check(arguments.python)
+        check_rewards(arguments.python)

@@ -26,7 +26,7 @@ BT = dataclasses.replace(
     reference=ReferenceConfig(kind="none"),
     model=dataclasses.replace(DPO.model, tie_embeddings=False),
     optimizer=OptimizerConfig(learning_rate=1e-2),
-    train=LoopConfig(steps=30, log_every=5),
+    train=LoopConfig(steps=100, log_every=10),
 )
 PROMPT = "Snow. A muddy seal knocks.\n"
 TEXTS = ["Welcome, seal! Hot fish stew.", "Go away. Iced nut tea.", "Hmph. Warm fish pie."]
@@ -127,6 +127,7 @@ def test_a_general_preference_model_learns_and_compares(whole, tmp_path):
         loss={"tau": 0.1},
         reward_head=RewardHead(4, normalize=True, gate=True),
         mesh=MeshConfig(),
+        train=LoopConfig(steps=30, log_every=5),
     )
     result = run_stage(config, tmp_path, workdir / "data")
     first, *_, last = lines(tmp_path)
