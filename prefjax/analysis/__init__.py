@@ -2,6 +2,7 @@
 
 from prefjax.analysis.comparison import Outcome, read_outcome, write_comparison
 from prefjax.analysis.curves import curve, read_metrics
+from prefjax.analysis.decomposition import Decomposition, decompose
 from prefjax.analysis.notes import CHECKS, take_notes
 from prefjax.analysis.overview import write_overview
 from prefjax.analysis.report import write_report
@@ -11,6 +12,7 @@ from prefjax.analysis.statistics import Mean, Share, kl_estimate, mean, share, w
 
 __all__ = [
     "CHECKS",
+    "Decomposition",
     "Gold",
     "Mean",
     "Outcome",
@@ -23,6 +25,7 @@ __all__ = [
     "curve",
     "find_runs",
     "group_by_seed",
+    "decompose",
     "kl_estimate",
     "mean",
     "read_metrics",

@@ -276,3 +276,32 @@ def test_real_files_by_one_flag(name, objective, dropped, real_data, tmp_path):
     done = train(objective, tmp_path, f"--config.data.train={real_data / name}.jsonl.gz", "--config.sampling.prompts=0")
     assert dropped in done.stdout and "report:" in done.stdout
     assert f"{name}.jsonl.gz" in (tmp_path / "report.md").read_text()
+
+
+def test_a_reward_model_is_trained_evaluated_and_used(tmp_path):
+    """Its report has rewards in place of samples; a file is scored by it, decomposed, and it is exported."""
+    workdir = tmp_path / "run"
+    done = train("bt", workdir)
+    assert "report:" in done.stdout and "kl" not in done.stdout
+    report, result = (workdir / "report.md").read_text(), json.loads((workdir / "result.json").read_text())
+    assert "judges responses and samples none" in report and "correlation with the gold reward" in report
+    assert -1 <= result["gold_correlation"] <= 1 and result["kl"] is None and "chosen_reward" in result["final"]["eval"]
+    run("evaluate", f"--workdir={workdir}")
+    values = json.loads((workdir / "evaluation.json").read_text())
+    assert values["reward_accuracy"] == pytest.approx(result["final"]["eval"]["reward_accuracy"], abs=1e-6)
+
+    rows = [{"prompt": "a knock", "chosen": "yes", "rejected": f"no {i}"} for i in range(8)]
+    rows += [{"prompt": "a knock", "completions": ["a", "b", "c"], "scores": [1, 2, 3]}]
+    rows += [{"prompt": "p", "completion": "q"}]
+    file, scored, heads = tmp_path / "mine.jsonl", tmp_path / "scored.jsonl", tmp_path / "heads"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run("annotate", f"--workdir={workdir}", f"--data={file}", f"--output={scored}")
+    written = [json.loads(line) for line in scored.read_text().splitlines()]
+    assert set(written[0]) == {"prompt", "chosen", "rejected", "score_chosen", "score_rejected"}
+    chosen = [row["score_chosen"] for row in written[:8]]
+    assert max(chosen) - min(chosen) < 1e-4 and len({row["score_rejected"] for row in written[:8]}) == 8
+    assert len(set(written[8]["scores"])) == 3 and written[8]["scores"] != [1, 2, 3] and "reward" in written[9]
+    run("decompose", f"--workdir={workdir}", f"--data={file}", f"--eval={file}", "--count=2", f"--output={heads}")
+    assert len(json.loads((heads / "heads.json").read_text())["accuracies"]) == 2
+    run("export", f"--workdir={workdir}", f"--output={tmp_path}/out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()

@@ -131,7 +131,7 @@ for source, target, like, shard_bytes in json.loads(sys.argv[1]):
 
 # Scores at the last token of the fixture's sequences, the second of them cut short and padded.
 EXPORT_REWARDS = """
-import dataclasses, json, sys
+import json, sys
 import jax, numpy as np
 from safetensors.numpy import load_file
 from prefjax.models import apply
@@ -141,7 +141,7 @@ for source, target, like in json.loads(sys.argv[1]):
     tokens = load_file(f"{source}/expected.safetensors")["tokens"]
     rows, length = tokens.shape
     places = np.broadcast_to(np.arange(length)[None], tokens.shape)
-    hidden = apply(dataclasses.replace(config, dtype="float32"), params, tokens, places, np.full((rows, length), length))
+    hidden = apply(config, params, tokens, places, np.full((rows, length), length))
     head = np.random.default_rng(0).normal(size=(config.width, 1)).astype(np.float32)
     params = {name: leaf for name, leaf in params.items() if name != "head"} | {"reward_head": head}
     save_huggingface(target, config, params, like=like, settings={"pad_token_id": 0})

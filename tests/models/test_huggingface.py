@@ -355,3 +355,20 @@ def test_stories260k_writes_english(real_models):
     options = dict(max_new_tokens=24, stop_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id, temperature=0.0)
     written = sample(config, params, prompt, jnp.array([5]), jax.random.split(jax.random.key(0), 1), **options)
     assert "Lily" in tokenizer.decode(np.asarray(written.tokens)[0])
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3", "gemma3"])
+def test_a_reward_model_is_a_sequence_classifier_of_one_label(name, tmp_path):
+    """Its scores equal transformers' by `make_huggingface_fixtures.py check`."""
+    config, params = load_huggingface(FIXTURES / name)
+    trunk = {part: leaf for part, leaf in params.items() if part != "head"}
+    head = jnp.arange(config.width, dtype=jnp.float32)[:, None]
+    save_huggingface(tmp_path / "out", config, trunk | {"reward_head": head}, settings={"pad_token_id": 3})
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(stored["score.weight"], head.T)
+    assert "lm_head.weight" not in stored and "model.embed_tokens.weight" in stored
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["architectures"][0].endswith("ForSequenceClassification")
+    assert written["pad_token_id"] == 3 and len(written["id2label"]) == 1
+    with pytest.raises(ValueError, match="ForSequenceClassification .* is not supported"):
+        load_huggingface(tmp_path / "out")

@@ -110,9 +110,7 @@ def test_a_bar_with_eta_and_speed_on_a_terminal(monkeypatch, capsys):
     bar = terminal.getvalue()
     shown = [int(done) for done in re.findall(rf" (\d+)/{STEPS} \[", bar)]
     assert shown[0] == 13 and shown[-1] == STEPS and shown == sorted(shown)
-    assert re.search(
-        r"\[\d\d:\d\d<\d\d:\d\d, .*step/s.*, loss 0\.5000, acc 0\.750, .* prompts/s, \d+ tokens/s\]", bar
-    )
+    assert re.search(r"\[\d\d:\d\d<\d\d:\d\d, .*step/s.*, loss 0\.5000, acc 0\.750, .* prompts/s, \d+ tokens/s\]", bar)
     printed = capsys.readouterr().out
     assert "eval 23/23  loss 0.2500" in printed and "step 15/23" not in printed
 

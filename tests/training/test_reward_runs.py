@@ -6,12 +6,15 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from prefjax.data.records import Message, Record
+from prefjax.data.tokenizers import load_tokenizer
 from prefjax.models.lora import LoraConfig
 from prefjax.models.reward_head import RewardHead
 from prefjax.training import loop
 from prefjax.training.config import ReferenceConfig
+from prefjax.training.export import export_reward_model
 from prefjax.training.loop import LoopConfig
 from prefjax.training.mesh import MeshConfig
 from prefjax.training.optimizers import OptimizerConfig
@@ -105,6 +108,18 @@ def test_a_head_that_is_not_new_fails_the_start_check(whole):
     values = {"loss": 0.8, "expected_loss": 0.693}
     with pytest.raises(loop.StartCheckError, match="with rewards of 0, as those of a new reward head"):
         loop.check_start(values, "bt", tolerance=1e-3)
+
+
+def test_export_holds_the_head_and_knows_where_a_response_ends(whole, scorer, tmp_path):
+    workdir, result = whole
+    export_reward_model(BT, workdir, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    np.testing.assert_array_equal(stored["score.weight"], np.asarray(result.policy["reward_head"]).T)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == scorer.tokenizer.pad_id
+    assert load_tokenizer(tmp_path / "out").encode("Hi") == scorer.tokenizer.encode("Hi")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="padding token is the end token"):
+        patch.setattr(type(scorer.tokenizer), "pad_id", scorer.tokenizer.eos_id)
+        export_reward_model(BT, workdir, tmp_path / "other")
 
 
 def test_adapters_and_head_are_trained_and_found_again(whole, tmp_path):
