@@ -100,6 +100,9 @@ def test_the_tool_reports_accuracies_and_what_training_turned():
     assert finding.values["median_threshold_of_wrong"] == pytest.approx(math.log(1 + math.exp(-2.5)))
     ideal = {row["beta"]: row["sums"].value for row in finding.values["idealised"]}
     assert ideal == {0.01: 0.75, 0.1: 0.75, 1.0: 0.5, 5.0: 0.5, 10.0: 0.5}
+    # Per token the second pair is at -1.5 against -2.5 and the third at -6 against -0.78.
+    ideal = {row["beta"]: row["per token"].value for row in finding.values["idealised"]}
+    assert ideal == {0.01: 0.75, 0.1: 0.75, 1.0: 0.75, 5.0: 0.75, 10.0: 0.75}
     assert finding.figure is not None and "75.0%" in finding.headline
 
 

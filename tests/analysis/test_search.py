@@ -80,6 +80,7 @@ def test_transitive_triples_are_those_without_a_cycle():
     for winner, loser in ((0, 1), (1, 2), (2, 0), (0, 3), (1, 3), (2, 3)):
         p[winner, loser], p[loser, winner] = 0.9, 0.1
     assert transitive_share(p).value == 0.75 and transitive_share(p).count == 4
+    assert transitive_share(1 - p).value == 0.75  # the cycle the other way round
     p[0, 1] = p[1, 0] = 0.5
     assert transitive_share(p).value == 1.0
     p[0, 1] = p[1, 0] = np.nan

@@ -109,8 +109,8 @@ def best_of_n(
                 raise ValueError(f"row {row}: {len(a)} values of {reward!r} and {len(b)} of {gold!r}")
     smallest = min(map(len, rewards))
     chosen = np.array(sizes or [2**power for power in range(smallest.bit_length())])
-    if chosen.max() > smallest:
-        raise ValueError(f"sizes={sizes}: the smallest pool has {smallest} samples")
+    if chosen.min() < 1 or chosen.max() > smallest:
+        raise ValueError(f"sizes={sizes} must lie in 1 .. {smallest}: the smallest pool has {smallest} samples")
     kl = best_of_n_kl(chosen)
     curves = {"reward": _over_prompts([best_of_n_reward(own, chosen) for own in rewards])}
     if golds is not None:

@@ -179,8 +179,9 @@ def _matrix(names: list[str], matrix: np.ndarray) -> Any:
     image = axis.imshow(matrix, cmap="RdBu", vmin=0, vmax=1)
     if len(names) <= 10:
         for i, j in itertools.permutations(range(len(names)), 2):
+            color = "white" if abs(matrix[i, j] - 0.5) > 0.3 else INK
             text = "" if np.isnan(matrix[i, j]) else number(float(matrix[i, j]))
-            axis.text(j, i, text, ha="center", va="center", fontsize=7, color=INK)
+            axis.text(j, i, text, ha="center", va="center", fontsize=7, color=color)
     axis.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=7)
     axis.set_yticks(range(len(names)), names, fontsize=7)
     figure.colorbar(image, shrink=0.7)
