@@ -8,21 +8,41 @@
     --config.data.train="0.7 hh_rlhf/helpful-base:train + 0.3 preferences.jsonl.gz"
     --config.data.eval=hh_rlhf/helpful-base:test
 
+--preview=3 also shows three trees of each split as the model reads them, in colours on a terminal: prompt, responses,
+special tokens, what is scored, targets, token counts, what was cut off.
+
 The trees and their manifest.json stay in config.data.directory, where a run given the same options finds them.
 """
 
 import dataclasses
+import itertools
+import sys
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from experiments.door import run_config
+from prefjax.data.prepare import records_of
+from prefjax.data.preview import legend, preview_tree
 from prefjax.data.rows import LAYOUTS
-from prefjax.data.tokenizers import load_tokenizer
-from prefjax.training.batches import describe_shape, load_trees, plan_rows, with_baselines
+from prefjax.data.store import PreparedTrees, TreeSource
+from prefjax.data.tokenizers import Tokenizer, load_tokenizer
+from prefjax.training.batches import data_need, describe_shape, load_trees, plan_rows, with_baselines
+from prefjax.training.config import StageConfig
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(argument), as in configs/.")
+
+_PREVIEW = flags.DEFINE_integer("preview", 0, "Trees of each split to show.", lower_bound=0)
+
+
+def show(stage: StageConfig, tokenizer: Tokenizer, prepared: PreparedTrees, trees: TreeSource, count: int) -> None:
+    """Prints the first trees, with baselines where the objective takes them; the records are read again."""
+    colour = sys.stdout.isatty()
+    print(f"\n{legend(colour=colour)}")
+    records = records_of(stage.data, data_need(stage), tokenizer, Path(stage.data.directory), prepared)
+    for row, (record, _) in enumerate(itertools.islice(records, count)):
+        print(f"\n{preview_tree(record, trees[row], tokenizer, colour=colour)}")
 
 
 def main(_) -> None:
@@ -37,6 +57,8 @@ def main(_) -> None:
         for layout in LAYOUTS:
             config = dataclasses.replace(stage, rows=dataclasses.replace(stage.rows, layout=layout))
             print("  " + describe_shape(config, trees, plan_rows(config, trees, row_multiple=stage.accumulation)))
+        if _PREVIEW.value:
+            show(stage, tokenizer, prepared, trees, _PREVIEW.value)
         print(f"\nwritten to {prepared.directory / 'manifest.json'}\n", flush=True)
 
 

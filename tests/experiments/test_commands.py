@@ -246,6 +246,7 @@ def test_prepare_says_what_happened(tmp_path):
         "--config=configs/quickstart.py:dpo",
         f"--config.data.train={file}",
         f"--config.data.directory={tmp_path}",
+        "--preview=1",
     ]
     done = run("prepare", *options)
     for said in (
@@ -255,6 +256,8 @@ def test_prepare_says_what_happened(tmp_path):
         "fewer by sharing",
         "shared_packed:",
         "fill",
+        "example 0, ",
+        "[[yes 0<eos>]]",
     ):
         assert said in done.stdout, said
     (manifest,) = tmp_path.glob("train-*/manifest.json")

@@ -1,0 +1,109 @@
+"""What a preview shows of a tree: all that is read, marks for what is scored, and what is missing."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+
+from prefjax.data.encoding import EncodingPolicy, encode
+from prefjax.data.prepare import DataConfig, Need, prepare, records_of
+from prefjax.data.preview import legend, preview_tree, render, spans
+from prefjax.data.records import Message, Record
+from prefjax.data.tokenizers import ByteTokenizer
+from tests.data.small_tokenizers import CHATML, KINDS, small_tokenizer
+
+BYTE, NO_LIMITS = ByteTokenizer(), EncodingPolicy()
+PAIR = Record("Q: hi A:", (" yes, sure", " no"), (1.0, 0.0), "pair", source="f:1", scores=(4.0, 2.5), margin=1.5)
+CHAT = Record(
+    (Message("user", "hello"),),
+    (
+        (Message("assistant", "yes"), Message("user", "why"), Message("assistant", "sure")),
+        (Message("assistant", "no"),),
+    ),
+    (1.0, 0.0),
+    "pair",
+    source="f:2",
+)
+
+
+def shown(record, tokenizer, policy=NO_LIMITS, **changes):
+    tree = dataclasses.replace(encode(record, tokenizer, policy), example_id=3, **changes)
+    return preview_tree(record, tree, tokenizer)
+
+
+def test_bytes():
+    assert shown(PAIR, BYTE, weight=0.5) == (
+        "example 3, f:1, pair, weight 0.5, margin 1.5\n"
+        "prompt: 9 tokens, not scored\n"
+        "<bos>Q: hi A:\n"
+        "chosen: target 1, score 4, 11 tokens, all scored; ends with <eos>\n"
+        "[[ yes, sure<eos>]]\n"
+        "rejected: target 0, score 2.5, 4 tokens, all scored; ends with <eos>\n"
+        "[[ no<eos>]]"
+    )
+
+
+def test_a_conversation_with_a_tokenizer_folder(tmp_path):
+    text = shown(CHAT, small_tokenizer(tmp_path, CHATML))
+    assert "[[yes<|end|>]]\n<|start|>user\nwhy<|end|>\n<|start|>assistant\n[[sure<|end|>]]" in text
+    assert "\n<s><|start|>user\nhello<|end|>\n<|start|>assistant\n" in text
+    tokens, scored = map(int, re.search(r"chosen: target 1, (\d+) tokens, (\d+) of them scored", text).groups())
+    assert 0 < scored < tokens
+
+
+def test_truncation_is_said():
+    policy = EncodingPolicy(max_prompt_length=5, max_response_length=4, truncation="trim_both")
+    text = shown(PAIR, BYTE, policy)
+    assert "prompt: 5 tokens, not scored; 4 more were cut from the left\n<bos>i A:\n" in text
+    assert "4 tokens, all scored; 7 more were cut from the right, so it does not end\n[[ yes]]" in text
+    assert "4 tokens, all scored; ends with <eos>\n[[ no<eos>]]" in text
+
+
+def test_other_branches_are_named():
+    record = dataclasses.replace(PAIR, auxiliary=" maybe")
+    text = shown(record, BYTE, baseline=np.array([*b" other", BYTE.eos_id], np.int32))
+    assert "auxiliary response: 7 tokens, all scored; ends with <eos>\n[[ maybe<eos>]]" in text
+    assert "baseline, a response to another prompt: 7 tokens, all scored; ends with <eos>\n[[ other<eos>]]" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_word_keeps_the_space_before_it(kind, tmp_path):
+    tokenizer = small_tokenizer(tmp_path, kind=kind)
+    tree = encode(Record("hello", (" yes", " no"), (1.0, 0.0), "pair"), tokenizer)
+    assert render(spans(tree.prompt, tree.responses[0], tokenizer), colour=False) == "[[ yes</s>]]"
+
+
+def test_colours_say_the_same():
+    tree = encode(CHAT, BYTE)
+    plain, coloured = (preview_tree(CHAT, tree, BYTE, colour=colour) for colour in (False, True))
+    strip = lambda text: re.sub(r"\x1b\[\d+m", "", text)
+    assert strip(coloured) == plain.replace("[[", "").replace("]]", "")
+    assert "\x1b[32m yes\x1b[0m\n\nuser: why\n\nassistant:\x1b[0m\x1b[32m sure\x1b[0m\x1b[32m\x1b[7m<eos>" in coloured
+    assert "scored" in strip(legend(colour=True)) and "[[scored]]" in legend(colour=False)
+
+
+def test_text_cannot_steer_the_terminal():
+    record = dataclasses.replace(PAIR, prompt="Q\x1b[2J\x07\t:\n")
+    text = shown(record, BYTE)
+    assert "\x1b" not in text and "Q\N{SYMBOL FOR ESCAPE}[2J\N{SYMBOL FOR BELL}\t:\n" in text
+
+
+def test_records_come_back_with_their_trees(tmp_path):
+    """What is dropped, held out or made of a ranking keeps its place; a tokenizer that changed is found out."""
+    file = tmp_path / "a.jsonl"
+    rows = [f'{{"prompt": "q{i}", "completions": ["a{i}", "b", "c"], "scores": [3, 1, 2]}}' for i in range(30)]
+    rows.insert(3, '{"prompt": "long", "completions": ["' + "x" * 99 + '", "b"], "scores": [2, 1]}')
+    file.write_text("\n".join(rows) + "\n")
+    config = DataConfig(train=str(file), holdout=0.3, rankings="all", encoding=EncodingPolicy(max_length=40))
+    need = Need(2)
+    for split in ("train", "eval"):
+        trees = prepare(config, need, BYTE, tmp_path, split=split, progress=False)
+        pairs = list(records_of(config, need, BYTE, tmp_path, trees))
+        assert len(pairs) == len(trees) > 3
+        for row, (record, tree) in enumerate(pairs):
+            assert tree.example_id == row and record.kind == "pair"
+            assert BYTE.decode(tree.responses[1]) == record.responses[1] + "<eos>"
+    file.write_text("\n".join(rows[::-1]) + "\n")
+    with pytest.raises(ValueError, match=r"a.jsonl:\d+\[\d,\d\] does not become tree 0 of .*: prepare them again"):
+        list(records_of(config, need, BYTE, tmp_path, trees))
