@@ -6,10 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from experiments.policies import load_function, load_scorer, open_mesh
+from experiments.policies import load_function, load_scorer, open_mesh, open_policy
 from prefjax.data.readers import read_records
 from prefjax.training.generation import Candidates
+from prefjax.training.rollouts import sequence_logps
 from tests.experiments.test_commands import run, train
+from tests.training.examples import setup_for
 
 HERE = "tests.experiments.test_after_training"
 
@@ -50,12 +52,16 @@ def test_the_best_of_several_by_a_run_and_pairs_made_of_them(workdir, tmp_path):
     assert "6 rows in" in run("generate", *options).stdout and output.read_bytes() == before
     run("curate", f"--data={output}", f"--output={tmp_path / 'pairs.jsonl'}", "--methods=rso(count=2, beta=0.5)")
     assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) > 3
-    # The scores are what the scorer gives on its own, on another mesh.
-    scorer = load_scorer(f"implicit:{workdir}", open_mesh("data=8"))
-    again = scorer([Candidates(row["prompt"], tuple(row["completions"]), (), ()) for row in rows])
-    for row, scores in zip(rows, again, strict=True):
-        np.testing.assert_allclose(scores, row["scores"], rtol=1e-4, atol=1e-5)
-    assert np.ptp(np.concatenate(again)) > 0
+    # beta (log pi - log ref), by hand: of the run, its SFT stage and its beta, on another mesh.
+    mesh = open_mesh("data=8")
+    ours, theirs = (open_policy(str(path), mesh) for path in (workdir, workdir / "sft"))
+    encode = ours.tokenizer.encode
+    prompts = [np.array([257, *encode(row["prompt"])], np.int32) for row in rows]
+    responses = [np.array([*encode(row["completions"][0]), 258], np.int32) for row in rows]
+    setup = setup_for("dpo", model=ours.model, mesh=mesh)
+    policy, reference = sequence_logps(setup, [ours.params, theirs.params], prompts, responses)
+    np.testing.assert_allclose([row["scores"][0] for row in rows], 2 * (policy - reference), rtol=1e-3, atol=1e-4)
+    assert np.ptp(policy - reference) > 1e-3
 
 
 def test_scorers_by_name():

@@ -106,6 +106,16 @@ def test_tokens_come_as_often_as_they_should(top_k, top_p, temperature):
     assert len(kept) > 2 and (len(kept) < 29 or not (top_k or top_p))
 
 
+def test_draws_are_independent_from_token_to_token():
+    uniform = jax.tree.map(jnp.zeros_like, lively(SMALL))
+    options = dict(max_new_tokens=3, stop_ids=(), pad_id=0)
+    tokens = np.asarray(
+        sample(SMALL, uniform, jnp.full((2000, 1), 5), jnp.ones(2000, int), keys(2000), **options).tokens
+    )
+    for a, b in ((0, 1), (1, 2), (0, 2)):
+        assert np.mean(tokens[:, a] == tokens[:, b]) == pytest.approx(1 / 29, abs=4 * np.sqrt(1 / 29 / 2000))
+
+
 def test_any_stop_token_ends_a_response():
     params = lively(SMALL, seed=3)
     options = dict(max_new_tokens=5, stop_ids=(7, 11), pad_id=0)

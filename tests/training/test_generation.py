@@ -136,6 +136,10 @@ def test_the_reader_takes_the_file(policy, tmp_path):
     records, _ = read_records(alone, progress=False)
     assert {record.kind for record in records} == {"demonstration"}
     assert len(records) == 80 - counts.get("blank", 0)
+    # In chunks as at once: the number of a prompt in the file decides its random numbers.
+    rows, _ = rows_of(TOKENIZER, prompts(), respond(policy, prompts(), CONFIG), None)
+    written = [json.loads(line) for line in alone.read_text().splitlines()]
+    assert [row["completion"] for row in written] == [row["completion"] for row in rows]
 
 
 def test_responses_do_not_depend_on_how_many_are_asked_for(policy):
