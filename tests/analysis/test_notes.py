@@ -71,7 +71,7 @@ def test_the_threshold_of_the_table_is_the_one_that_decides(name):
         dict(start=START | {"loss": 0.70}),  # 1 %
         dict(learning_rate=lambda x: 1e-3 * (1 - x)),  # 0 at the last step only
         dict(grad_norm=lambda x: 30.0 if x == 0.05 else 2.0),  # before warm-up
-        dict(grad_norm=lambda x: 10.0 * 0.001**x),  # a fit that gets perfect
+        dict(grad_norm=lambda x: 10.0 * 0.0001**x),  # a fit that gets perfect
         dict(eval_chosen_logp_change=lambda x: -0.9 * x, eval_rejected_logp_change=lambda x: -1.0 * x),  # below a nat
         dict(eval_chosen_logp_change=lambda x: -1.7 * x),  # a fall, but less than half of that of rejected ones
         dict(margin=lambda x: 3.0, reward_accuracy=lambda x: 1.0, eval_reward_accuracy=lambda x: 0.95),  # at rest

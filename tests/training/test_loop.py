@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from prefjax.training import loop
 from prefjax.training.checkpoint import Checkpointer
@@ -122,8 +123,9 @@ def test_nothing_is_left_to_do(monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_ends_the_bar_too(monkeypatch):
-    terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
+    bars = []
+    monkeypatch.setattr("sys.stderr", Terminal())
+    monkeypatch.setattr(loop, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])
     with pytest.raises(loop.NonFiniteLossError, match="step 10: loss not finite"):
         run([], monkeypatch, losses=[0.5] * 7 + [float("nan")] * 20)
-    assert terminal.getvalue().endswith("\n")
+    assert bars[0].disable, "closed"
