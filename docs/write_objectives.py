@@ -26,13 +26,14 @@ INTRODUCTION = """# Objectives
 Written by `python docs/write_objectives.py` from the registry and the docstrings; do not edit.
 
 All log-probs are in nats. a_w, a_l (or a) are log-ratios log pi(y|x) - log reference(y|x) of the chosen and the
-rejected response, h = a_w - a_l, sp(x) = log(1 + e^x), n the response's tokens, m = logp / n. *Tokens* says whether
-log-probs are summed or averaged over the response's tokens. Reward models read no log-probs but `features`, what a
-reward head (`reward_head` of a run) says at the last token of a response: a scalar reward r, or an embedding v. *Start*
-is the loss per prompt (per response, where these are judged alone) when policy == reference, of a reward model when all
-rewards are 0; the trainer checks it on the first batch. A *coupled* objective reads a statistic of the whole batch,
-which gradient accumulation and sharding leave whole. Names elsewhere are those of TRL at commit f2cd577 and EasyDeL at
-090a03b. What is missing, and why: [objectives_not_shipped.md](objectives_not_shipped.md).
+rejected response, h = a_w - a_l, sp(x) = log(1 + e^x), n the response's tokens, m = logp / n. Of one token, a_t is
+the log-ratio, k_t the KL from reference to policy over the vocabulary (K_w and K_l its sums), and m_t the weight that
+the data give it. *Tokens* says whether log-probs are summed or averaged over the response's tokens. Reward models read
+no log-probs but `features`, what a reward head (`reward_head` of a run) says at the last token of a response: a scalar
+reward r, or an embedding v. *Start* is the loss per prompt (per response, where these are judged alone) when policy ==
+reference, of a reward model when all rewards are 0; the trainer checks it on the first batch. A *coupled* objective
+reads a statistic of the whole batch, which gradient accumulation and sharding leave whole. Names elsewhere are those of
+TRL at commit f2cd577 and EasyDeL at 090a03b. What is missing, and why: [objectives_not_shipped.md](objectives_not_shipped.md).
 """
 
 
