@@ -122,6 +122,8 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
     config.optimizer = dict(name="adamw", learning_rate=6e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
     # writers: where metrics go besides metrics.jsonl, "tensorboard" and "wandb" (requirements-loggers.txt).
     config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60, writers=())
+    if facts.trains_reward_model:  # a new head has far to go, and no policy to stay near to
+        config.optimizer.learning_rate = 3e-3
     config.reference = dict(kind="live" if facts.needs_reference else "none", init_from="", cache="")
     config.reference.update(update_every=0, update_rate=0.0)  # above 0 the reference follows the policy (TR-DPO)
     config.mesh = dict(data=-1, fsdp=1, tensor=1)

@@ -33,7 +33,8 @@ no log-probs but `features`, what a reward head (`reward_head` of a run) says at
 reward r, or an embedding v. *Start* is the loss per prompt (per response, where these are judged alone) when policy ==
 reference, of a reward model when all rewards are 0; the trainer checks it on the first batch. A *coupled* objective
 reads a statistic of the whole batch, which gradient accumulation and sharding leave whole. Names elsewhere are those of
-TRL at commit f2cd577 and EasyDeL at 090a03b. What is missing, and why: [objectives_not_shipped.md](objectives_not_shipped.md).
+TRL at commit f2cd577 and EasyDeL at 090a03b.
+What is missing, and why: [objectives_not_shipped.md](objectives_not_shipped.md).
 """
 
 

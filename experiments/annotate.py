@@ -9,37 +9,21 @@ that are too long for the run's config.data.encoding are left out and counted.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
-import ml_collections
 from absl import app, flags, logging
 
-from experiments.door import run_config
+from experiments.door import reward_scorer
 from prefjax.data.formats import RecordFormat
 from prefjax.data.records import Record
 from prefjax.data.sources import open_sources, parse_sources
 from prefjax.data.writers import write_records
-from prefjax.training.rewards import RewardModel, load_reward_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The --workdir of a run that trained a reward model.")
 _DATA = flags.DEFINE_string("data", None, "Records to score, as config.data.train.")
 _OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write.")
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", "", "Where named datasets are kept; empty: ~/tensorflow_datasets.")
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fetched by hand.")
-
-
-def reward_scorer(workdir: str | Path) -> RewardModel:
-    """The reward model of a run: called with prompts and the completions of each, it returns a score for each.
-
-    Raises:
-      ValueError: the run trained a policy.
-    """
-    path = Path(workdir) / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{workdir} holds no config.json: it must be the --workdir of a training run")
-    run = run_config(ml_collections.ConfigDict(json.loads(path.read_text())))
-    return load_reward_model(run.stage, workdir)
 
 
 def with_scores(record: Record, scores: tuple[float, ...]) -> Record:

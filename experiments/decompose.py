@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.annotate import reward_scorer
+from experiments.door import reward_scorer
 from prefjax.analysis import decompose
 from prefjax.analysis.decomposition import head_accuracies
 from prefjax.data.encoding import encode_all

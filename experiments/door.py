@@ -12,6 +12,7 @@ import ml_collections
 
 from prefjax.models import huggingface
 from prefjax.models.families import NUMERICS
+from prefjax.training.rewards import RewardModel, load_reward_model
 from prefjax.training.stage import StageConfig, find_objective
 
 # Changing these between runs in one workdir changes no number.
@@ -90,6 +91,19 @@ def run_config(config: ml_collections.ConfigDict) -> RunConfig:
         own = inherited | {"objective": "sft", "loss": {}, "reference": {"kind": "none"}, "accumulation": 1} | sft
         sft_stage = build(StageConfig, own, "config.sft")
     return RunConfig(stage=stage, sft=sft_stage, sampling=build(SamplingConfig, sampling, "config.sampling"))
+
+
+def reward_scorer(workdir: str | Path) -> RewardModel:
+    """The reward model of a run: called with prompts and the completions of each, it returns a score for each.
+
+    Raises:
+      ValueError: the run trained a policy.
+      FileNotFoundError: there is no run.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} holds no config.json: it must be the --workdir of a training run")
+    return load_reward_model(run_config(ml_collections.ConfigDict(json.loads(path.read_text()))).stage, workdir)
 
 
 def origin(source: str) -> str | None:

@@ -116,7 +116,8 @@ def test_the_start_value_is_the_closed_form(name, dtype):
     setup, _, state, reference = ready(name, model=model)
     rows = to_devices(setup.mesh, rows_for(setup, "shared_packed", trees(20)))
     values = loop.evaluate(make_eval_step(setup, state.params), state.params, reference, [rows])
-    assert values["start_gap"] == 0
+    if not setup.objective.trains_reward_model:
+        assert values["start_gap"] == 0
     loop.check_start(values, name, tolerance=1e-5)
     if name in ("dpo", "dpo_norm", "soft_ce"):
         assert values["expected_loss"] == pytest.approx(
@@ -142,10 +143,10 @@ def test_accumulation_must_divide_the_rows():
         (dict(objective=OBJECTIVES["simpo"]), "objective simpo with reference='live': set it to none"),
         (dict(objective=OBJECTIVES["pmpo"], reference="none"), "objective pmpo with reference='none'"),
         (dict(objective=OBJECTIVES["pmpo"], reference="precomputed"), "'precomputed' must be live"),
-        (dict(objective=OBJECTIVES["tdpo1"], reference="precomputed"), "tdpo1 needs the KL .* 'precomputed' must be"),
+        (dict(objective=OBJECTIVES["tdpo1"], reference="precomputed"), "tdpo1 needs the KL .*'precomputed' must be"),
         (
             dict(objective=OBJECTIVES["ld_dpo"], reference="precomputed", branches=Branches(2, longest=5)),
-            "ld_dpo needs the reference's log-prob of every single token, .* 'precomputed' must be live",
+            "ld_dpo needs the reference's log-prob of every single token, .*'precomputed' must be live",
         ),
         (dict(objective=OBJECTIVES["ld_dpo"]), "branches.longest=0: it must be tokens of the longest response"),
         (dict(branches=Branches(2, longest=5)), "objective dpo with branches.longest=5: it must be 0"),
@@ -177,10 +178,15 @@ def test_every_field_of_the_responses_comes_from_where_it_should(name, layout):
     }
     of_reference = tokens.pop("token_reference_logp", None)
     scores = scores._replace(**tokens)
+    width = setup.reward_head.width
+    said = 8e4 + jnp.arange(math.prod(shape[:2]) * 2 * width, dtype=jnp.float32).reshape(*shape[:2], 2, width)
+    if setup.objective.trains_reward_model:
+        scores = Scores(features=said)
     reference = Reference(number(1e4) if setup.reference == "live" else None, of_reference)
     r = assemble(setup, scores, reference, jax.tree.map(jnp.asarray, rows))
     setup.objective.check_inputs(r)
-    for field in setup.objective.needs | setup.objective.optional | {"logp", "valid"}:
+    own = "features" if setup.objective.trains_reward_model else "logp"
+    for field in setup.objective.needs | setup.objective.optional | {own, "valid"}:
         got = getattr(r, field)
         assert got.shape == rows.example_id.reshape(-1).shape + got.shape[1:], field
         for prompt, example in enumerate(rows.example_id.reshape(-1)):
@@ -204,6 +210,7 @@ def test_every_field_of_the_responses_comes_from_where_it_should(name, layout):
                 "valid": [True, True],
                 "margin": np.float32(tree.margin),
                 "target_probability": np.float32(tree.target_probability),
+                "features": said.reshape(-1, 2, width)[prompt],
                 "token_logp": 5e4 + places,
                 "token_kl": 6e4 + places,
                 "token_reference_logp": 7e4 + places,
