@@ -95,6 +95,16 @@ def test_bytes_by_hand():
         assert (weights == 1).all() and (segments == 1).all()
 
 
+def test_spans_count_from_where_the_template_puts_the_text():
+    """The plain template puts a space before an answer: it goes with the first character, and shifts all others."""
+    chat = lambda text: (Message("assistant", text),)
+    spans = (((0, 1, 1.0), (2, 3, 5.0)), None)
+    record = Record((Message("user", "Q"),), (chat("abc"), chat("no")), (1.0, 0.0), "pair", spans=spans)
+    tree = marked(record, ByteTokenizer())
+    assert ByteTokenizer().decode(tree.responses[0]) == " abc<eos>"
+    np.testing.assert_array_equal(tree.token_weights[0], np.float32([1, 1, 0, 5, 5]))
+
+
 def test_a_token_belongs_to_the_span_that_holds_most_of_it():
     offsets = [(0, 4), (4, 6), (6, 7), (7, 12)]
     weights, segments = token_marks(((0, 3, 1.0), (3, 5, 2.0), (5, 6, 3.0), (8, 9, 4.0)), offsets, 12, 5)
@@ -166,7 +176,9 @@ def test_marks_are_stored_and_part_of_the_content(tmp_path):
     marked_trees = [*with_marks(trees[:4]), *trees[4:]]
     stored, memory = write_trees(tmp_path / "trees", marked_trees, manifest={}), MemoryTrees(marked_trees)
     assert stored.content_hash == memory.content_hash != MemoryTrees(trees).content_hash
-    assert memory.content_hash != MemoryTrees([*with_marks(trees[:4], seed=1), *trees[4:]]).content_hash
+    for name in ("token_weights", "token_segments"):
+        changed = dataclasses.replace(marked_trees[0], **{name: tuple(x + 1 for x in getattr(marked_trees[0], name))})
+        assert memory.content_hash != MemoryTrees([changed, *marked_trees[1:]]).content_hash, name
     for index, tree in enumerate(marked_trees):
         for source in (stored, memory):
             for name in ("token_weights", "token_segments"):
