@@ -31,8 +31,12 @@ SCORERS = "logp, mean_logp, implicit:WORKDIR, or module:function"
 
 def open_mesh(text: str) -> Mesh:
     """A mesh of all devices from text like "data=2,fsdp=-1,tensor=1"."""
-    sizes = dict(part.split("=") for part in text.split(",")) if text else {"data": "1", "fsdp": "-1"}
-    return make_mesh(build(MeshConfig, {name: int(size) for name, size in sizes.items()}, "mesh"))
+    parts = [part.partition("=") for part in (text or "data=1,fsdp=-1").split(",")]
+    try:
+        sizes = {name.strip(): int(size) for name, _, size in parts}
+    except ValueError:
+        raise ValueError(f"mesh {text!r}: write data=2,fsdp=4,tensor=1, or -1 for all that are left") from None
+    return make_mesh(build(MeshConfig, sizes, "mesh"))
 
 
 def stage_of(workdir: str | Path) -> tuple[StageConfig, str]:

@@ -74,6 +74,9 @@ def test_scorers_by_name():
         with pytest.raises(ValueError, match=bad.split(":")[0]):
             load_scorer(bad, mesh)
     assert load_function("json:dumps") is json.dumps
+    for bad in ("data", "data=two", "dtaa=2"):
+        with pytest.raises(ValueError, match="mesh"):
+            open_mesh(bad)
 
 
 @pytest.mark.parametrize(
