@@ -69,21 +69,13 @@ def main(_) -> None:
     workdir = Path(_WORKDIR.value)
     output = Path(_OUTPUT.value or workdir / "evaluation.json")
     stage, start = stage_of(workdir)
+    rewards = find_objective(stage.objective).trains_reward_model
+    if rewards and (_SAMPLES.value or _SUBSET.value or _JUDGEMENTS.value):
+        raise app.UsageError(f"{workdir} holds a reward model: it has no samples to judge, nor log-probs by subset")
     metrics = evaluate_stage(stage, workdir, start, data=_DATA.value)
-
-    if _DATA.value:
-        stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=_DATA.value))
-    mesh = make_mesh(stage.mesh)
-    policy = open_policy(str(workdir), mesh)
-    reference = load_policy(stage, policy.model, mesh, stage.reference.init_from or start)
-    trees = load_trees(stage, policy.tokenizer, Path(stage.data.directory or workdir / "data"), "eval", say=False)
     values = {"data": _DATA.value or "held-out", "metrics": metrics}
-    values |= _log_probs(stage, policy, mesh, reference, trees)
-    if _SAMPLES.value:
-        values |= _samples(stage, policy, reference, trees, judge, output.with_suffix(".comparisons.jsonl"))
-    if _JUDGEMENTS.value:
-        rows = [item for path in find_files(_JUDGEMENTS.value) for item in read_rows(path)]
-        values |= {"win_rate": win_rates(read_judgements(rows)), "against": _JUDGEMENTS.value}
+    if not rewards:
+        values |= _of_policy(stage, workdir, start, judge, output)
 
     # The step's metrics are at the top level, under the names that metrics.jsonl has.
     flat = {name: value for name, value in values.items() if name != "metrics"} | metrics
@@ -94,6 +86,23 @@ def main(_) -> None:
     width = max(map(len, metrics))
     print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in metrics.items()))
     print(f"\n{page}\nwritten to {output} and {output.with_suffix('.md')}")
+
+
+def _of_policy(stage: StageConfig, workdir: Path, start: str, judge: Any, output: Path) -> dict[str, Any]:
+    """What log-probs, samples and judgements say, beyond the metrics of the step."""
+    if _DATA.value:
+        stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=_DATA.value))
+    mesh = make_mesh(stage.mesh)
+    policy = open_policy(str(workdir), mesh)
+    reference = load_policy(stage, policy.model, mesh, stage.reference.init_from or start)
+    trees = load_trees(stage, policy.tokenizer, Path(stage.data.directory or workdir / "data"), "eval", say=False)
+    values = _log_probs(stage, policy, mesh, reference, trees)
+    if _SAMPLES.value:
+        values |= _samples(stage, policy, reference, trees, judge, output.with_suffix(".comparisons.jsonl"))
+    if _JUDGEMENTS.value:
+        rows = [item for path in find_files(_JUDGEMENTS.value) for item in read_rows(path)]
+        values |= {"win_rate": win_rates(read_judgements(rows)), "against": _JUDGEMENTS.value}
+    return values
 
 
 def _log_probs(stage: StageConfig, policy: Policy, mesh: Mesh, reference: Any, trees: PreparedTrees) -> dict[str, Any]:

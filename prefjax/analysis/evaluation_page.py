@@ -28,7 +28,19 @@ _MEANING = {
 def evaluation_page(values: Mapping[str, Any], *, title: str, command: str) -> str:
     """Markdown of what `experiments.evaluate` gathers: see there for the keys; those that are absent are left out."""
     parts = [f"# {title}", f"On {values['data']}. Intervals are 95 %. Repeat with\n\n```\n{command}\n```"]
-    parts.append("## Pairs\n\n" + _estimates(values["accuracy"], share=True))
+    if "accuracy" in values:
+        parts += _of_log_probs(values)
+    if values.get("subsets") is not None:
+        parts.append(_subsets(values["subsets"]))
+    if values.get("win_rate") is not None:
+        parts.append(_wins(values["win_rate"], values["against"]))
+    steps = [(f"`{name}`", f"{value:.6g}") for name, value in values["metrics"].items()]
+    parts.append("## As the training step measures it\n\n" + table(("metric", "value"), steps))
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_log_probs(values: Mapping[str, Any]) -> list[str]:
+    parts = ["## Pairs\n\n" + _estimates(values["accuracy"], share=True)]
     margin, length = values["margins"], values["length"]
     if margin["mean"] is not None:
         quantiles = margin["quantiles"]
@@ -43,13 +55,7 @@ def evaluation_page(values: Mapping[str, Any], *, title: str, command: str) -> s
             "responses sampled from the policy."
         )
     parts.append("## Length\n\n" + _estimates(length))
-    if values.get("subsets") is not None:
-        parts.append(_subsets(values["subsets"]))
-    if values.get("win_rate") is not None:
-        parts.append(_wins(values["win_rate"], values["against"]))
-    steps = [(f"`{name}`", f"{value:.6g}") for name, value in values["metrics"].items()]
-    parts.append("## As the training step measures it\n\n" + table(("metric", "value"), steps))
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _estimates(estimates: Mapping[str, Estimate | None], *, share: bool = False) -> str:
