@@ -10,18 +10,18 @@ from prefjax.analysis.report import number, table
 _MEANING = {
     "reward_accuracy": "better response has the higher log π − log ref; ties half",
     "policy_ranking_accuracy": "π(better) ≥ π(worse), whole responses (arXiv 2405.19534)",
-    "policy_ranking_accuracy_per_token": "the same, log-probs divided by length",
+    "policy_ranking_accuracy_per_token": "π per token: log-probs divided by length",
     "reference_ranking_accuracy": "ref(better) ≥ ref(worse)",
-    "reference_ranking_accuracy_per_token": "the same, log-probs divided by length",
+    "reference_ranking_accuracy_per_token": "ref per token",
     "better": "tokens of the better response",
     "worse": "tokens of the worse response",
-    "ratio": "of the two means",
-    "better_is_longer": "share of pairs; equal lengths half",
+    "ratio": "better / worse, of the two means",
+    "better_is_longer": "share of pairs whose better response is the longer one; ties half",
     "preferred_is_longer": "share of pairs whose response of higher reward is the longer one; ties half",
-    "correlation": "of reward and length, over responses (Pearson)",
-    "gap_correlation": "of their differences, within pairs (Pearson)",
+    "correlation": "Pearson correlation of reward and length, over responses",
+    "gap_correlation": "Pearson correlation of their differences within pairs",
     "per_response": "mean of log ref − log π, nats; KL(ref ‖ π) if responses came from ref",
-    "per_token": "the same by token",
+    "per_token": "the same per token, of all tokens together",
 }
 
 
