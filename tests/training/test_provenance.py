@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pytest
 
@@ -16,6 +17,7 @@ def record(workdir):
 
 def test_sessions_are_added(tmp_path, monkeypatch):
     workdir = tmp_path / "new" / "run"
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments.train", "--workdir=two words"])
     with provenance.session(workdir, FACTS, from_step=0) as session:
         assert record(workdir)["sessions"][0]["ended"] is None, "on disk while it runs"
         session.reached(10, finished=False)
@@ -31,7 +33,7 @@ def test_sessions_are_added(tmp_path, monkeypatch):
     assert (last["from_step"], last["to_step"], last["outcome"]) == (10, 20, "finished")
     for session in saved["sessions"]:
         assert session["started"] <= session["ended"] and session["started"].endswith("+00:00")
-        assert "pytest" in session["command"] and session["packages"]["jax"]
+        assert session["command"] == "python -m experiments.train '--workdir=two words'" and session["packages"]["jax"]
         assert session["devices"] == {"count": 8, "kind": "cpu", "processes": 1}
         assert "commit" in session["code"] and session["code"]["version"]
 
