@@ -21,7 +21,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +36,13 @@ from prefjax.analysis.evaluation import Scored
 from prefjax.analysis.evaluation_page import evaluation_page
 from prefjax.analysis.judgements import read_judgements, win_rates
 from prefjax.analysis.report import json_safe
-from prefjax.data.origins import records_behind
+from prefjax.data.prepare import records_of
 from prefjax.data.prompt_rows import Prompt
 from prefjax.data.readers import find_files, read_rows
+from prefjax.data.records import Record
 from prefjax.data.store import PreparedTrees
 from prefjax.models import SamplingOptions
-from prefjax.training.batches import load_trees
+from prefjax.training.batches import data_need, load_trees
 from prefjax.training.config import StageConfig, find_objective
 from prefjax.training.evaluation import sample_each, sampled_kl, score_held_out
 from prefjax.training.generation import GenerationConfig, Policy, response_text
@@ -58,6 +59,8 @@ _MAX_NEW = flags.DEFINE_integer("max_new_tokens", 256, "Of these samples.")
 _JUDGE = flags.DEFINE_string("judge", "", "module:function that compares two responses.")
 _AGAINST = flags.DEFINE_string("against", "", "File with another model's answers. Empty: the reference's samples.")
 _JUDGEMENTS = flags.DEFINE_string("judgements", "", "File of judgements already made.")
+
+RecordsWith = Callable[[str], list[Record]]  # a column of the file -> the trees' records, with it
 
 
 def main(_) -> None:
@@ -95,17 +98,28 @@ def _of_policy(stage: StageConfig, workdir: Path, start: str, judge: Any, output
     mesh = make_mesh(stage.mesh)
     policy = open_policy(str(workdir), mesh)
     reference = load_policy(stage, policy.model, mesh, stage.reference.init_from or start)
-    trees = load_trees(stage, policy.tokenizer, Path(stage.data.directory or workdir / "data"), "eval", say=False)
-    values = _log_probs(stage, policy, mesh, reference, trees)
+    directory = Path(stage.data.directory or workdir / "data")
+    trees = load_trees(stage, policy.tokenizer, directory, "eval", say=False)
+
+    def records_with(column: str) -> list[Record]:
+        """The trees' records, with one more column of their file."""
+        pairs = records_of(stage.data, data_need(stage), policy.tokenizer, directory, trees, columns=[column])
+        return [record for record, _ in pairs]
+
+    values = _log_probs(stage, policy, mesh, reference, trees, records_with)
     if _SAMPLES.value:
-        values |= _samples(stage, policy, reference, trees, judge, output.with_suffix(".comparisons.jsonl"))
+        values |= _samples(
+            stage, policy, reference, trees, records_with, judge, output.with_suffix(".comparisons.jsonl")
+        )
     if _JUDGEMENTS.value:
         rows = [item for path in find_files(_JUDGEMENTS.value) for item in read_rows(path)]
         values |= {"win_rate": win_rates(read_judgements(rows)), "against": _JUDGEMENTS.value}
     return values
 
 
-def _log_probs(stage: StageConfig, policy: Policy, mesh: Mesh, reference: Any, trees: PreparedTrees) -> dict[str, Any]:
+def _log_probs(
+    stage: StageConfig, policy: Policy, mesh: Mesh, reference: Any, trees: PreparedTrees, records_with: RecordsWith
+) -> dict[str, Any]:
     scored = Scored(*score_held_out(policy.model, mesh, policy.params, reference, trees))
     mean, quantiles = evaluation.margins(scored)
     beta = stage.loss.get("beta", find_objective(stage.objective).options.get("beta"))
@@ -116,7 +130,7 @@ def _log_probs(stage: StageConfig, policy: Policy, mesh: Mesh, reference: Any, t
         "length": evaluation.lengths(scored),
     }
     if _SUBSET.value:
-        records = records_behind(stage.data, trees, policy.tokenizer, columns=[_SUBSET.value])
+        records = records_with(_SUBSET.value)
         if absent := next((record for record in records if _SUBSET.value not in record.columns), None):
             raise ValueError(f"--subset_field={_SUBSET.value}: {absent.source} has no such column")
         tables, means = evaluation.by_subset(scored, [str(record.columns[_SUBSET.value]) for record in records])
@@ -125,9 +139,15 @@ def _log_probs(stage: StageConfig, policy: Policy, mesh: Mesh, reference: Any, t
 
 
 def _samples(
-    stage: StageConfig, policy: Policy, reference: Any, trees: PreparedTrees, judge: Any, comparisons: Path
+    stage: StageConfig,
+    policy: Policy,
+    reference: Any,
+    trees: PreparedTrees,
+    records_with: RecordsWith,
+    judge: Any,
+    comparisons: Path,
 ) -> dict[str, Any]:
-    records = records_behind(stage.data, trees, policy.tokenizer, columns=["id"])
+    records = records_with("id")
     _, first = np.unique(trees.prompt_hashes, return_index=True)
     prompts = [
         Prompt(records[i].prompt, records[i].source, records[i].columns.get("id"), trees[int(i)].prompt)

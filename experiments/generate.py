@@ -16,7 +16,8 @@ OUTPUT    JSONL that prefjax reads. Without a scorer a row a response (`prompt`,
           cut off by --max_new_tokens). OUTPUT.manifest.json holds what it was made of.
 STOPPING  What is done is kept in OUTPUT.partial: the same command continues, and writes the same file, byte for byte.
 SCORERS   logp, mean_logp: of the model that samples. implicit:WORKDIR: the implicit reward of a run, beta (log pi -
-          log ref). module:function: yours, called with (prompt, completions), gives a score for each.
+          log ref). reward:WORKDIR: a trained reward model. module:function: yours, called with (prompt, completions),
+          gives a score for each.
 """
 
 import dataclasses

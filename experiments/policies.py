@@ -11,9 +11,10 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments.door import build, origin, run_config
+from experiments.door import build, origin, reward_scorer, run_config
 from prefjax.data.encoding import encode
 from prefjax.data.prompt_rows import answered, plain_text
+from prefjax.data.records import Text
 from prefjax.data.report import Rejection
 from prefjax.data.store import MemoryTrees
 from prefjax.data.tokenizers import load_tokenizer
@@ -26,7 +27,7 @@ from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
 from prefjax.training.rollouts import score_trees
 from prefjax.training.stage import complete_model, load_policy
 
-SCORERS = "logp, mean_logp, implicit:WORKDIR, or module:function"
+SCORERS = "logp, mean_logp, implicit:WORKDIR, reward:WORKDIR, or module:function"
 
 
 def open_mesh(text: str) -> Mesh:
@@ -98,6 +99,7 @@ def load_scorer(spec: str, mesh: Mesh) -> Scorer:
     mean_logp          the same, per token
     implicit:WORKDIR   beta (log pi - log ref) of a trained run, the reward that its policy is optimal for up to a
                        function of the prompt (DPO, arXiv 2305.18290, equation 5); beta = 1 where its loss has none
+    reward:WORKDIR     what a run's reward model says
     module:function    function(prompt, completions) -> scores, called once a prompt; a prompt is text or a list of
                        messages {"role", "content"}
     """
@@ -109,10 +111,18 @@ def load_scorer(spec: str, mesh: Mesh) -> Scorer:
     kind, _, rest = spec.partition(":")
     if kind == "implicit" and rest:
         return _implicit(rest, mesh)
+    if kind == "reward" and rest:
+        model = reward_scorer(rest)
+        return lambda candidates: model([own.prompt for own in candidates], [_answers(own) for own in candidates])
     if not rest:
         raise ValueError(f"scorer {spec!r}: choose {SCORERS}")
     function = load_function(spec)
     return lambda candidates: [function(plain_text(own.prompt), list(own.completions)) for own in candidates]
+
+
+def _answers(own: Candidates) -> tuple[Text, ...]:
+    """The completions as responses to their prompt: text, or a message where that is a chat."""
+    return answered(own.prompt, own.completions, [0.0] * len(own.completions)).responses
 
 
 def _implicit(workdir: str, mesh: Mesh) -> Scorer:

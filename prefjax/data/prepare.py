@@ -14,7 +14,7 @@ from typing import Any
 
 from prefjax.data import statistics
 from prefjax.data.encoding import EncodingPolicy, encode, encode_all, end_id
-from prefjax.data.formats import RecordFormat
+from prefjax.data.formats import Columns, RecordFormat
 from prefjax.data.methods.registry import Step, apply_methods, columns_of, parse_methods, provenance, split_steps
 from prefjax.data.records import Record
 from prefjax.data.report import Rejection, Report
@@ -169,20 +169,29 @@ def prepare(
 
 
 def records_of(
-    config: DataConfig, need: Need, tokenizer: Tokenizer, directory: Path, trees: PreparedTrees
+    config: DataConfig,
+    need: Need,
+    tokenizer: Tokenizer,
+    directory: Path,
+    trees: PreparedTrees,
+    *,
+    columns: Sequence[str] = (),
 ) -> Iterator[tuple[Record, TokenTree]]:
     """The records that prepared trees were made of, each with its tree, in the trees' order; they are read again.
 
-    Targets of the records are those before `normalize_targets`. Arguments as `prepare` took them.
+    Targets of the records are those before `normalize_targets`. Arguments as `prepare` took them, and:
+
+    Args:
+      columns: further columns of the files, kept in `Record.columns` where a row has them.
 
     Raises:
-      ValueError: a record no longer becomes the tree that was prepared.
+      ValueError: a record no longer becomes the tree that was prepared, or some are not there any more.
     """
     split = trees.manifest["split"]
     sources = parse_sources(_given(config, need, split, directory))
     opened = open_sources(sources, data_dir=config.tfds_dir, manual_dir=config.manual_dir)
     steps = parse_methods(config.methods) if split == "train" else ()
-    records, _, _ = _gather(config, need, split, sources, opened, steps, progress=True)
+    records, _, _ = _gather(config, need, split, sources, opened, steps, progress=True, columns=columns)
     index = 0
     for record in itertools.chain.from_iterable(records):
         made = encode(record, tokenizer, config.encoding)
@@ -192,6 +201,8 @@ def records_of(
             raise ValueError(f"{record.source} does not become tree {index} of {trees.directory}: prepare them again")
         yield record, tree
         index += 1
+    if index < len(trees):
+        raise ValueError(f"no record becomes tree {index} of {trees.directory} any more: prepare them again")
 
 
 def _gather(
@@ -202,9 +213,12 @@ def _gather(
     opened: Sequence[OpenSource],
     steps: Sequence[Step],
     progress: bool,
+    columns: Sequence[str] = (),
 ) -> tuple[list[list[Record]], list[Report], str]:
     """Records and reports by source, shares taken, and how the splits were divided."""
-    taken = [_take(source, config, need, split, steps, stream, progress) for stream, source in enumerate(opened)]
+    read_by_steps = columns_of(steps)
+    more = dataclasses.replace(read_by_steps, record=tuple(dict.fromkeys((*read_by_steps.record, *columns))))
+    taken = [_take(source, config, need, split, steps, stream, progress, more) for stream, source in enumerate(opened)]
     records, reports = [own for own, _, _ in taken], [report for _, report, _ in taken]
     read, kept = (sum(count) for count in zip(*(counts for _, _, counts in taken), strict=True))
     division = f"split {split}: all {read} records"
@@ -227,10 +241,11 @@ def _take(
     steps: Sequence[Step],
     stream: int,
     progress: bool,
+    more: Columns,
 ) -> tuple[list[Record], Report, tuple[int, int]]:
     """A source's records of the split as the objective needs them, a report, and how many there were before and after
     holding out."""
-    records, report = source.read(config.format, more=columns_of(steps), progress=progress)
+    records, report = source.read(config.format, more=more, progress=progress)
     read = len(records)
     if _holds_out(config):
         records = [record for record in records if _is_held_out(record, config.holdout) == (split == "eval")]

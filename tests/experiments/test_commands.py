@@ -304,6 +304,14 @@ def test_a_reward_model_is_trained_evaluated_and_used(tmp_path):
     chosen = [row["score_chosen"] for row in written[:8]]
     assert max(chosen) - min(chosen) < 1e-4 and len({row["score_rejected"] for row in written[:8]}) == 8
     assert len(set(written[8]["scores"])) == 3 and written[8]["scores"] != [1, 2, 3] and "reward" in written[9]
+    prompts, samples = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    prompts.write_text('{"prompt": "a knock"}\n{"prompt": "rain"}\n')
+    best = ["--best_of=2", "--max_new_tokens=8", f"--scorer=reward:{workdir}"]
+    run("generate", f"--model={workdir}/sft", f"--prompts={prompts}", f"--output={samples}", *best)
+    run("annotate", f"--workdir={workdir}", f"--data={samples}", f"--output={tmp_path}/again.jsonl")
+    again = [json.loads(line)["scores"] for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    for row, expected in zip(map(json.loads, samples.read_text().splitlines()), again, strict=True):
+        assert row["scores"] == pytest.approx(expected, abs=1e-5) and row["best"] == expected.index(max(expected))
     run("decompose", f"--workdir={workdir}", f"--data={file}", f"--eval={file}", "--count=2", f"--output={heads}")
     assert len(json.loads((heads / "heads.json").read_text())["accuracies"]) == 2
     run("export", f"--workdir={workdir}", f"--output={tmp_path}/out")

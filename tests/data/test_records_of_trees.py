@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from prefjax.data.origins import records_behind
-from prefjax.data.prepare import DataConfig, Need, prepare
+from prefjax.data.prepare import DataConfig, Need, prepare, records_of
 from prefjax.data.tokenizers import ByteTokenizer
 
 PAIRS = Need(2)
@@ -26,7 +25,8 @@ def test_every_tree_finds_its_own_record(changes, tmp_path):
     changes = {name: str(file) if value == "itself" else value for name, value in changes.items()}
     config, tokenizer = DataConfig(train=str(file), **changes), ByteTokenizer()
     trees = prepare(config, PAIRS, tokenizer, tmp_path / "data", split="eval", progress=False)
-    records = records_behind(config, trees, tokenizer, columns=["subset", "id"])
+    again = lambda: records_of(config, PAIRS, tokenizer, tmp_path / "data", trees, columns=["subset", "id"])
+    records = [record for record, _ in again()]
     assert len(records) == len(trees) > 10 and "dropped" not in {record.columns["subset"] for record in records}
     for index, record in enumerate(records):
         assert tokenizer.decode(trees[index].prompt) == f"<bos>{record.prompt}"
@@ -39,6 +39,9 @@ def test_every_tree_finds_its_own_record(changes, tmp_path):
         assert [record.columns["subset"] for record in records].count("ranked") == 3
         assert "again" in {record.columns["subset"] for record in records}
 
+    file.write_text("".join(json.dumps(row) + "\n" for row in list(rows())[:20]))
+    with pytest.raises(ValueError, match="prepare them again"):
+        list(again())
     file.write_text(json.dumps({"prompt": "q", "chosen": "a", "rejected": "b"}) + "\n")
-    with pytest.raises(ValueError, match="prepare it again"):
-        records_behind(config, trees, tokenizer)
+    with pytest.raises(ValueError, match="prepare them again"):
+        list(again())
