@@ -19,6 +19,7 @@ from prefjax.analysis import Gold, Rewards, RunResults, Samples, read_metrics, w
 from prefjax.analysis.runs import flatten
 from prefjax.data.prepare import SYNTHETIC, DataConfig
 from prefjax.data.synthetic import GARBLED_REWARD, World
+from prefjax.data.trees import token_ids
 from prefjax.models import SamplingOptions
 from prefjax.models.lora import LoraConfig
 from prefjax.training.rewards import RewardModel
@@ -94,7 +95,7 @@ def held_out_rewards(run: RunConfig, result: StageResult) -> Rewards:
     asked, said = [], []
     for tree in (trees[i] for i in range(len(trees))):
         asked += [text(tree.prompt)] * len(tree.responses)
-        said += [text(response) for response in tree.responses]
+        said += [text(token_ids(response)) for response in tree.responses]
     return Rewards(predicted=predicted, gold=_gold_rewards(run.stage.data, asked, said))
 
 

@@ -31,7 +31,7 @@ from absl import app, flags
 from experiments.benchmarks import core, lengths
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.statistics import describe
-from prefjax.data.trees import TokenTree
+from prefjax.data.trees import TokenTree, is_scored
 from prefjax.models.huggingface import read_config
 
 SIDES = {"prefjax": [sys.executable, "-m", "experiments.benchmarks.trl_own"], "TRL": []}
@@ -214,6 +214,8 @@ def main(_) -> None:
     commands = SIDES | {"TRL": [options.trl_python, str(TRL_SCRIPT)]}
     vocab_size = read_config(model).vocab_size
     trees, source = lengths.load_trees(options.data, model, EncodingPolicy(), vocab_size=vocab_size)
+    # TRL scores every token of a completion, the user's turns between the assistant's too: left out on both sides.
+    trees = [tree for tree in trees if all(is_scored(response).all() for response in tree.responses)]
     sample = lengths.representative(trees, options.pairs)
     versions, trials = {}, []
 

@@ -190,8 +190,8 @@ def response_tokens(
 ) -> Float[Array, "B G N L"]:
     """Token values by branch slot and place in the branch: what `response_sums` adds up, 0 behind a branch's end.
 
-    A branch's scored tokens stand together and in their order (`build_rows` writes them so), hence a branch is found by
-    where it begins and how many tokens it has.
+    A token's place is its rank among the scored tokens of its branch: a branch may hold others between them, as the
+    user's turns between two of the assistant's, and `build_rows` writes all in their order.
 
     Args:
       values, slots, scored: per scored token; padding is not scored.
@@ -199,9 +199,9 @@ def response_tokens(
       length: L; a branch's tokens beyond it are left out.
     """
     own = (slots[:, :, None] == jnp.arange(groups * branches)[None, None]) & scored[:, :, None]
-    starts, counts = jnp.argmax(own, axis=1), jnp.sum(own, axis=1)
-    place = jnp.arange(length)[None, None]
-    there = place < counts[:, :, None]
-    index = jnp.where(there, starts[:, :, None] + place, 0).reshape(len(values), -1)
-    found = jnp.where(there, jnp.take_along_axis(values, index, axis=1).reshape(there.shape), 0)
+    rank = jnp.sum(jnp.cumsum(own, axis=1) * own, axis=-1) - 1
+    place = jnp.where(scored, rank, length)  # those that are not scored fall off the end
+    empty = jnp.zeros((groups * branches, length), values.dtype)
+    put = lambda values, slots, place: empty.at[slots, place].set(values, mode="drop")
+    found = jax.vmap(put)(values, slots, place)
     return found.reshape(group_rows, -1, groups, branches, length).sum(1)

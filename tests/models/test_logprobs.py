@@ -134,10 +134,11 @@ def test_response_sums_add_up_slots_and_the_rows_of_a_group():
 
 @pytest.mark.parametrize("length", [3, 5])
 def test_response_tokens_are_what_response_sums_adds_up(length):
-    """Branches of 0 to 3 tokens, one behind padding, in two rows to a group, against a loop; values are not weights."""
+    """Branches of 0 to 3 tokens, one behind padding and one with a token between that is not scored, in two rows to a
+    group, against a loop; values are not weights."""
     rng = np.random.default_rng(0)
     slots = np.array([[0, 0, 2, 2, 2, 0, 0], [0, 1, 1, 0, 0, 0, 0], [3, 3, 0, 0, 1, 1, 1], [2, 0, 0, 0, 0, 0, 0]])
-    scored = np.array([[1, 1, 1, 1, 1, 0, 0], [0, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0]]) > 0
+    scored = np.array([[1, 1, 1, 0, 1, 0, 0], [0, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 1, 1, 1], [1, 0, 0, 0, 0, 0, 0]]) > 0
     values = rng.normal(size=slots.shape)
     shape = dict(groups=2, branches=2, group_rows=2)
     expected = np.zeros((2, 4, length))

@@ -36,7 +36,8 @@ MODEL = ModelConfig(
 
 
 def trees(count: int, *, responses: int = 2, seed: int = 0) -> list[TokenTree]:
-    """Random trees with one-token responses, identical responses and (for the last) a one-token prompt among them."""
+    """Random trees; among them are one-token responses, identical ones, some with a token that is not scored, and (the
+    last) a one-token prompt."""
     rng = np.random.default_rng(seed)
     tokens = lambda low, high: rng.integers(3, VOCABULARY, rng.integers(low, high)).astype(np.int32)
     made = []
@@ -46,6 +47,8 @@ def trees(count: int, *, responses: int = 2, seed: int = 0) -> list[TokenTree]:
             branches[-1] = branches[-1][:1]
         if i % 5 == 2:
             branches[-1] = branches[0]
+        if i % 5 == 3:  # a token that is read and not scored, between two that are, as in a response of several turns
+            branches[0] = np.concatenate([branches[0][:1], ~branches[0][:1], branches[0][:1]])
         targets = rng.permutation(responses)[::-1] if responses > 2 else np.arange(responses)[::-1]
         if responses == 1:
             targets = np.array([i % 2])

@@ -195,7 +195,11 @@ def test_every_field_of_the_responses_comes_from_where_it_should(name, layout):
             tree, base = examples[example], prompt * branches.count
             responses = base + np.arange(2)
             places = (2 * prompt + np.arange(2)[:, None]) * branches.longest + np.arange(branches.longest)
-            padded = lambda marks: [np.pad(x, (0, LONGEST - len(x))) for x in marks or ()]
+            counted = [response >= 0 for response in tree.responses]
+            pad = lambda x: np.pad(x, (0, LONGEST - len(x)))
+            padded = lambda marks, counted=counted, pad=pad: [
+                pad(x[own]) for x, own in zip(marks or (), counted, strict=bool(marks))
+            ]
             expected = {
                 "logp": responses,
                 "reference_logp": 1e4 + responses,
@@ -205,7 +209,7 @@ def test_every_field_of_the_responses_comes_from_where_it_should(name, layout):
                 "baseline_logp": base + branches.baseline_slot,
                 "baseline_reference_logp": 1e4 + base + branches.baseline_slot,
                 "auxiliary_logp": base + branches.auxiliary_slot,
-                "length": [len(response) for response in tree.responses],
+                "length": [own.sum() for own in counted],
                 "target": tree.targets,
                 "valid": [True, True],
                 "margin": np.float32(tree.margin),
