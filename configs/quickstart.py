@@ -39,7 +39,9 @@ LOSS = {
     "bt": dict(centering=0.01),
     "bt_margin": dict(centering=0.01),
     "orpo": dict(weight=2.0),
-    "sparsepo": dict(beta=0.5),  # the world's words weigh up to 2.5, and the KL of the chosen one is a reward
+    # The KL of the chosen response is their reward and nothing bounds it; a large beta is content before it grows.
+    "tdpo1": dict(beta=10.0),
+    "sparsepo": dict(beta=10.0),
     "dpo_rw": dict(reward_temperature=1.0),
     "exo_rw": dict(reward_temperature=1.0),
 }

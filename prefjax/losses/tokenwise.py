@@ -41,7 +41,8 @@ def tdpo1(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     Elsewhere: not in TRL or EasyDeL.
 
     Gradient flows through both KLs: that of the chosen response is pushed up, as a reward would be, and that of the
-    rejected one down. Both are at their minimum at policy == reference, so the first step is that of `dpo`.
+    rejected one down. Both are at their minimum at policy == reference, so the first step is that of `dpo`. Nothing
+    bounds the KL that is pushed up: long training, and a small beta, run away from the reference. `tdpo2` does not.
     """
     r = pairs(r, "reference_logp", "kl")
     return of_pairs(r, logistic(beta * (gap(log_ratio(r)) + gap(r.kl))))
@@ -127,7 +128,7 @@ def sparsepo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     Elsewhere: not in TRL or EasyDeL.
 
     The mask comes with the data; the paper makes it of the reference's activations (MaPO), or learns it. All ones is
-    `tdpo1`.
+    `tdpo1`, and what is said there of the chosen response's KL holds here.
     """
     r = token_pairs(r, "token_logp", "token_reference_logp", "token_kl", "token_weight")
     return of_pairs(r, logistic(beta * gap(jnp.sum(r.token_weight * (token_log_ratio(r) + r.token_kl), axis=-1))))
