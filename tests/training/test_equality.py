@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prefjax.data.rows import LAYOUTS
+from prefjax.data.trees import is_scored, token_ids
 from prefjax.losses import OBJECTIVES
 from prefjax.losses.types import PROVIDED_BY
 from prefjax.models import Head, apply, token_scores, vocabulary_head
@@ -172,8 +173,9 @@ def test_token_log_probs_are_those_of_the_plain_sequence(layout, attention):
         for slot, branch in enumerate([*tree.responses, tree.baseline]):
             used = len(tree.prompt) + len(branch)
             sequence = np.zeros((1, 32), np.int32)
-            sequence[0, :used] = np.concatenate([tree.prompt, branch])
-            expected[tree.example_id, slot] = np.asarray(plain_logps(params, sequence))[len(tree.prompt) - 1 : used - 1]
+            sequence[0, :used] = np.concatenate([tree.prompt, token_ids(branch)])
+            logps = np.asarray(plain_logps(params, sequence))[len(tree.prompt) - 1 : used - 1]
+            expected[tree.example_id, slot] = logps[is_scored(branch)]
     got = np.asarray(row_logps(params, rows))
     copies, seen = len(rows.tokens) // len(rows.valid), 0
     for row, (logps, slots, weights) in enumerate(zip(got, rows.response_slots, rows.target_weights, strict=True)):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from prefjax.data.rows import LAYOUTS
+from prefjax.data.trees import token_ids
 from prefjax.models import apply, init
 from prefjax.models.reward_head import RewardHead, features
 from prefjax.training.scoring import Scores, response_features, response_states, score, score_reference
@@ -47,7 +48,7 @@ def test_the_gather_is_the_last_state_of_the_plain_sequence(layout):
         for k, response in enumerate(tree.responses):
             used = len(tree.prompt) + len(response)
             sequence = np.zeros((1, 32), np.int32)
-            sequence[0, :used] = np.concatenate([tree.prompt, response])
+            sequence[0, :used] = np.concatenate([tree.prompt, token_ids(response)])
             expected = np.asarray(plain_states(params, sequence))
             np.testing.assert_allclose(states[tree.example_id][k], expected[used - 1], rtol=1e-10)
             np.testing.assert_allclose(prompts[tree.example_id], expected[len(tree.prompt) - 1], rtol=1e-10)
