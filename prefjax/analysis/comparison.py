@@ -1,13 +1,13 @@
 """Many runs side by side: what each objective is worth and costs, as a table, as JSON, and as a reward-KL plot."""
 
 import dataclasses
-import itertools
 import json
 import pathlib
 from collections.abc import Sequence
 
 import matplotlib.figure
-from matplotlib.axes import Axes
+from adjustText import adjust_text
+from matplotlib.ticker import LogLocator, NullLocator
 
 from prefjax.analysis.curves import curve, read_metrics
 from prefjax.analysis.plots import GRAY, INK, restrain
@@ -15,8 +15,8 @@ from prefjax.analysis.report import json_safe, number, table, with_error, with_i
 from prefjax.analysis.statistics import Mean, Share
 
 _HEADER = ("objective", "gold reward", "win rate", "KL, nats", "accuracy", "loss, first → last", "improves it")
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", INK, GRAY)  # the shape tells them too
-_MARKERS = "osD^vP*X"
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", INK, GRAY, "#6A3D9A")
+_MARKERS = "osD^<P*Xh"  # the colour is not alone in telling families apart
 _LABEL = 6.5  # font size, points
 
 
@@ -121,46 +121,48 @@ def _headline(outcomes: Sequence[Outcome]) -> str:
 def frontier_figure(outcomes: Sequence[Outcome]) -> matplotlib.figure.Figure:
     """Gold reward against the distance from the starting model, with standard errors; one colour for each family.
 
+    Distances are on a logarithmic scale. What is worse than the starting model by more than half of what the best
+    one gains stands at the lower edge, its reward beside the name: otherwise a failed run would press others together.
+
     Raises:
       ValueError: an outcome lacks its gold reward or KL.
     """
     if any(outcome.kl is None or outcome.gold_trained is None for outcome in outcomes):
         raise ValueError("every outcome needs a KL and a gold reward to be drawn: leave out the others")
-    figure = matplotlib.figure.Figure(figsize=(9, 6), dpi=140, layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(10, 8), dpi=140, layout="constrained")
     axis = figure.subplots()
     start = sum(outcome.gold_start.value for outcome in outcomes) / len(outcomes)
+    best = max(start, *(outcome.gold_trained.value for outcome in outcomes))
+    lowest = min(start, *(outcome.gold_trained.value for outcome in outcomes))
+    edge = max(lowest, start - (best - start) / 2)
     axis.axhline(start, color=GRAY, lw=1, ls=(0, (4, 3)), zorder=0, label="the starting model")
+    axis.set(xscale="log", xlabel="KL from the starting model, nats (log scale)", ylabel="gold reward of samples")
     for place, family in enumerate(dict.fromkeys(outcome.family for outcome in outcomes)):
         members = [outcome for outcome in outcomes if outcome.family == family]
-        points = [[m.kl.value for m in members], [m.gold_trained.value for m in members]]
         marker, color = _MARKERS[place % len(_MARKERS)], _COLORS[place % len(_COLORS)]
-        errors = dict(
-            xerr=[m.kl.standard_error or 0 for m in members], yerr=[m.gold_trained.standard_error or 0 for m in members]
-        )
-        axis.errorbar(*points, **errors, fmt="none", color=color, elinewidth=0.6, alpha=0.35)
-        axis.plot(*points, marker, color=color, ms=5, mec="white", mew=0.6, label=family.replace("_", " "))
-    axis.set(xlabel="KL from the starting model, nats", ylabel="gold reward of samples")
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK, loc="lower right")
+        for m in members:
+            low = m.gold_trained.value < edge
+            spread = (m.kl.standard_error or 0), 0 if low else (m.gold_trained.standard_error or 0)
+            point = _distance(m), max(edge, m.gold_trained.value)
+            axis.errorbar(*point, *spread[::-1], fmt="none", color=color, elinewidth=0.6, alpha=0.35)
+            axis.plot(*point, "v" if low else marker, color=color, ms=5, mec="white", mew=0.6)
+        axis.plot([], [], marker, color=color, ms=5, mec="white", mew=0.6, label=family.replace("_", " "))
+    axis.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axis.set_title("Gold reward against distance", loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=9)
     restrain(axis)
-    figure.draw_without_rendering()  # the labels need the final scale of the axes
-    _name_points(axis, outcomes)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_locator(NullLocator())
+    points = [(_distance(o), max(edge, o.gold_trained.value)) for o in outcomes]
+    said = [f"{o.objective} ({number(g)})" if (g := o.gold_trained.value) < edge else o.objective for o in outcomes]
+    names = [axis.text(*at, name, fontsize=_LABEL, color=INK) for at, name in zip(points, said, strict=True)]
+    figure.draw_without_rendering()  # names are placed on the final scale of the axes
+    adjust_text(
+        names, *zip(*points, strict=True), ax=axis, arrowprops=dict(arrowstyle="-", color=GRAY, lw=0.4), max_move=None
+    )
     return figure
 
 
-def _name_points(axis: Axes, outcomes: Sequence[Outcome]) -> None:
-    """Names beside the points: right or left of them, and so far up or down that no name stands on another."""
-    points = axis.figure.dpi / 72  # pixels in one
-    height = 1.2 * _LABEL
-    places = axis.transData.transform([(o.kl.value, o.gold_trained.value) for o in outcomes]) / points
-    taken = [(x - 2, x + 2, y - 0.5 * height) for x, y in places]  # left, right, bottom; in points
-    for outcome, (x, y) in sorted(zip(outcomes, places, strict=True), key=lambda pair: pair[1][0]):
-        width = 0.6 * _LABEL * len(outcome.objective)
-        for rise, left in itertools.product((0, 1, -1, 2, -2, 3, -3, 4, -4), (x + 4, x - 4 - width)):
-            bottom = y + (rise - 0.5) * height
-            if all(left > end or left + width < start or abs(bottom - at) > height for start, end, at in taken):
-                break
-        taken.append((left, left + width, bottom))
-        text = dict(textcoords="offset points", va="center_baseline", fontsize=_LABEL, color=INK)
-        value = outcome.kl.value, outcome.gold_trained.value
-        axis.annotate(outcome.objective, value, (left - x, bottom + height / 2 - y), **text)
+def _distance(outcome: Outcome) -> float:
+    """The estimate of a KL can be 0 or below; a logarithmic axis has no place for that."""
+    return max(outcome.kl.value, 1e-2)

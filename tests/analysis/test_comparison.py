@@ -76,3 +76,16 @@ def test_no_name_stands_on_another():
     assert len(boxes) == 40
     shrunk = [box.shrunk(0.95, 0.7) for box in boxes]  # what the font leaves free around the letters may touch
     assert not [1 for i, a in enumerate(shrunk) for b in shrunk[:i] if a.overlaps(b)]
+
+
+def test_a_failed_run_does_not_press_the_others_together():
+    failed = dataclasses.replace(DPO, objective="bco", kl=Mean(70.0, 1.0, 4), gold_trained=Mean(-400.0, 1.0, 4))
+    (axis,) = frontier_figure([DPO, WORSE, failed]).axes
+    assert axis.get_ylim()[0] > -1
+    assert "bco (−400.00)" in [text.get_text() for text in axis.texts]
+
+
+def test_a_distance_of_nothing_has_a_place_on_the_logarithmic_axis():
+    still = dataclasses.replace(DPO, objective="still", kl=Mean(-0.02, 0.05, 4))
+    (axis,) = frontier_figure([DPO, still]).axes
+    assert axis.get_xlim()[0] <= 0.01
