@@ -115,7 +115,7 @@ def _headline(outcomes: Sequence[Outcome]) -> str:
     improved = sum(outcome.improves is True for outcome in outcomes)
     failed = sum(bool(outcome.failure) for outcome in outcomes)
     said = f"{len(outcomes)} objectives: {improved} lower their own training loss"
-    return f"{said}, {failed} have no result" if failed else said
+    return f"{said}, {failed} {'has' if failed == 1 else 'have'} no result" if failed else said
 
 
 def frontier_figure(outcomes: Sequence[Outcome]) -> matplotlib.figure.Figure:

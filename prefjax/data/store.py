@@ -234,6 +234,8 @@ class PreparedTrees:
         return self.manifest["examples"]
 
     def __getitem__(self, index: int) -> TokenTree:
+        if index >= len(self):  # the readers raise ValueError, which does not end a loop over the trees
+            raise IndexError(f"tree {index} of {self.directory}, which holds {len(self)}")
         record = self._records[index]
         lengths, tokens = record["lengths"], record["tokens"]
         if _digest(lengths, tokens, record["targets"], record["numbers"], record) != self._digests[index].tobytes():

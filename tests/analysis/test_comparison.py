@@ -52,7 +52,7 @@ def test_the_table_says_what_failed_and_what_did_not_improve():
 def test_the_comparison_has_a_plot_where_there_is_something_to_draw(tmp_path):
     path = write_comparison(tmp_path / "new", [DPO, WORSE, FAILED], "python -m x")
     text = path.read_text()
-    assert "# 3 objectives: 1 lower their own training loss, 1 have no result" in text and "frontier.png" in text
+    assert "# 3 objectives: 1 lower their own training loss, 1 has no result" in text and "frontier.png" in text
     assert (tmp_path / "new" / "frontier.png").stat().st_size > 10_000
     dpo, worse, failed = json.loads((tmp_path / "new" / "comparison.json").read_text())["outcomes"]
     assert (dpo["improves"], worse["improves"], failed["improves"]) == (True, False, None)

@@ -38,6 +38,12 @@ def test_memory_and_disk_are_the_same_source(prepared):
         assert equal_trees(memory[index], prepared[index])
 
 
+def test_a_loop_over_the_trees_ends(prepared):
+    assert [tree.example_id for tree in prepared] == list(range(40))
+    with pytest.raises(IndexError, match="tree 40 .* holds 40"):
+        prepared[40]
+
+
 def test_a_copy_opens_the_files_again(prepared):
     copy = pickle.loads(pickle.dumps(prepared))
     assert equal_trees(copy[5], prepared[5]) and copy.content_hash == prepared.content_hash
