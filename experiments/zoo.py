@@ -73,6 +73,7 @@ def run_all(names: Sequence[str], workdir: Path, command: str, stop: StopRequest
         except ValueError as error:
             outcomes.append(Outcome(name, family, failure=f"refused: {error}"))
             continue
+        new = not (workdir / name / "result.json").exists()
         try:
             outcomes.append(run_one(run, config, family, workdir, command, stop))
         except _Stopped:
@@ -80,8 +81,9 @@ def run_all(names: Sequence[str], workdir: Path, command: str, stop: StopRequest
         except Exception as error:  # one objective must not take the others with it
             traceback.print_exc()
             outcomes.append(Outcome(name, family, failure=f"failed: {type(error).__name__}: {error}"))
-        jax.clear_caches()  # the next objective compiles other programs; shared ones are found on disk
-        write_comparison(workdir, outcomes, command)
+        if new:
+            jax.clear_caches()  # the next objective compiles other programs; shared ones are found on disk
+            write_comparison(workdir, outcomes, command)
     write_comparison(workdir, outcomes, command)
     return outcomes
 
