@@ -7,6 +7,10 @@ COMMAND   python -m experiments.train --config=configs/finetune.py:dpo --workdir
 DATA      any file that `python -m experiments.prepare` reads.
 HARDWARE  parameters, gradients and AdamW's moments take 16 bytes a parameter, and the live reference 4 more, spread
           over all devices there are.
+RESULT    SmolLM2-135M-Instruct, dpo, 200 UltraFeedback pairs (trees of at most 512 tokens, ties dropped), one epoch, 16
+          steps, float32, --config.rows.tokens_per_step=4096 --config.optimizer.warmup_steps=2; 419 other pairs:
+          LoRA (--config.lora.rank=16, learning rate 5e-4): loss 0.667, reward accuracy 58.9 % (54.2 to 63.6);
+          all parameters (2e-5): loss 0.672, reward accuracy 57.5 % (52.7 to 62.2); ln 2 is 0.693.
 """
 
 import ml_collections
