@@ -85,7 +85,7 @@ def plot(rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("output", None, "Folder for result.json, table.md and plot.png.")
+    core.define_output()
     flags.DEFINE_enum("model", "smollm2_135m", sorted(core.MODELS), "Whose shape; the weights are random.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of activations and matmuls.")
     flags.DEFINE_integer("prompts", 4, "Prompts of one step.")
@@ -106,5 +106,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    flags.mark_flags_as_required(["output"])
     app.run(main)

@@ -144,7 +144,7 @@ def plot(rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("output", None, "Folder for result.json, table.md and plot.png.")
+    core.define_output()
     flags.DEFINE_enum("interpret", None, pallas_tiles.PLATFORMS, "Emulate this platform instead of using a chip.")
     flags.DEFINE_integer("repeats", 20, "Timed calls per tile.")
     for field in dataclasses.fields(Problem):
@@ -176,5 +176,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    flags.mark_flags_as_required(["output"])
     app.run(main)
