@@ -138,8 +138,12 @@ def compare_logps(own: Sequence[Sequence[float]], trl: Sequence[Sequence[float]]
 
 
 def advantage(rows: Sequence[dict[str, Any]], reference: str) -> dict[str, float]:
-    """prefjax over TRL: `speed` in pairs/s, `cpu` in processor time, and `memory`, its peak as a share of TRL's."""
-    own, trl = (next(r for r in rows if (r["side"], r["reference"]) == (side, reference)) for side in SIDES)
+    """prefjax over TRL, of one run each with this reference; see `gains`."""
+    return gains(*(next(r for r in rows if (r["side"], r["reference"]) == (side, reference)) for side in SIDES))
+
+
+def gains(own: dict[str, Any], trl: dict[str, Any]) -> dict[str, float]:
+    """`speed` in pairs/s and `cpu` in processor time, ours over TRL's, and `memory`, our peak as a share of TRL's."""
     return {
         "speed": own["pairs_per_second"] / trl["pairs_per_second"],
         "cpu": trl["cpu_seconds_per_pair"] / own["cpu_seconds_per_pair"],
@@ -157,33 +161,38 @@ def verdict(reference: str, gain: dict[str, float], equality: dict[str, float]) 
     )
 
 
-def fastest(rows: Sequence[dict[str, Any]], side: str) -> Setting:
-    """The setting of a side's fastest trial; ValueError when every one failed."""
+def fastest(rows: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
+    """A side's fastest trial; ValueError when every one failed."""
     tried = [row for row in rows if row["side"] == side and "error" not in row]
     if not tried:
         raise ValueError(f"every setting of {side} failed: {[row['error'] for row in rows if row['side'] == side]}")
-    return max(tried, key=lambda row: row["pairs_per_second"])["setting"]
+    return max(tried, key=lambda row: row["pairs_per_second"])
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown, one line per run."""
+def table(rows: Sequence[dict[str, Any]], own: dict[str, Any] | None = None) -> str:
+    """Markdown, one line per run; with `own`, a run of ours, also how it compares with each of TRL's."""
     columns = ["", "reference", "setting", "pairs", "pairs/s", "CPU s/pair", "peak memory, GB", "start, s"]
+    columns += ["prefjax is faster", "with memory of"] if own else []
     lines = []
     for row in rows:
         setting = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
         line = [row["side"], row["reference"], setting, str(row["pairs"])]
         if "error" in row:
-            line += ["failed: " + row["error"].strip().splitlines()[-1].replace("|", "/"), "", "", ""]
+            line += ["failed: " + row["error"].strip().splitlines()[-1].replace("|", "/")]
         else:
             line += [f"{row['pairs_per_second']:.3g}", f"{row['cpu_seconds_per_pair']:.3g}"]
             line += [f"{row['peak_gb']:.2f}", f"{row['seconds_before']:.0f}"]
+        if own and row["side"] == "TRL" and "error" not in row:
+            gain = gains(own, row)
+            line += [f"{gain['speed']:.2f}x", f"{gain['memory']:.0%}"]
+        line += [""] * (len(columns) - len(line))
         lines.append(line)
     return core.markdown(columns, lines)
 
 
 def plot(rows: Sequence[dict[str, Any]], title: str) -> matplotlib.figure.Figure:
     """Speed and memory of both sides."""
-    figure = matplotlib.figure.Figure(figsize=(8.4, 3.2), dpi=120, layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(10.5, 3.2), dpi=120, layout="constrained")
     names = [f"{row['side']}\n{row['reference']}" for row in rows]
     colours = [{"prefjax": "#0072B2", "TRL": "#8A8F98"}[row["side"]] for row in rows]
     panels = (("pairs_per_second", "pairs per second"), ("peak_gb", "peak memory, GB"))
@@ -240,14 +249,14 @@ def main(_) -> None:
                     failed = {"side": side, "reference": "live", "setting": setting, "pairs": len(few)}
                     trials.append(failed | {"error": str(error)})
                     print(error, flush=True)
-        best = {side: fastest(trials, side) for side in SIDES}
+        best = {side: fastest(trials, side)["setting"] for side in SIDES}
     rows, equality = [], {}
     for reference in dict.fromkeys(options.references):
         runs = {side: measure(side, sample, best[side], reference, options.steps, True) for side in SIDES}
         rows += [row for row, _ in runs.values()]
         equality[reference] = compare_logps(*(logps for _, logps in runs.values()))
-    gains = {reference: advantage(rows, reference) for reference in equality}
-    lines = [verdict(reference, gains[reference], equality[reference]) for reference in gains]
+    over = {reference: advantage(rows, reference) for reference in equality}
+    lines = [verdict(reference, over[reference], equality[reference]) for reference in over]
     where = ", ".join(f"{name} {version}" for name, version in versions["TRL"].items())
     text = (
         "\n".join(lines)
@@ -255,9 +264,10 @@ def main(_) -> None:
     )
     text += f"TRL's environment: {where}.\n\n{table(rows)}"
     if trials:
-        text += f"\nSettings tried, one step of {options.trial_pairs} pairs after a warm-up step:\n\n{table(trials)}"
+        text += f"\nSettings tried, one step of {options.trial_pairs} pairs after a warm-up step; the last columns "
+        text += f"compare prefjax's fastest with each of TRL's:\n\n{table(trials, fastest(trials, 'prefjax'))}"
     facts = dict(source=source, statistics=describe(sample).as_dict(), versions=versions, equality=equality)
-    facts |= dict(advantage=gains, rows=rows, trials=trials)
+    facts |= dict(advantage=over, rows=rows, trials=trials)
     core.write(
         Path(options.output), facts, text, plot(rows, f"{options.pairs} pairs, float32, {options.threads} cores")
     )

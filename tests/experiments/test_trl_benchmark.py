@@ -97,9 +97,21 @@ def test_the_fastest_setting_is_found_among_failures():
         dict(side="TRL", setting={"batch": 8}, error="out of memory"),
         dict(side="prefjax", setting={"micro_batch": 8}, pairs_per_second=9.0),
     ]
-    assert trl.fastest(trials, "TRL") == {"batch": 2}
+    assert trl.fastest(trials, "TRL") == trials[1]
     with pytest.raises(ValueError, match="out of memory"):
         trl.fastest(trials[2:], "TRL")
+
+
+def test_the_table_of_trials_compares_our_fastest_with_each_of_theirs():
+    own = row("prefjax", "live", 6.0, 1.0, 2.0)
+    rest = dict(setting={"batch": 2}, pairs=8, seconds_before=1.0)
+    failed = dict(side="TRL", reference="live", setting={"batch": 8}, pairs=8, error="x\nno memory")
+    rows = [row("TRL", "live", 2.0, 4.0, 4.0) | rest, row("prefjax", "live", 3.0, 2.0, 1.0) | rest, failed]
+    header, _, *lines = trl.table(rows, own).splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (header, *lines)]
+    assert {len(line) for line in cells} == {10}
+    assert [line[-2:] for line in cells[1:]] == [["3.00x", "50%"], ["", ""], ["", ""]]
+    assert "failed: no memory" in lines[2]
 
 
 def test_a_failed_process_is_an_error_with_its_output():
