@@ -41,7 +41,8 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
         )
         if facts.trains_reward_model:
             config.optimizer.learning_rate = 1e-5  # as Llama 2's reward models, arXiv 2307.09288
-        config.train = dict(steps=0, epochs=1, log_every=10, eval_every=100, checkpoint_every=200, writers=())
+        config.train = dict(steps=0, epochs=1, log_every=10, eval_every=100, checkpoint_every=200)
+        config.train.update(profile_steps=0, writers=())
         config.mesh = dict(data=1, fsdp=-1, tensor=1)
         config.sampling = dict(prompts=32, max_new_tokens=256, temperature=1.0)
     return config.lock()

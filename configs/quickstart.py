@@ -127,7 +127,8 @@ def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
 
     config.optimizer = dict(name="adamw", learning_rate=6e-4, schedule="cosine", warmup_steps=10, clip_norm=1.0)
     # writers: where metrics go besides metrics.jsonl, "tensorboard" and "wandb" (requirements-loggers.txt).
-    config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60, writers=())
+    # profile_steps: so many steps after the first are traced into workdir/profile.
+    config.train = dict(steps=120, log_every=10, eval_every=30, checkpoint_every=60, profile_steps=0, writers=())
     if facts.trains_reward_model:  # a new head has far to go, and no policy to stay near to
         config.optimizer.learning_rate = 3e-3
     elif objective in DRIFTING:

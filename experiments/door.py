@@ -16,7 +16,7 @@ from prefjax.training.rewards import RewardModel, load_reward_model
 from prefjax.training.stage import StageConfig, find_objective
 
 # Changing these between runs in one workdir changes no number.
-_CADENCE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "writers"}
+_CADENCE = {"log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_steps", "writers"}
 # What a run's folder holds, for whoever opens it.
 FOLDER = """# A run of prefjax
 
@@ -36,6 +36,7 @@ Some of this is there only once the run got so far, or was asked for it.
 | `sft/` | the stage before, a folder like this one |
 | `data/` | prepared data; its manifests say what happened to every record |
 | `reference/` | precomputed reference log-probs |
+| `profile/` | traces of steps (`train.profile_steps`), for XProf, TensorBoard's profiler or Perfetto |
 | `compiled/` | compiled programs; may be deleted |
 
     python -m experiments.report --runs=FOLDER,ANOTHER        curves side by side, what differs, what is odd

@@ -17,7 +17,7 @@ METRICS = "metrics.jsonl"
 _ASIDE = {"seed", "data.directory", "reference.cache"} | {
     f"{stage}train.{name}"
     for stage in ("", "sft.")
-    for name in ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "writers")
+    for name in ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_steps", "writers")
 }
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ from prefjax.training.writers import Writer, check_names
 class LoopConfig:
     """Length of the run in steps or epochs (exactly one is set), and cadence in steps (0: at the end only).
 
-    writers  where metrics go besides metrics.jsonl: of `writers.WRITERS`
+    profile_steps  so many steps after the first, which compiles, are traced by JAX's profiler; 0: none
+    writers        where metrics go besides metrics.jsonl: of `writers.WRITERS`
     """
 
     steps: int = 0
@@ -33,6 +35,7 @@ class LoopConfig:
     eval_every: int = 0
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
+    profile_steps: int = 0
     writers: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -40,6 +43,8 @@ class LoopConfig:
             raise ValueError(f"train.steps={self.steps}, train.epochs={self.epochs}: set exactly one of them above 0")
         if self.log_every < 1:
             raise ValueError(f"train.log_every={self.log_every} must be at least 1")
+        if self.profile_steps < 0:
+            raise ValueError(f"train.profile_steps={self.profile_steps} must not be below 0")
         check_names(self.writers)
 
 
@@ -120,6 +125,7 @@ def run(
     checkpointer: Checkpointer,
     should_stop: Callable[[int], bool],
     start_step: int,
+    profile_directory: Path,
 ) -> tuple[TrainState, bool]:
     """Trains from `start_step` to `config.steps`; returns the state and whether the run is complete.
 
@@ -129,14 +135,20 @@ def run(
     Args:
       evaluation: metrics of the held-out set for a state.
       should_stop: asked after every step; True saves and returns early.
+      profile_directory: where the traces of `config.profile_steps` go; the host waits before and after them.
 
     Raises:
       NonFiniteLossError: seen when a step is logged; the newest checkpoint is from before it.
     """
     clock, pending, step = _Clock(), [], start_step
-    with _Progress(config.steps, start_step) as progress:
+    traced = range(start_step + 2, start_step + 2 + config.profile_steps)
+    with _Progress(config.steps, start_step) as progress, _Profile(profile_directory, traced, progress) as profile:
         for step in range(start_step + 1, config.steps + 1):
-            state, metrics = train_step(state, reference_params, next(feed))
+            profile.before(step, state)
+            rows = next(feed)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):  # what profilers call a step
+                state, metrics = train_step(state, reference_params, rows)
+            profile.after(step, state)
             if step == start_step + 1:
                 jax.block_until_ready(metrics)
                 progress.first_step(clock.lap())
@@ -183,7 +195,7 @@ class _Progress:
         self._bar.close()
 
     def first_step(self, seconds: float) -> None:
-        self._say(f"first step, compilation included: {seconds:.1f} s")
+        self.say(f"first step, compilation included: {seconds:.1f} s")
         self._count()
         self._bar.unpause()  # compilation says nothing about the time that is left
 
@@ -198,21 +210,52 @@ class _Progress:
 
     def train(self, step: int, values: dict[str, float]) -> None:
         if self._bar.disable:
-            self._say(_line(step, self._steps, values))
+            self.say(_line(step, self._steps, values))
         self._bar.set_postfix_str(", ".join(form.format(values[name]) for name, form in _POSTFIX if name in values))
 
     def evaluated(self, step: int, values: dict[str, float]) -> None:
-        self._say(_line(step, self._steps, values, "eval"))
+        self.say(_line(step, self._steps, values, "eval"))
 
     def _count(self) -> None:
         self._bar.update()
         self._counted += 1
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """A line above the bar, or just a line."""
         if self._bar.disable:
             print(line, flush=True)
         else:
-            self._bar.write(line)  # above the bar
+            self._bar.write(line)
+
+
+class _Profile:
+    """Traces the steps in `traced`; devices are idle when the trace starts, so that it holds whole steps."""
+
+    def __init__(self, directory: Path, traced: range, progress: _Progress):
+        self._directory, self._traced, self._progress, self._running = directory, traced, progress, False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self._running:  # the run ends inside the traced steps
+            self._stop()
+
+    def before(self, step: int, state: TrainState) -> None:
+        if self._traced and step == self._traced[0]:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(self._directory)
+            self._running = True
+
+    def after(self, step: int, state: TrainState) -> None:
+        if self._running and step == self._traced[-1]:
+            jax.block_until_ready(state)
+            self._stop()
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._running = False
+        self._progress.say(f"a trace from step {self._traced[0]} on: {self._directory}")
 
 
 class _Clock:

@@ -149,6 +149,7 @@ def run_stage(
             checkpointer=checkpointer,
             should_stop=should_stop,
             start_step=start,
+            profile_directory=workdir / "profile",
         )
         session.reached(int(state.step), finished=finished)
     checkpointer.close()

@@ -2,6 +2,7 @@
 
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ class Lines(list):
         self.append((step, split, values))
 
 
-def run(events, monkeypatch, *, start=0, steps=STEPS, losses=None, **cadence):
+def run(events, monkeypatch, *, start=0, steps=STEPS, losses=None, profile=Path("profile"), **cadence):
     """A run of steps that cost nothing; `events` gets "step" when one is handed out, "wait" and "fetch" otherwise."""
     monkeypatch.setattr(loop.jax, "block_until_ready", lambda x: events.append("wait") or x)
     monkeypatch.setattr(loop.jax, "device_get", lambda x: events.append("fetch") or x)
@@ -74,6 +75,7 @@ def run(events, monkeypatch, *, start=0, steps=STEPS, losses=None, **cadence):
         checkpointer=Checkpoints(),
         should_stop=lambda step: False,
         start_step=start,
+        profile_directory=profile,
     )
     return done, lines
 
@@ -129,3 +131,25 @@ def test_a_loss_that_is_not_finite_ends_the_bar_too(monkeypatch):
     with pytest.raises(loop.NonFiniteLossError, match="step 10: loss not finite"):
         run([], monkeypatch, losses=[0.5] * 7 + [float("nan")] * 20)
     assert bars[0].disable, "closed"
+
+
+@pytest.mark.parametrize("start,steps,traced", [(0, 23, [2, 3, 4]), (20, 22, [22])])
+def test_steps_after_the_first_are_traced_whole(start, steps, traced, monkeypatch, tmp_path, capsys):
+    """A run that ends before the last of them still leaves its trace."""
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    events = []
+    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder: events.append(f"start {folder}"))
+    monkeypatch.setattr(loop.jax.profiler, "stop_trace", lambda: events.append("stop"))
+    run(events, monkeypatch, start=start, steps=steps, profile=tmp_path, profile_steps=3)
+    began, ended = events.index(f"start {tmp_path}"), events.index("stop")
+    before = 1 + events[:began].count("step")
+    assert [start + before + step for step in range(events[began:ended].count("step"))] == traced
+    assert events[began - 1] == "wait", "the trace starts in the middle of a step"
+    assert f"a trace from step {traced[0]} on: {tmp_path}" in capsys.readouterr().out
+
+
+def test_no_trace_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder: pytest.fail("traced"))
+    run([], monkeypatch)
+    with pytest.raises(ValueError, match="train.profile_steps=-1"):
+        LoopConfig(steps=1, profile_steps=-1)

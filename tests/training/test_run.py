@@ -118,11 +118,25 @@ def test_a_wrong_reference_stops_at_the_first_batch(whole, tmp_path, monkeypatch
         run_stage(config, tmp_path, workdir / "data")
 
 
-def test_epochs_cover_every_prompt(whole, tmp_path):
-    workdir, _ = whole
-    config = dataclasses.replace(DPO, train=LoopConfig(epochs=1, log_every=1))
-    run_stage(config, tmp_path, workdir / "data")
-    assert sum(line["prompts"] for line in lines(tmp_path)) == 96
+@pytest.fixture(scope="module")
+def epoch(whole, tmp_path_factory):
+    """The workdir of one epoch, its second step traced."""
+    workdir = tmp_path_factory.mktemp("epoch")
+    config = dataclasses.replace(DPO, train=LoopConfig(epochs=1, log_every=1, profile_steps=1))
+    run_stage(config, workdir, whole[0] / "data")
+    return workdir
+
+
+def test_epochs_cover_every_prompt(epoch):
+    assert sum(line["prompts"] for line in lines(epoch)) == 96
+
+
+def test_a_trace_of_a_step_lies_in_the_workdir(epoch):
+    """Read back with JAX: it holds the second step, once."""
+    (path,) = (epoch / "profile").rglob("*.xplane.pb")
+    planes = jax.profiler.ProfileData.from_file(str(path)).planes
+    events = [event for plane in planes for line in plane.lines for event in line.events]
+    assert [dict(event.stats)["step_num"] for event in events if event.name == "train"] == [2]
 
 
 def test_prompts_batching_gives_every_layout_the_same_steps(whole, tmp_path):
