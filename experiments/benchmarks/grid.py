@@ -104,7 +104,7 @@ def plot(cells: list[dict[str, Any]]) -> matplotlib.figure.Figure:
         speed[row, column] = cell["s_time"]
         theirs = cell["flash_preference"]
         below = f"ideal {cell['s_flops']:.2f}" + ("" if theirs is None else f"\nflash-pref. {theirs:.2f}")
-        axis.text(column, row - 0.1, f"{cell['s_time']:.2f}x", ha="center", va="bottom", fontsize=12, weight="bold")
+        axis.text(column, row + 0.05, f"{cell['s_time']:.2f}x", ha="center", va="bottom", fontsize=12, weight="bold")
         axis.text(column, row, below, ha="center", va="top", fontsize=8)
     image = axis.imshow(speed, cmap="YlGnBu", vmin=1, vmax=3, aspect="auto", origin="lower")
     figure.colorbar(image, label="speed-up by sharing the prompt").ax.set_ylim(1, 2)
