@@ -142,7 +142,10 @@ def run(
     """
     clock, pending, step = _Clock(), [], start_step
     traced = range(start_step + 2, start_step + 2 + config.profile_steps)
-    with _Progress(config.steps, start_step) as progress, _Profile(profile_directory, traced, progress) as profile:
+    with (
+        _Progress(config.steps, start_step) as progress,
+        _Profile(profile_directory, traced, progress, clock) as profile,
+    ):
         for step in range(start_step + 1, config.steps + 1):
             profile.before(step, state)
             rows = next(feed)
@@ -229,10 +232,14 @@ class _Progress:
 
 
 class _Profile:
-    """Traces the steps in `traced`; devices are idle when the trace starts, so that it holds whole steps."""
+    """Traces the steps in `traced`; devices are idle when the trace starts, so that it holds whole steps.
 
-    def __init__(self, directory: Path, traced: range, progress: _Progress):
-        self._directory, self._traced, self._progress, self._running = directory, traced, progress, False
+    Starting a trace and writing it stay out of the throughput, as evaluation does; the traced steps themselves count.
+    """
+
+    def __init__(self, directory: Path, traced: range, progress: _Progress, clock: "_Clock"):
+        self._directory, self._traced, self._progress, self._clock = directory, traced, progress, clock
+        self._running = False
 
     def __enter__(self):
         return self
@@ -244,7 +251,8 @@ class _Profile:
     def before(self, step: int, state: TrainState) -> None:
         if self._traced and step == self._traced[0]:
             jax.block_until_ready(state)
-            jax.profiler.start_trace(self._directory)
+            with self._clock.paused():
+                jax.profiler.start_trace(self._directory)
             self._running = True
 
     def after(self, step: int, state: TrainState) -> None:
@@ -253,7 +261,8 @@ class _Profile:
             self._stop()
 
     def _stop(self) -> None:
-        jax.profiler.stop_trace()
+        with self._clock.paused():
+            jax.profiler.stop_trace()
         self._running = False
         self._progress.say(f"a trace from step {self._traced[0]} on: {self._directory}")
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,16 @@ def test_steps_after_the_first_are_traced_whole(start, steps, traced, monkeypatc
     assert [start + before + step for step in range(events[began:ended].count("step"))] == traced
     assert events[began - 1] == "wait", "the trace starts in the middle of a step"
     assert f"a trace from step {traced[0]} on: {tmp_path}" in capsys.readouterr().out
+
+
+def test_writing_a_trace_is_no_time_of_the_steps(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder: time.sleep(0.4))
+    monkeypatch.setattr(loop.jax.profiler, "stop_trace", lambda: time.sleep(0.4))
+    _, lines = run([], monkeypatch, profile=tmp_path, profile_steps=1)
+    step, split, values = lines[0]
+    assert (step, split) == (5, "train")
+    assert 4 * values["seconds_per_step"] < 0.4
 
 
 def test_no_trace_unless_asked_for(monkeypatch):
