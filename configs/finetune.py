@@ -1,48 +1,59 @@
 """Finetunes a Hugging Face checkpoint on preferences: Llama, Mistral, SmolLM2, Qwen, Gemma 2 and 3, OLMo 2, Phi-3.
 
-COMMAND   python -m experiments.train --config=configs/finetune.py:dpo --workdir=runs/mine \
-              --config.init_from=FOLDER --config.data.train=preferences.jsonl.gz
-          FOLDER holds config.json, safetensors and the tokenizer, or is the --workdir of an earlier run. The word after
-          the colon is any objective. Back to a folder: python -m experiments.export --workdir=runs/mine --output=DIR
-DATA      any file that `python -m experiments.prepare` reads.
-HARDWARE  parameters, gradients and AdamW's moments take 16 bytes a parameter, and the live reference 4 more, spread
-          over all devices there are.
+PAPER     of each objective: docs/objectives.md. The learning rate of reward models is that of Llama 2's, arXiv
+          2307.09288.
 RESULT    SmolLM2-135M-Instruct, dpo, 200 UltraFeedback pairs (trees of at most 512 tokens, ties dropped), one epoch, 16
           steps, float32, --config.rows.tokens_per_step=4096 --config.optimizer.warmup_steps=2; 419 other pairs:
           LoRA (--config.lora.rank=16, learning rate 5e-4): loss 0.667, reward accuracy 58.9 % (54.2 to 63.6);
           all parameters (2e-5): loss 0.672, reward accuracy 57.5 % (52.7 to 62.2); ln 2 is 0.693.
+HARDWARE  parameters, gradients and AdamW's moments take 16 bytes a parameter, and the live reference 4 more, spread
+          over all devices there are. What fits, before renting: experiments.plan takes this file too.
+TIME      nobody has run it on an accelerator yet; experiments.plan says the least that a step can take.
+COMMAND   python -m experiments.train --config=configs/finetune.py:dpo --workdir=runs/mine \\
+              --config.init_from=FOLDER --config.data.train=preferences.jsonl.gz
+          FOLDER holds config.json, safetensors and the tokenizer, or is the --workdir of an earlier run. The word after
+          the colon is any objective. Back to a folder: python -m experiments.export --workdir=runs/mine --output=DIR
+DATA      any file that `python -m experiments.prepare` reads.
+
+What is not said here is a default: docs/config.md, or --help.
 """
 
-import ml_collections
+from ml_collections import ConfigDict
 
-from configs import quickstart
 from prefjax.losses import OBJECTIVES
+from prefjax.requirements import PAIR_NUMBERS
 
 
-def get_config(objective: str = "dpo") -> ml_collections.ConfigDict:
+def get_config(objective: str = "dpo") -> ConfigDict:
     if objective not in OBJECTIVES:
         raise ValueError(f"configs/finetune.py:{objective}: choose one of {', '.join(sorted(OBJECTIVES))}")
     facts = OBJECTIVES[objective]
-    config = quickstart.get_config("dpo" if objective == "sft" else objective)
-    with config.unlocked():
-        del config.sft
-        config.objective = objective
-        config.loss = dict(facts.options)
-        config.reference.kind = "live" if facts.needs_reference else "none"
-        config.value_network = "own" if "value" in facts.needs else "none"
-        config.data.train = ""
-        config.data.tokenizer = ""  # empty: the checkpoint's
-        config.data.normalize_targets = facts.reads == "rewards"
-        # What is computed comes from the checkpoint; this says how.
-        config.model = dict(dtype="bfloat16", param_dtype="float32", remat="full", attention="auto")
-        config.rows.tokens_per_step = 16_384
-        config.optimizer = dict(
-            name="adamw", learning_rate=5e-7, schedule="cosine", warmup_steps=20, final_scale=0.1, clip_norm=1.0
-        )
-        if facts.trains_reward_model:
-            config.optimizer.learning_rate = 1e-5  # as Llama 2's reward models, arXiv 2307.09288
-        config.train = dict(steps=0, epochs=1, log_every=10, eval_every=100, checkpoint_every=200)
-        config.train.update(profile_steps=0, writers=())
-        config.mesh = dict(data=1, fsdp=-1, tensor=1)
-        config.sampling = dict(prompts=32, max_new_tokens=256, temperature=1.0)
-    return config.lock()
+    config = ConfigDict()
+    config.objective = objective
+    config.reference = dict(kind="live" if facts.requires.reference else "none")
+    config.value_network = "own" if facts.requires.value else "none"
+    if facts.requires.reward_head:  # width 1: a scalar reward; even: an embedding
+        config.reward_head = dict(width=4, normalize=True, gate=True) if objective == "gpm" else dict(width=1)
+
+    config.data = dict(
+        train="",  # yours: there is no default
+        tokenizer="",  # the checkpoint's
+        holdout=0.1,
+        encoding=dict(max_length=2048),
+    )
+    config.data.normalize_targets = facts.requires.reads == "rewards"
+    # SPPO reads how often each response of a pair wins: with labels always, or never.
+    config.data.pair_targets = "scores" if facts.requires.reads == "scores" and objective != "sppo" else "labels"
+    config.data.format = {f"{name}_field": name for name in PAIR_NUMBERS if name in facts.requires.inputs}
+    if facts.requires.token_labels:
+        config.data.format.spans_field = "spans"
+
+    # What is computed comes from the checkpoint; this says how.
+    config.model = dict(dtype="bfloat16", remat="full")
+    config.optimizer = dict(learning_rate=5e-7, schedule="cosine", warmup_steps=20, final_scale=0.1)
+    if facts.requires.reward_head:
+        config.optimizer.learning_rate = 1e-5
+    config.train = dict(epochs=1, eval_every=100, checkpoint_every=200)
+    config.mesh = dict(data=1, fsdp=-1)
+    config.sampling = dict(prompts=32, max_new_tokens=256)
+    return config

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 
-from prefjax.data.layout import lay_out_forest
 from prefjax.models import visible
+from prefjax.rows.layout import lay_out_forest
 
 NODES = [
     ("prompt 1", 5, -1),

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from docs.write_data_methods import facts
-from prefjax.analysis.tools.registry import REQUIRED, TOOLS, Tool
+from prefjax.contrib.tools import TOOLS, Tool
+from prefjax.registry import REQUIRED
 
 PAGE = Path(__file__).with_name("analysis.md")
 
@@ -32,7 +33,7 @@ python -m experiments.analyze --tool="sparse_features(features=32, active=4)" \\
   row. An option that a tool does not take is an error.
 - **Intervals** of shares are 95 % Wilson intervals; ± is a standard error.
 
-The functions behind the tools are pure and plain NumPy: `prefjax/analysis/tools/`, `prefjax/analysis/subsets.py`.
+The functions behind the tools are pure and plain NumPy: `prefjax/contrib/`.
 
 """
 

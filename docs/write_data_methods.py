@@ -4,7 +4,8 @@ import inspect
 import re
 from pathlib import Path
 
-from prefjax.data.methods.registry import METHODS, REQUIRED, Method
+from prefjax.data.methods import METHODS, Method
+from prefjax.registry import REQUIRED, Entry
 
 PAGE = Path(__file__).with_name("data_methods.md")
 LABELS = ("Source", "Takes", "Makes")
@@ -49,7 +50,7 @@ ELSEWHERE = {
         "`column_window` with the absolute margin in a column; its zeroth-order updates are no data method"
     ),
     "LIONs": "a study of packing, masking and set size: options of this library",
-    "KTO's mismatched responses (arXiv 2402.01306)": "made by the trainer, `prefjax/data/mismatch.py`",
+    "KTO's mismatched responses (arXiv 2402.01306)": "made by the trainer, `prefjax/rows/mismatch.py`",
     "tulu-2.5 and other named mixtures": "datasets.md",
 }
 
@@ -80,13 +81,13 @@ NOT_SHIPPED = {
 }
 
 
-def facts(method: Method) -> dict[str, str]:
+def facts(entry: Entry) -> dict[str, str]:
     """The docstring's first line and its labelled paragraph. Raises ValueError where it is not in that form."""
-    first, second = (inspect.cleandoc(method.apply.__doc__) + "\n\n").split("\n\n")[:2]
+    first, second = (inspect.cleandoc(entry.apply.__doc__) + "\n\n").split("\n\n")[:2]
     found = re.findall(r"^(\w+): (.*?)(?=^\w+: |\Z)", second, re.MULTILINE | re.DOTALL)
     labelled = {label: " ".join(text.split()).removesuffix(".") for label, text in found}
     if tuple(labelled) != LABELS:
-        raise ValueError(f"{method.name}: the second paragraph must have {', '.join(LABELS)}; found {list(labelled)}")
+        raise ValueError(f"{entry.name}: the second paragraph must have {', '.join(LABELS)}; found {list(labelled)}")
     return {"Title": " ".join(first.split()).removesuffix("."), **labelled}
 
 

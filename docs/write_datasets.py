@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from prefjax.data.dataset_entry import Dataset
 from prefjax.data.datasets import DATASETS
-from prefjax.data.datasets.entry import Dataset
 
 PAGE = Path(__file__).with_name("datasets.md")
 
@@ -61,7 +61,7 @@ def render() -> str:
     lines += [_details(dataset) for dataset in DATASETS.values()]
     lines += ["", "## Not shipped, and why", "", "A wrong field mapping is worse than a gap.", ""]
     lines += [f"- {name}: {why}." for name, why in NOT_SHIPPED.items()]
-    lines += ["", "To add one, write an entry in `prefjax/data/datasets/`, a sample of a few invented rows in"]
+    lines += ["", "To add one, write a module in `prefjax/data/datasets/`, a sample of a few invented rows in"]
     lines += ["`tests/data/dataset_samples.py`, and run this script.", ""]
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Writes docs/objectives.md from the registry and its docstrings: python docs/write_objectives.py"""
+"""Writes docs/objectives.md from the registry and its docstrings: python -m docs.write_objectives"""
 
 import inspect
 import re
@@ -23,7 +23,7 @@ HEADINGS = {
 }
 INTRODUCTION = """# Objectives
 
-Written by `python docs/write_objectives.py` from the registry and the docstrings; do not edit.
+Written by `python -m docs.write_objectives` from the registry and the docstrings; do not edit.
 
 All log-probs are in nats. a_w, a_l (or a) are log-ratios log pi(y|x) - log reference(y|x) of the chosen and the
 rejected response, h = a_w - a_l, sp(x) = log(1 + e^x), n the response's tokens, m = logp / n. Of one token, a_t is
@@ -44,7 +44,7 @@ def facts(objective: Objective) -> dict[str, str]:
     Raises:
         ValueError: the docstring is not in that form.
     """
-    first, second = (inspect.cleandoc(objective.loss.__doc__) + "\n\n").split("\n\n")[:2]
+    first, second = (inspect.cleandoc(objective.apply.__doc__) + "\n\n").split("\n\n")[:2]
     found = re.findall(r"^(\w+): (.*?)(?=^\w+: |\Z)", second, re.MULTILINE | re.DOTALL)
     labelled = {label: " ".join(text.split()).removesuffix(".") for label, text in found}
     title, colon, formula = " ".join(first.split()).partition(": ")
@@ -58,8 +58,9 @@ def facts(objective: Objective) -> dict[str, str]:
 
 def inputs(objective: Objective) -> str:
     """The fields it reads besides logp, and what the targets mean to it."""
-    names = [f"{name} ({objective.reads})" if name == "target" else name for name in sorted(objective.needs)]
-    names += [f"{name}, if there" for name in sorted(objective.optional)]
+    requires = objective.requires
+    names = [f"{name} ({requires.reads})" if name == "target" else name for name in sorted(requires.inputs)]
+    names += [f"{name}, if there" for name in sorted(requires.optional)]
     return ", ".join(names) or "only logp"
 
 
@@ -87,7 +88,7 @@ def table() -> str:
     columns = ("objective", "formula", "options", "source", "inputs besides logp", "tokens", "coupled", "start")
     header = "| " + " | ".join((*columns, "elsewhere")) + " |\n|" + " --- |" * 9
     for module, heading in HEADINGS.items():
-        rows = [row(o) for o in OBJECTIVES.values() if o.loss.__module__.endswith(f".{module}")]
+        rows = [row(o) for o in OBJECTIVES.values() if o.apply.__module__.endswith(f".{module}")]
         parts.append(f"\n## {heading}\n\n{header}\n" + "\n".join(rows) + "\n")
     return "".join(parts)
 

@@ -11,7 +11,6 @@ with one value for each response: of a pair chosen and rejected, of a ranking al
 TOOL.json and, where there is something to see, TOOL.png.
 """
 
-import ast
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,14 +18,14 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments.door import build
-from prefjax.analysis.tools.findings import write_finding
-from prefjax.analysis.tools.registry import TOOLS, Tool
-from prefjax.analysis.tools.table import Table
+from prefjax.contrib.output import write_output
+from prefjax.contrib.table import Table
+from prefjax.contrib.tools import TOOLS, Tool
 from prefjax.data.columns import read_arrays, read_columns
 from prefjax.data.formats import Columns, RecordFormat
 from prefjax.data.records import Text
 from prefjax.data.sources import open_sources, parse_sources
+from prefjax.interrupts import StopRequest
 
 _TOOL = flags.DEFINE_string("tool", None, "name(option=value, ...), see docs/analysis.md.")
 _DATA = flags.DEFINE_string("data", "", "Rows: a file or glob; for tools of records as config.data.train.")
@@ -40,28 +39,12 @@ def parse_tool(text: str) -> tuple[Tool, dict[str, Any]]:
     """ "best_of_n(reward='rm')" or "best_of_n": a tool and all its options.
 
     Raises:
-      ValueError: no such tool; an option that is foreign, missing or mistyped; not of this form.
+      ValueError: as `FunctionRegistry.parse`, or not exactly one tool.
     """
-    form = f"tool={text!r}: write name(option=value, ...)"
-    try:
-        call = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise ValueError(f"{form}; {error.msg}") from None
-    given = call.keywords if isinstance(call, ast.Call) else []
-    name = call.func if isinstance(call, ast.Call) else call
-    if not isinstance(name, ast.Name) or (isinstance(call, ast.Call) and call.args):
-        raise ValueError(form)
-    if name.id not in TOOLS:
-        raise ValueError(f"no tool {name.id!r}; docs/analysis.md describes {', '.join(TOOLS)}")
-    values = {}
-    for keyword in given:
-        try:
-            values[keyword.arg or ""] = ast.literal_eval(keyword.value)
-        except ValueError:
-            raise ValueError(f"{form}; {ast.unparse(keyword.value)} is no number, text in quotes, or list") from None
-    tool = TOOLS[name.id]
-    options = build(tool.options_class(), values, tool.name)
-    return tool, {option: getattr(options, option) for option in tool.options}
+    calls = TOOLS.parse(text)
+    if len(calls) != 1:
+        raise ValueError(f"tool={text!r}: one tool at a time, as name(option=value, ...)")
+    return calls[0]
 
 
 def read_table(tool: Tool, options: Mapping[str, Any], data: str, arrays: Sequence[str], **folders: str) -> Table:
@@ -90,8 +73,8 @@ def _record_columns(
     if sources[0].share is not None:
         raise ValueError(f"data={data!r}: an analysis reads all records, leave the shares out")
     for source in open_sources(sources, **folders):
-        records, report = source.read(RecordFormat(), more=Columns(response=wanted))
-        print(report)
+        records, account = source.read(RecordFormat(), more=Columns(response=wanted))
+        print(account)
         for record in records:
             if record.kind != "pair":
                 raise ValueError(
@@ -108,6 +91,7 @@ def _plain(text: Text) -> str:
     return text if isinstance(text, str) else "\n".join(message.content for message in text)
 
 
+@StopRequest()
 def main(_) -> None:
     tool, options = parse_tool(_TOOL.value)
     if not _DATA.value and not _ARRAYS.value:
@@ -115,9 +99,9 @@ def main(_) -> None:
     folders = dict(data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
     table = read_table(tool, options, _DATA.value, _ARRAYS.value, **folders)
     command = shlex.join(["python", "-m", "experiments.analyze", *sys.argv[1:]])
-    finding = tool.apply(table, **options)
-    path = write_finding(_OUTPUT.value, tool.name, finding, command)
-    print(f"{finding.headline}\nwritten to {path}")
+    output = tool.apply(table, **options)
+    path = write_output(_OUTPUT.value, tool.name, output, command)
+    print(f"{output.headline}\nwritten to {path}")
 
 
 if __name__ == "__main__":

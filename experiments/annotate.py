@@ -13,11 +13,12 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from experiments.door import reward_scorer
 from prefjax.data.formats import RecordFormat
+from prefjax.data.jsonl import write_records
 from prefjax.data.records import Record
 from prefjax.data.sources import open_sources, parse_sources
-from prefjax.data.writers import write_records
+from prefjax.interrupts import StopRequest
+from prefjax.policies.rewards import open_reward_model
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The --workdir of a run that trained a reward model.")
 _DATA = flags.DEFINE_string("data", None, "Records to score, as config.data.train.")
@@ -34,6 +35,7 @@ def with_scores(record: Record, scores: tuple[float, ...]) -> Record:
     return dataclasses.replace(record, kind=kind, scores=scores, targets=scores)
 
 
+@StopRequest()
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -43,15 +45,15 @@ def main(_) -> None:
     sources = parse_sources(_DATA.value)
     if sources[0].share is not None:
         raise app.UsageError(f"--data={_DATA.value}: shares make no sense here, give all records (a + b)")
-    scorer = reward_scorer(_WORKDIR.value)
-    records, reports = [], []
+    scorer = open_reward_model(_WORKDIR.value)
+    records, accounts = [], []
     for source in open_sources(sources, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value):
-        own, report = source.read(RecordFormat(ties="keep"))
+        own, account = source.read(RecordFormat(ties="keep"))
         records += own
-        reports.append(report)
-    scored, report = scorer.score(records)
+        accounts.append(account)
+    scored, account = scorer.score(records)
     count = write_records(output, (with_scores(record, scores) for record, scores in scored))
-    print(f"{sum(reports, report)}\n\n{count} records in {output}")
+    print(f"{sum(accounts, account)}\n\n{count} records in {output}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Applies data methods to preference records and writes JSONL with a report: what became of every record, and why.
+"""Applies data methods to preference records and writes JSONL with an account: what became of every record, and why.
 
     python -m experiments.curate --data=samples.jsonl --output=pairs.jsonl \\
         --methods="rso(count=8, beta=0.5) | margin_window(at_least=0.5)"
 
 `data` takes what `config.data.train` takes: files, named datasets, mixtures. docs/data_methods.md lists the methods.
 The same text as `config.data.methods` applies them while a run prepares its training data; write a file to look at the
-result, to change held-out records too, or to score them by other programs. Beside OUTPUT lies OUTPUT.report.json: the
+result, to change held-out records too, or to score them by other programs. Beside OUTPUT lies OUTPUT.account.json: the
 sources' fingerprints, the methods with their options, and counts in, out, and by reason.
 """
 
@@ -14,11 +14,12 @@ from pathlib import Path
 
 from absl import app, flags
 
+from prefjax.data.account import Account
 from prefjax.data.formats import RecordFormat
-from prefjax.data.methods.registry import apply_methods, columns_of, parse_methods, provenance
-from prefjax.data.report import Report
+from prefjax.data.jsonl import write_records
+from prefjax.data.methods.sequences import apply_methods, columns_of, parse_methods, provenance
 from prefjax.data.sources import open_sources, parse_sources, take_shares
-from prefjax.data.writers import write_records
+from prefjax.interrupts import StopRequest
 
 _DATA = flags.DEFINE_string("data", None, "Records to read, as config.data.train.")
 _METHODS = flags.DEFINE_string("methods", None, "name(option=value, ...) | name(...), see docs/data_methods.md.")
@@ -29,6 +30,7 @@ _TFDS_DIR = flags.DEFINE_string("tfds_dir", "", "Where named datasets are kept; 
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fetched by hand.")
 
 
+@StopRequest()
 def main(_) -> None:
     output = Path(_OUTPUT.value)
     if output.suffix != ".jsonl":
@@ -36,16 +38,16 @@ def main(_) -> None:
     steps, sources = parse_methods(_METHODS.value), parse_sources(_DATA.value)
     opened = open_sources(sources, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
     fingerprints = [source.fingerprint().hex() for source in opened]
-    made, reports = [], []
+    made, accounts = [], []
     for stream, source in enumerate(opened):
-        records, report = source.read(RecordFormat(ties=_TIES.value), more=columns_of(steps))
+        records, account = source.read(RecordFormat(ties=_TIES.value), more=columns_of(steps))
         records, more = apply_methods(records, steps, stream=stream)
         made.append(records)
-        reports.append(report + more)
+        accounts.append(account + more)
     if sources[0].share is not None:
         made, drawn = take_shares(made, sources, _MIXTURE_SEED.value)
-        reports += drawn
-    report = sum(reports, Report())
+        accounts += drawn
+    account = sum(accounts, Account())
     count = write_records(output, (record for records in made for record in records))
     facts = {
         "sources": [
@@ -53,13 +55,13 @@ def main(_) -> None:
             for source, print_ in zip(sources, fingerprints, strict=True)
         ],
         "mixture_seed": _MIXTURE_SEED.value,
-        "methods": provenance(steps, report),
+        "methods": provenance(steps, account),
         "records": count,
-        "report": report.as_dict(),
+        "account": account.as_dict(),
     }
-    path = output.with_name(output.name + ".report.json")
+    path = output.with_name(output.name + ".account.json")
     path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    print(f"{report}\n\n{count} records in {output}, their account in {path}")
+    print(f"{account}\n\n{count} records in {output}, their account in {path}")
 
 
 if __name__ == "__main__":

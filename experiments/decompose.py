@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags, logging
 
-from experiments.door import reward_scorer
-from prefjax.analysis import decompose
-from prefjax.analysis.decomposition import head_accuracies
+from prefjax.contrib import decompose
+from prefjax.contrib.decomposition import head_accuracies
 from prefjax.data.encoding import encode_all
 from prefjax.data.formats import RecordFormat
 from prefjax.data.sources import open_sources, parse_sources
-from prefjax.data.store import MemoryTrees
-from prefjax.training.rewards import RewardModel, last_response_states, response_table
+from prefjax.interrupts import StopRequest
+from prefjax.policies.rewards import RewardModel, last_response_states, open_reward_model, response_table
+from prefjax.rows.store import MemoryTrees
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The --workdir of a run that trained a reward model.")
 _DATA = flags.DEFINE_string("data", None, "Pairs to decompose, as config.data.train.")
@@ -33,21 +33,22 @@ def differences(model: RewardModel, data: str) -> np.ndarray:
     """[n, D] hidden state of the chosen minus that of the rejected response, of all pairs that can be encoded."""
     records = []
     for source in open_sources(parse_sources(data)):
-        own, report = source.read(RecordFormat())
-        print(report)
+        own, account = source.read(RecordFormat())
+        print(account)
         records += [record for record in own if record.kind == "pair"]
-    trees, report = encode_all(records, model.tokenizer, model.encoding)
-    print(report, flush=True)
+    trees, account = encode_all(records, model.tokenizer, model.data.encoding)
+    print(account, flush=True)
     if not trees:
         raise ValueError(f"{data} holds no pair that can be encoded")
     states = response_table(model.setup, model.params, MemoryTrees(trees), last_response_states)
     return states[:, 0] - states[:, 1]
 
 
+@StopRequest()
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    model = reward_scorer(_WORKDIR.value)
+    model = open_reward_model(_WORKDIR.value)
     found = decompose(differences(model, _DATA.value), _COUNT.value)
     held_out = differences(model, _EVAL.value)
     accuracies = head_accuracies(found.directions, held_out)

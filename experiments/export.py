@@ -5,15 +5,16 @@ python -m experiments.export --workdir=runs/dpo --output=exports/dpo --dtype=bfl
 Of a run that trained a scalar reward model the folder is one for AutoModelForSequenceClassification, with one label.
 """
 
-import json
 from pathlib import Path
 
-import ml_collections
 from absl import app, flags, logging
 
-from experiments.door import origin, run_config
-from prefjax.losses import OBJECTIVES
-from prefjax.training.export import export_policy, export_reward_model
+from prefjax.interrupts import StopRequest
+from prefjax.policies.export import export_policy, export_reward_model
+from prefjax.policies.open import open_policy
+from prefjax.policies.rewards import open_reward_model
+from prefjax.training.config import objective_of
+from prefjax.training.runs import open_run, origin
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The --workdir of a finished or stopped training run.")
 _OUTPUT = flags.DEFINE_string("output", None, "A new folder for the model.")
@@ -24,23 +25,21 @@ _DTYPE = flags.DEFINE_enum(
 _SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "Largest weights file in GB; a larger model is several files.")
 
 
+@StopRequest()
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
-    workdir = Path(_WORKDIR.value)
-    run = run_config(ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text())))
-    if _STAGE.value == "sft" and run.sft is None:
-        raise app.UsageError(f"--stage=sft: {workdir} had no SFT stage")
-    stage, folder = (run.sft, workdir / "sft") if _STAGE.value == "sft" else (run.stage, workdir)
-    export = export_reward_model if OBJECTIVES[stage.objective].trains_reward_model else export_policy
-    export(
-        stage,
-        folder,
-        _OUTPUT.value,
-        like=origin(str(workdir)),
-        dtype=_DTYPE.value,
-        shard_bytes=int(_SHARD_GB.value * 1e9),
-    )
+    workdir, options = Path(_WORKDIR.value), dict(dtype=_DTYPE.value, shard_bytes=int(_SHARD_GB.value * 1e9))
+    run = open_run(workdir)
+    name = "" if _STAGE.value == "preference" else _STAGE.value
+    stage = run.find(name)
+    if stage is None:
+        raise app.UsageError(f"--stage={name}: {workdir} had no {name.upper()} stage")
+    if objective_of(stage).requires.reward_head:
+        model = open_reward_model(workdir)
+        export_reward_model(model, _OUTPUT.value, origin=origin(str(workdir)), **options)
+    else:
+        export_policy(open_policy(workdir / name), _OUTPUT.value, **options)
     print(f"exported to {_OUTPUT.value}")
 
 

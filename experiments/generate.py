@@ -30,13 +30,16 @@ import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
-from experiments.policies import SCORERS, load_scorer, open_mesh, open_policy
-from prefjax.data.prompt_rows import Prompt, encode_prompts, read_prompts
-from prefjax.data.report import Report
+from prefjax.data.account import Account
+from prefjax.data.prompts import Prompt, encode_prompts, read_prompts
+from prefjax.interrupts import StopRequest
 from prefjax.models import SamplingOptions
 from prefjax.models.huggingface import is_checkpoint
+from prefjax.policies.generate import GenerationConfig, generate_file, respond, rows_of
+from prefjax.policies.open import open_mesh, open_policy
+from prefjax.policies.scorers import SCORERS, Scorer, load_scorer
 from prefjax.training.checkpoint import parameter_hash
-from prefjax.training.generation import GenerationConfig, Policy, Scorer, generate_file, respond, rows_of
+from prefjax.training.parameters import Policy
 
 _MODEL = flags.DEFINE_string("model", None, "A run's --workdir (or its sft folder), or a Hugging Face folder.")
 _PROMPT = flags.DEFINE_string("prompt", "", "One prompt, answered on the terminal.")
@@ -61,6 +64,7 @@ _TFDS_DIR = flags.DEFINE_string("tfds_dir", "", "Where named datasets are kept; 
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fetched by hand.")
 
 
+@StopRequest()
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
@@ -74,9 +78,9 @@ def main(_) -> None:
         _show(policy, config, scorer)
         return
     read, file = read_prompts(_PROMPTS.value, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
-    prompts, report = _encoded(policy, read, _is_chat(policy))
-    report = file.report + report
-    print(f"{report}\n", flush=True)
+    prompts, account = _encoded(policy, read, _is_chat(policy))
+    account = file.account + account
+    print(f"{account}\n", flush=True)
     identity = {
         "model": _MODEL.value,
         "parameters": parameter_hash(policy.params),
@@ -93,7 +97,7 @@ def main(_) -> None:
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
         "mesh": dict(mesh.shape),
-        "report": report.as_dict(),
+        "account": account.as_dict(),
     }
     manifest = generate_file(
         policy, prompts, config, Path(_OUTPUT.value), identity=identity, about=about, scorer=scorer
@@ -128,7 +132,7 @@ def _templated(policy: Policy) -> bool:
     return policy.tokenizer.has_chat_template and is_checkpoint(_MODEL.value)
 
 
-def _encoded(policy: Policy, prompts: list[Prompt], chat: bool) -> tuple[list[Prompt], Report]:
+def _encoded(policy: Policy, prompts: list[Prompt], chat: bool) -> tuple[list[Prompt], Account]:
     return encode_prompts(prompts, policy.tokenizer, chat=chat, max_length=_MAX_PROMPT.value)
 
 
@@ -136,9 +140,9 @@ def _show(policy: Policy, config: GenerationConfig, scorer: Scorer | None) -> No
     ways = {"as it is": False, "as a user's turn": True} if _CHAT.value is None and _templated(policy) else {"": None}
     for way, chat in ways.items():
         chat = _is_chat(policy) if chat is None else chat
-        prompts, report = _encoded(policy, [Prompt(_PROMPT.value, "--prompt")], chat)
+        prompts, account = _encoded(policy, [Prompt(_PROMPT.value, "--prompt")], chat)
         if not prompts:
-            raise app.UsageError(str(report))
+            raise app.UsageError(str(account))
         responses = respond(policy, prompts, config, bar=tqdm(disable=True))
         rows, counts = rows_of(policy.tokenizer, prompts, responses, scorer)
         if way:

@@ -20,18 +20,20 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
 
-from experiments.door import run_config
+from experiments.config_flag import define_config
 from prefjax.data.prepare import records_of
 from prefjax.data.preview import legend, preview_tree
-from prefjax.data.rows import LAYOUTS
-from prefjax.data.store import PreparedTrees, TreeSource
-from prefjax.data.tokenizers import Tokenizer, load_tokenizer
-from prefjax.training.batches import data_need, describe_shape, load_trees, plan_rows, with_baselines
-from prefjax.training.config import StageConfig
+from prefjax.data.tokenizers import Tokenizer
+from prefjax.interrupts import StopRequest
+from prefjax.rows.arrays import LAYOUTS
+from prefjax.rows.store import PreparedTrees, TreeSource
+from prefjax.training.batches import describe_shape, load_trees, training_shape, with_baselines
+from prefjax.training.config import StageConfig, objective_of
+from prefjax.training.parameters import tokenizer_of
+from prefjax.training.runs import run_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(argument), as in configs/.")
+_CONFIG = define_config()
 
 _PREVIEW = flags.DEFINE_integer("preview", 0, "Trees of each split to show.", lower_bound=0)
 
@@ -40,23 +42,24 @@ def show(stage: StageConfig, tokenizer: Tokenizer, prepared: PreparedTrees, tree
     """Prints the first trees, with baselines where the objective takes them; the records are read again."""
     colour = sys.stdout.isatty()
     print(f"\n{legend(colour=colour)}")
-    records = records_of(stage.data, data_need(stage), tokenizer, Path(stage.data.directory), prepared)
+    records = records_of(stage.data, objective_of(stage).requires, tokenizer, Path(stage.data.directory), prepared)
     for row, (record, _) in enumerate(itertools.islice(records, count)):
         print(f"\n{preview_tree(record, trees[row], tokenizer, colour=colour)}")
 
 
+@StopRequest()
 def main(_) -> None:
-    stage = run_config(_CONFIG.value).stage
+    stage = run_config(_CONFIG.value.to_dict()).stage
     if not stage.data.directory:
         raise app.UsageError("give --config.data.directory, the folder for the prepared trees and their manifest")
-    tokenizer = load_tokenizer(stage.data.tokenizer, stage.data.chat_template)
+    tokenizer = tokenizer_of(stage.data, stage.model)
     for split in ("train", "eval"):
         prepared = load_trees(stage, tokenizer, Path(stage.data.directory), split)
         trees = with_baselines(stage, prepared)
         print(f"[{split}] rows of every layout, one device")
         for layout in LAYOUTS:
             config = dataclasses.replace(stage, rows=dataclasses.replace(stage.rows, layout=layout))
-            print("  " + describe_shape(config, trees, plan_rows(config, trees, row_multiple=stage.accumulation)))
+            print("  " + describe_shape(config, trees, training_shape(config, trees)))
         if _PREVIEW.value:
             show(stage, tokenizer, prepared, trees, _PREVIEW.value)
         print(f"\nwritten to {prepared.directory / 'manifest.json'}\n", flush=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import app, flags
 
 from prefjax.analysis import find_runs, read_run, write_overview
+from prefjax.interrupts import StopRequest
 
 _RUNS = flags.DEFINE_list("runs", None, "Folders of runs, or folders that hold such folders, with commas between them.")
 _OUTPUT = flags.DEFINE_string(
@@ -21,6 +22,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 
+@StopRequest()
 def main(_) -> None:
     try:
         folders = find_runs(_RUNS.value)

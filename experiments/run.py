@@ -22,8 +22,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.tables import load_table, report, table_ids
-from experiments.tables.core import Results, UsageError, load_paper
+from experiments.tables import load_table, table_ids, verdicts
+from experiments.tables.harness import Results, UsageError, load_paper
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,21 +80,21 @@ def _run(table_id: str, module: ModuleType, values: flags.FlagValues) -> int:
         if not file.exists():
             raise UsageError(f"--check: {table_id} has no reference run")
         reference = json.loads(file.read_text(encoding="utf-8"))
-        report.require_same_config(values.config, reference)
-    print(f"{report.header(module.__doc__)}\n", flush=True)
+        verdicts.require_same_config(values.config, reference)
+    print(f"{verdicts.header(module.__doc__)}\n", flush=True)
 
     start = time.monotonic()
     rows = list(module.run(values.config))
     results = Results(rows)
-    result = report.summarize(table_id, module, values.config, results, time.monotonic() - start)
-    report.write(Path(values.workdir), result, rows, module.plot(results))
+    result = verdicts.summarize(table_id, module, values.config, results, time.monotonic() - start)
+    verdicts.write(Path(values.workdir), result, rows, module.plot(results))
 
-    print(f"{report.markdown_table(result)}\n")
-    print("\n".join(report.claim_lines(result)), end="\n\n")
-    found = report.differences(result, reference) if reference else []
+    print(f"{verdicts.markdown_table(result)}\n")
+    print("\n".join(verdicts.claim_lines(result)), end="\n\n")
+    found = verdicts.differences(result, reference) if reference else []
     if reference:
         print("\n".join(found) or "agrees with the reference run")
-    print(report.last_line(result))
+    print(verdicts.last_line(result))
     print(f"{values.workdir}/: table.md plot.png result.json rows.jsonl")
     return 0 if not found and all(claim["holds"] for claim in result["claims"]) else 1
 

@@ -22,33 +22,37 @@ from pathlib import Path
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-from experiments.door import RunConfig, run_config
-from prefjax.data.writers import write_rows
+from experiments.config_flag import define_config
+from experiments.distributed_flag import define_distributed
+from prefjax.data.jsonl import write_rows
+from prefjax.interrupts import StopRequest
+from prefjax.policies.precompute import Scored, score_rows, score_stage
 from prefjax.training.checkpoint import is_finished
-from prefjax.training.config import ReferenceConfig, StageConfig, find_objective
-from prefjax.training.precompute import Scored, score_rows, score_stage
+from prefjax.training.config import ReferenceConfig, StageConfig, objective_of
+from prefjax.training.processes import processes
+from prefjax.training.runs import RunConfig, run_config
 from prefjax.training.stage import score_directory
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File with get_config(argument), as in configs/.")
+_CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "That of the run: its SFT stage and prepared data are found there.")
 _CACHE = flags.DEFINE_string("cache", "", "Where scores go. Empty: config.reference.cache, or WORKDIR/reference.")
 _OUTPUT = flags.DEFINE_string("output", "", "A .jsonl or .jsonl.gz of scores per record. Empty: none.")
 _POLICY = flags.DEFINE_string("policy", "", "With --output: a trained run, or a Hugging Face folder, to score too.")
-_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes, as of experiments.train.")
+_DISTRIBUTED = define_distributed()
 
 
 def reference_source(run: RunConfig, workdir: Path) -> str:
     """What the preference stage of a run takes as its reference."""
-    if run.stage.reference.init_from or run.sft is None:
-        return run.stage.reference.init_from or run.stage.init_from
-    if not is_finished(workdir / "sft"):
-        raise app.UsageError(
-            f"{workdir}/sft holds no finished SFT stage, so the reference is not there yet: train it first, or give "
-            "--config.reference.init_from"
-        )
-    return str(workdir / "sft")
+    if run.stage.reference.init_from:
+        return run.stage.reference.init_from
+    for name, _ in run.stages[:-1]:
+        if not is_finished(workdir / name):
+            raise app.UsageError(
+                f"{workdir / name} holds no finished {name.upper()} stage, so the reference is not there yet: train it "
+                "first, or give --config.reference.init_from"
+            )
+    return run.start(workdir)
 
 
 def main(_) -> None:
@@ -56,11 +60,14 @@ def main(_) -> None:
         logging.set_verbosity(logging.WARNING)
     if _POLICY.value and not _OUTPUT.value:
         raise app.UsageError("--policy is read with --output only")
-    if _DISTRIBUTED.value:
-        jax.distributed.initialize()
-    workdir, run = Path(_WORKDIR.value), run_config(_CONFIG.value)
+    with processes(_DISTRIBUTED.value), StopRequest():
+        score_run()
+
+
+def score_run() -> None:
+    workdir, run = Path(_WORKDIR.value), run_config(_CONFIG.value.to_dict())
     stage = run.stage
-    if not find_objective(stage.objective).needs_reference:
+    if not objective_of(stage).requires.reference:
         raise app.UsageError(f"objective {stage.objective} reads no reference: give a config of one that does, as dpo")
     cache = Path(_CACHE.value) if _CACHE.value else score_directory(stage, workdir)
     stage = dataclasses.replace(stage, reference=ReferenceConfig("precomputed", stage.reference.init_from))

@@ -14,8 +14,9 @@ import shlex
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import ml_collections
@@ -23,18 +24,19 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import quickstart
-from experiments.door import RunConfig, remember, run_config
-from experiments.samples import report_run
+from experiments.config_flag import complete, define_changes
 from prefjax.analysis import Outcome, read_outcome, write_comparison
+from prefjax.interrupts import StopRequest
 from prefjax.losses import OBJECTIVES
-from prefjax.training.loop import StopRequest
+from prefjax.options import stated
+from prefjax.policies.run_report import report_run
+from prefjax.training.runs import RunConfig, record_config, run_config
 from prefjax.training.stage import run_stage
 
-_CONFIG = config_flags.DEFINE_config_dict("config", quickstart.get_config("dpo"), "What holds for all objectives.")
+_CONFIG = define_changes(quickstart.get_config("dpo"), "configs/quickstart.py:dpo")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; the same one continues.")
 _OBJECTIVES = flags.DEFINE_list("objectives", [], "Which ones, with commas between them; empty: all.")
 _STEPS = flags.DEFINE_integer("steps", None, "Steps of each preference stage, in place of the quickstart's.")
-_INTERRUPTED = 130  # the shell's exit code for Ctrl-C
 
 
 class _Stopped(Exception):
@@ -55,8 +57,7 @@ def main(_) -> None:
         try:
             outcomes = run_all(names, workdir, command, stop)
         except _Stopped:
-            print(f"stopped, and saved. To continue:\n  {command}", flush=True)
-            sys.exit(_INTERRUPTED)
+            stop.end()
     print((workdir / "comparison.md").read_text(), flush=True)
     sys.exit(any(outcome.failure.startswith("failed") for outcome in outcomes))
 
@@ -66,9 +67,9 @@ def run_all(names: Sequence[str], workdir: Path, command: str, stop: StopRequest
     start_from_sft(workdir, stop)
     outcomes = []
     for name in names:
-        family = OBJECTIVES[name].loss.__module__.rsplit(".", 1)[-1]
+        family = OBJECTIVES[name].apply.__module__.rsplit(".", 1)[-1]
         try:
-            config = objective_config(name)
+            config = objective_config(name).to_dict()
             run = run_config(config)
         except ValueError as error:
             outcomes.append(Outcome(name, family, failure=f"refused: {error}"))
@@ -90,16 +91,15 @@ def run_all(names: Sequence[str], workdir: Path, command: str, stop: StopRequest
 
 def start_from_sft(workdir: Path, stop: StopRequest) -> None:
     """The SFT stage that all objectives start from, in workdir/sft."""
-    config = objective_config("dpo")
-    read = {name: config[name] for name in ("seed", "data", "rows", "model", "sft")}
-    remember(ml_collections.ConfigDict(read), workdir / "sft")
+    stage = run_config(objective_config("dpo").to_dict()).find("sft")
+    record_config(dataclasses.asdict(stage), workdir / "sft")
     print("== SFT", flush=True)
-    if not run_stage(run_config(config).sft, workdir / "sft", workdir / "data", should_stop=stopping(stop)).finished:
+    if not run_stage(stage, workdir / "sft", workdir / "data", should_stop=stopping(stop)).finished:
         raise _Stopped
 
 
 def run_one(
-    run: RunConfig, config: ml_collections.ConfigDict, family: str, workdir: Path, command: str, stop: StopRequest
+    run: RunConfig, config: Mapping[str, Any], family: str, workdir: Path, command: str, stop: StopRequest
 ) -> Outcome:
     """Trains and reports one objective, or reads the report that an earlier command made.
 
@@ -107,7 +107,7 @@ def run_one(
       ValueError: the folder holds a run with another config.
     """
     name, directory = run.stage.objective, workdir / run.stage.objective
-    remember(config, directory)
+    record_config(config, directory)
     if not (directory / "result.json").exists():
         print(f"== {name}", flush=True)
         started = time.perf_counter()
@@ -115,13 +115,13 @@ def run_one(
         result = run_stage(stage, directory, workdir / "data", should_stop=stopping(stop))
         if not result.finished:
             raise _Stopped
-        report_run(run, config, result, directory, command, {name: time.perf_counter() - started})
+        report_run(run, stated(config), result, directory, command, {name: time.perf_counter() - started})
     return read_outcome(directory, family)
 
 
 def objective_config(name: str) -> ml_collections.ConfigDict:
     """The quickstart of one objective with what the command line says for all of them."""
-    config = quickstart.get_config(name)
+    config = complete(quickstart.get_config(name), f"configs/quickstart.py:{name}")
     config.update_from_flattened_dict(config_flags.get_override_values(flags.FLAGS["config"]))
     if _STEPS.value:
         config.train.steps = _STEPS.value

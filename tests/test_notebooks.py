@@ -27,6 +27,7 @@ def test_stored_without_outputs(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in code_cells(notebook))
 
 
+@pytest.mark.slow
 @each_notebook
 def test_executes_and_draws(path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel picks its inline backend

@@ -9,21 +9,26 @@ PROTOCOL  One packed row of random trees (a prompt and two responses, lengths lo
           timed.
 """
 
-import statistics
-from pathlib import Path
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.figure
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from experiments.benchmarks import core
-from prefjax.data.layout import lay_out_forest
+from experiments.benchmarks import sweep
 from prefjax.models import attention
+from prefjax.rows.layout import lay_out_forest
 
 QUERY_HEADS, KEY_HEADS, WIDTH = 9, 3, 64
-TOLERANCE = 1e-4
+PLAIN, TILES = "jax.nn with the mask", "live tiles"
+COLUMNS = (
+    f"T: {{length}} | {PLAIN}, ms: {{plain[milliseconds]:.0f}} | MB: {{plain[temporary_mb]:.0f}} | "
+    f"{TILES}, ms: {{tiles[milliseconds]:.0f}} | MB: {{tiles[temporary_mb]:.0f}} | "
+    "faster: {faster:.1f}x | memory: {memory:.0%}"
+)
 
 
 def packed_row(length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -44,103 +49,100 @@ def packed_row(length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return visible_until[None], np.concatenate([forest.positions, np.zeros_like(pad)])[None]
 
 
-def implementations(visible_until: jax.Array, positions: jax.Array):
-    """name -> function of (query, key, value); the mask is planned or written out inside, as a step would."""
+def drawn(
+    rows: int, length: int, query_heads: int, key_heads: int, width: int, dtype: str = "float32"
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """([visible_until, positions], [query, key, value, upstream gradient]) of packed rows, the latter random."""
+    masks = zip(*(packed_row(length, seed) for seed in range(rows)), strict=True)
+    shapes = [(rows, length, heads, width) for heads in (query_heads, key_heads, key_heads, query_heads)]
+    keys = jax.random.split(jax.random.key(0), 4)
+    arrays = [jax.random.normal(key, shape, dtype) for key, shape in zip(keys, shapes, strict=True)]
+    return [jnp.asarray(np.concatenate(part)) for part in masks], arrays
+
+
+def compiled(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], *masks: Any) -> sweep.Cell:
+    """Forward and backward of one attention: its output against the upstream gradient, and the three gradients.
+
+    Args:
+      function: of query, key, value and `masks`, which are arguments of the program; some functions make their own.
+      arrays: query, key, value and the upstream gradient.
+    """
+    query, key, value, upstream = arrays
+    inputs = {"query": query, "key": key, "value": value}
+    output = lambda given, *masks: function(given["query"], given["key"], given["value"], *masks)
+    loss = lambda given, *masks: (output(given, *masks) * upstream).astype(jnp.float32).sum()
+    program = jax.jit(jax.value_and_grad(loss)).lower(inputs, *masks).compile()
+
+    def run():
+        loss, gradients = jax.block_until_ready(program(inputs, *masks))
+        return {"loss": loss, **gradients}
+
+    return sweep.Cell({"temporary_mb": program.memory_analysis().temp_size_in_bytes / 1e6}, run)
+
+
+def implementations(visible_until: jax.Array, positions: jax.Array) -> dict[str, Callable[..., jax.Array]]:
+    """name -> function of (query, key, value); the mask is prepared or written out inside, as a step would."""
 
     def masked(query, key, value):
         mask = attention.visible(visible_until)[:, None]
         return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=WIDTH**-0.5)
 
     def tiled(query, key, value):
-        plan = attention.prepare(visible_until, positions, implementation="tiled")
-        return attention.attend(query, key, value, plan, scale=WIDTH**-0.5)
+        mask = attention.prepare(visible_until, positions, implementation="tiled")
+        return attention.attend(query, key, value, mask, scale=WIDTH**-0.5)
 
-    return {"jax.nn with the mask": masked, "live tiles": tiled}
-
-
-def measure(length: int, repeats: int) -> list[dict]:
-    """One row of the table per implementation.
-
-    Raises:
-      AssertionError: the implementations disagree.
-    """
-    visible_until, positions = map(jnp.asarray, packed_row(length))
-    keys = jax.random.split(jax.random.key(0), 4)
-    shape = lambda heads: (1, length, heads, WIDTH)
-    query, key, value, upstream = (
-        jax.random.normal(k, shape(heads))
-        for k, heads in zip(keys, (QUERY_HEADS, KEY_HEADS, KEY_HEADS, QUERY_HEADS), strict=True)
-    )
-    calls, outputs, temporaries = {}, {}, {}
-    for name, function in implementations(visible_until, positions).items():
-        loss = lambda q, k, v, f=function: (f(q, k, v) * upstream).sum()
-        compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(query, key, value).compile()
-        calls[name] = lambda compiled=compiled: jax.block_until_ready(compiled(query, key, value))
-        outputs[name] = calls[name]()
-        temporaries[name] = compiled.memory_analysis().temp_size_in_bytes / 1e6
-    plain, tiles = outputs.values()
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(tiles), strict=True):
-        scale = float(jnp.abs(a).max())
-        assert float(jnp.abs(a - b).max()) <= TOLERANCE * scale, f"length {length}: the implementations disagree"
-    return [
-        {
-            "length": length,
-            "implementation": name,
-            "milliseconds": 1e3 * statistics.median(seconds),
-            "temporary_mb": temporaries[name],
-        }
-        for name, seconds in core.interleave(calls, repeats, settle=True).items()
-    ]
+    return {PLAIN: masked, TILES: tiled}
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown, one line per row length."""
-    names = list(dict.fromkeys(row["implementation"] for row in rows))
-    columns = ["T", *(column for name in names for column in (f"{name}, ms", "MB")), "faster", "memory"]
-    lines = []
-    for length in dict.fromkeys(row["length"] for row in rows):
-        plain, tiles = (next(r for r in rows if r["length"] == length and r["implementation"] == n) for n in names)
-        cells = [f"{r[field]:.0f}" for r in (plain, tiles) for field in ("milliseconds", "temporary_mb")]
-        faster = plain["milliseconds"] / tiles["milliseconds"]
-        memory = tiles["temporary_mb"] / plain["temporary_mb"]
-        lines.append([str(length), *cells, f"{faster:.1f}x", f"{memory:.0%}"])
-    return core.markdown(columns, lines)
+@dataclasses.dataclass
+class Attention(sweep.Sweep):
+    """One case per row length, one row per implementation, and one line for both."""
 
+    cases: Iterable[int]
 
-def plot(rows: list[dict]) -> matplotlib.figure.Figure:
-    """Time and temporaries over the row length, both axes logarithmic."""
-    figure = matplotlib.figure.Figure(figsize=(8.4, 3.4), dpi=120, layout="constrained")
-    panels = (("milliseconds", "forward + backward, ms"), ("temporary_mb", "temporaries, MB"))
-    for axis, (field, label) in zip(figure.subplots(1, 2), panels, strict=True):
-        for name, colour in zip(
-            dict.fromkeys(row["implementation"] for row in rows), ("#8A8F98", "#0072B2"), strict=True
-        ):
-            points = [(row["length"], row[field]) for row in rows if row["implementation"] == name]
-            axis.plot(*zip(*points, strict=True), marker="o", color=colour, label=name)
-        axis.set(xscale="log", yscale="log", xlabel="tokens in the row", ylabel=label)
-        axis.set_xticks([row["length"] for row in rows], [str(row["length"]) for row in rows])
-        axis.minorticks_off()
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False)
-    return figure
+    columns = COLUMNS
+    settle = True
+
+    def cells(self, case):
+        """One per implementation, on the same row."""
+        masks, arrays = drawn(1, case, QUERY_HEADS, KEY_HEADS, WIDTH)
+        return {name: compiled(function, arrays) for name, function in implementations(*masks).items()}
+
+    def rows(self, case, cells):
+        timed = lambda cell: {"milliseconds": 1e3 * cell["seconds"].median, "temporary_mb": cell["temporary_mb"]}
+        return [{"length": case, "implementation": name, **timed(cell)} for name, cell in cells.items()]
+
+    def lines(self, rows):
+        return [
+            {
+                "length": plain["length"],
+                "plain": plain,
+                "tiles": tiles,
+                "faster": plain["milliseconds"] / tiles["milliseconds"],
+                "memory": tiles["temporary_mb"] / plain["temporary_mb"],
+            }
+            for plain, tiles in zip(rows[::2], rows[1::2], strict=True)
+        ]
+
+    def plot(self, rows):
+        """Time and temporaries over the row length, both axes logarithmic."""
+        figure, axes = sweep.panels(8.4, 3.4, 2)
+        lengths = list(dict.fromkeys(row["length"] for row in rows))
+        shown = (("milliseconds", "forward + backward, ms"), ("temporary_mb", "temporaries, MB"))
+        for axis, (field, label) in zip(axes, shown, strict=True):
+            for name, colour in ((PLAIN, sweep.GREY), (TILES, sweep.BLUE)):
+                values = [row[field] for row in rows if row["implementation"] == name]
+                axis.plot(lengths, values, marker="o", color=colour, label=name)
+            axis.set(xscale="log", yscale="log", xlabel="tokens in the row", ylabel=label)
+            axis.set_xticks(lengths, map(str, lengths))
+            axis.minorticks_off()
+            axis.legend(frameon=False)
+        return figure
 
 
 def define_flags() -> None:
-    core.define_output()
-    core.define_repeats()
     flags.DEFINE_list("lengths", ["512", "1024", "2048", "4096"], "Row lengths in tokens.")
 
 
-def main(_) -> None:
-    options = flags.FLAGS
-    rows = []
-    for length in map(int, options.lengths):
-        rows += measure(length, options.repeats)
-        print(table(rows[-2:]).splitlines()[-1], flush=True)
-    text = f"float32, median of {options.repeats} calls in turns.\n{core.machine_line()}.\n\n"
-    core.write(Path(options.output), {"rows": rows}, text + table(rows), plot(rows))
-
-
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    sweep.main(define_flags, lambda options: Attention(map(int, options.lengths), text="float32."))

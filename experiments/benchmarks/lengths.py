@@ -1,17 +1,20 @@
 """Whose lengths a benchmark runs on: a preference file, or lognormal lengths with stated medians and random ids."""
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.core import published
+from experiments.tables.harness import load_paper
 from prefjax.data.encoding import EncodingPolicy, encode_all
 from prefjax.data.formats import RecordFormat
-from prefjax.data.packing import TreeLengths
 from prefjax.data.readers import read_records
 from prefjax.data.tokenizers import load_tokenizer
 from prefjax.data.transforms import adapt
-from prefjax.data.trees import TokenTree
+from prefjax.requirements import Requirements
+from prefjax.rows.packing import TreeLengths
+from prefjax.rows.trees import TokenTree
 
 PAPER = "paper:"
 LONG_PROMPT = "long_prompt"
@@ -54,6 +57,11 @@ class Lognormal:
         )
 
 
+def published() -> dict[str, Any]:
+    """The numbers of others in paper.toml, each with its provenance."""
+    return load_paper(Path(__file__).with_name("paper.toml"))
+
+
 def distributions() -> dict[str, Lognormal]:
     """By name: the paper's six datasets as "paper:NAME", and "long_prompt", six prompt tokens to a response token."""
     lengths = published()["datasets"]["lengths"]
@@ -72,7 +80,7 @@ def load_trees(
       group_size: 2 takes pairs, and rankings as pairs; None any number of responses.
 
     Raises:
-      ValueError: no such distribution, a rule it cannot follow, or a tokenizer larger than the model's vocabulary.
+      ValueError: no such distribution, a rule it cannot follow, or a model without the tokenizer's BOS or EOS.
     """
     named = distributions()
     if data in named:
@@ -81,11 +89,9 @@ def load_trees(
         return draw_trees(named[data], DRAWN, policy, vocab_size=vocab_size), str(named[data])
     if data.startswith(PAPER):
         raise ValueError(f"data={data!r}: choose one of {', '.join(named)}, or a file")
-    tokenizer = load_tokenizer(tokenizer_name)
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(f"{tokenizer_name} has {tokenizer.vocab_size} ids and the model {vocab_size}: take another")
+    tokenizer = load_tokenizer(tokenizer_name, vocab_size=vocab_size)
     records, report = read_records(data, RecordFormat())
-    records, adapted = adapt(records, group_size=group_size)
+    records, adapted = adapt(records, Requirements(group_size))
     trees, encoded = encode_all(records, tokenizer, policy)
     if not trees:
         raise ValueError(f"{data}: no record is left\n\n{report + adapted + encoded}")

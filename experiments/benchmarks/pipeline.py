@@ -5,12 +5,12 @@ COMMAND   python -m experiments.benchmarks.pipeline --data='data/*.jsonl.gz' --o
           experiments.prepare left; several are separated by commas.
 TIME      about a minute a file
 PROTOCOL  Every file is encoded and stored as the trainer does it (not timed), with all its responses under one prompt.
-          Rows are made by prefjax.data.pipeline.row_dataset as in endless training on one device: global shuffle,
+          Rows are made by prefjax.rows.pipeline.row_dataset as in endless training on one device: global shuffle,
           packing, reading from disk with the checksum of every tree, laying out, prefetch in a thread. No device. After
           one step that is not counted, whole steps for at least --seconds.
-COLUMNS   fill: tokens / positions over three epochs of the endless plan, which packs what is left of an epoch with the
-          next one; tokens/s: tokens in the rows that came out, padding not counted, per second of wall time, and per
-          CPU second of all threads of the process, which other programs on the machine do not change.
+COLUMNS   fill: tokens / positions over three epochs of endless full rows, where what is left of an epoch is packed
+          with the next one; tokens/s: tokens in the rows that came out, padding not counted, per second of wall time,
+          and per CPU second of all threads of the process, which other programs on the machine do not change.
 """
 
 import dataclasses
@@ -22,18 +22,23 @@ from typing import Any
 import matplotlib.figure
 from absl import app, flags
 
-from experiments.benchmarks import core
+from experiments.benchmarks import sweep
 from prefjax.data.encoding import EncodingPolicy
-from prefjax.data.packing import row_copies, suggest_shape, tree_sizes
-from prefjax.data.pipeline import row_dataset
-from prefjax.data.planning import FullRows, Planner, simulate
-from prefjax.data.prepare import DataConfig, Need, prepare
+from prefjax.data.prepare import DataConfig, prepare
 from prefjax.data.readers import find_files
-from prefjax.data.rows import LAYOUTS, Branches, RowShape
-from prefjax.data.store import TreeSource, open_trees
 from prefjax.data.tokenizers import load_tokenizer
+from prefjax.requirements import Requirements
+from prefjax.rows.arrays import LAYOUTS, Branches, RowShape
+from prefjax.rows.packing import row_copies, suggest_shape, tree_sizes
+from prefjax.rows.pipeline import row_dataset
+from prefjax.rows.steps import FullRows, StepSampler, simulate
+from prefjax.rows.store import TreeSource, open_trees
 
 _EPOCHS = 3
+COLUMNS = (
+    "data: {data} | trees: {trees:,} | layout: {layout} | rows x length: {rows} x {row_length} | fill: {fill:.1%} | "
+    "tokens/s: {wall:.2f} M | tokens per CPU second: {cpu:.2f} M"
+)
 
 
 def open_data(data: str, tokenizer_name: str, policy: EncodingPolicy, directory: Path) -> dict[str, TreeSource]:
@@ -44,7 +49,7 @@ def open_data(data: str, tokenizer_name: str, policy: EncodingPolicy, directory:
     sources = {}
     for path in find_files(data):
         config = DataConfig(train=str(path), eval=str(path), tokenizer=tokenizer_name, encoding=policy)
-        sources[path.name.split(".")[0]] = prepare(config, Need(None), tokenizer, directory, split="train")
+        sources[path.name.split(".")[0]] = prepare(config, Requirements(), tokenizer, directory, split="train")
     return sources
 
 
@@ -58,16 +63,16 @@ def shape_of(trees: TreeSource, layout: str, tokens_per_step: int) -> RowShape:
 
 def measure(trees: TreeSource, layout: str, *, tokens_per_step: int, seconds: float) -> dict[str, Any]:
     """One cell of the table."""
-    shape, plan = shape_of(trees, layout, tokens_per_step), FullRows(seed=0)
-    planner = Planner(trees.lengths, shape, plan)
-    epoch = planner.real_tokens.sum() / (shape.rows * row_copies(layout, shape.branches) * shape.row_length)
-    plain = simulate(planner, steps=max(1, round(_EPOCHS * float(epoch))))
-    steps = iter(row_dataset(trees, shape, plan))
+    shape, batching = shape_of(trees, layout, tokens_per_step), FullRows(seed=0)
+    sampler = StepSampler(trees.lengths, shape, batching)
+    epoch = sampler.real_tokens.sum() / (shape.rows * row_copies(layout, shape.branches) * shape.row_length)
+    plain = simulate(sampler, steps=max(1, round(_EPOCHS * float(epoch))))
+    steps = iter(row_dataset(trees, shape, batching))
     next(steps)
     tokens, made, began, cpu_began = 0, 0, time.perf_counter(), time.process_time()
     while (elapsed := time.perf_counter() - began) < seconds:
         ids = next(steps).example_id
-        tokens += int(planner.real_tokens[ids[ids >= 0]].sum())
+        tokens += int(sampler.real_tokens[ids[ids >= 0]].sum())
         made += 1
     cpu_seconds = time.process_time() - cpu_began
     steps.close()
@@ -82,38 +87,25 @@ def measure(trees: TreeSource, layout: str, *, tokens_per_step: int, seconds: fl
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, one line per data set and layout."""
-    columns = ["data", "trees", "layout", "rows x length", "fill", "tokens/s", "tokens per CPU second"]
-    lines = []
-    for row in rows:
-        line = [row["data"], f"{row['trees']:,}", row["layout"], f"{row['rows']} x {row['row_length']}"]
-        speeds = [f"{row[field] / 1e6:.2f} M" for field in ("tokens_per_second", "tokens_per_cpu_second")]
-        lines.append([*line, f"{row['fill']:.1%}", *speeds])
-    return core.markdown(columns, lines)
-
-
-def plot(rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
+def plot(rows: list[sweep.Row]) -> matplotlib.figure.Figure:
     """Fill, and tokens per second, of every layout on every data set."""
-    layouts = list(dict.fromkeys(row["layout"] for row in rows))
-    names = list(dict.fromkeys(row["data"] for row in rows))
-    figure = matplotlib.figure.Figure(figsize=(9.6, 1.2 + 0.7 * len(names)), dpi=120, layout="constrained")
-    panels = (("fill", "fill", 1, 1.0), ("tokens_per_second", "million tokens per second", 1e-6, 1.0))
-    for axis, (field, label, unit, line) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    layouts, names = (list(dict.fromkeys(row[field] for row in rows)) for field in ("layout", "data"))
+    figure, axes = sweep.panels(9.6, 1.2 + 0.7 * len(names), 2, sharey=True)
+    shown = (("fill", "fill", 1), ("tokens_per_second", "million tokens per second", 1e-6))
+    for axis, (field, label, unit) in zip(axes, shown, strict=True):
         for k, layout in enumerate(layouts):
             values = [row[field] * unit for row in rows if row["layout"] == layout]
             axis.barh([n + 0.2 * k for n in range(len(names))], values, 0.18, label=layout)
-        axis.axvline(line, color="#8A8F98", linewidth=0.8)
+        axis.axvline(1, color=sweep.GREY, linewidth=0.8)
         axis.set(xlabel=label)
         axis.set_yticks([n + 0.1 * (len(layouts) - 1) for n in range(len(names))], names)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=len(layouts), frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(layouts), frameon=False)
     return figure
 
 
 def define_flags() -> None:
     flags.DEFINE_list("data", None, "Files, globs, or folders of prepared trees.", required=True)
-    core.define_output()
+    sweep.define_output()
     flags.DEFINE_string("tokenizer", "byte", "byte, or a Hugging Face tokenizer folder; for files.")
     flags.DEFINE_integer("max_length", None, "Of a prompt with a response; longer ones are dropped.")
     flags.DEFINE_integer("tokens_per_step", 16_384, "Positions of all rows of a step.")
@@ -133,9 +125,10 @@ def main(_) -> None:
                     print(f"{name}, {layout}: fill {cell['fill']:.1%}, {cell['tokens_per_second']:,.0f}/s", flush=True)
     tokenizer = options.tokenizer.rsplit("/", 1)[-1]
     text = f"{tokenizer} tokenizer, steps of {options.tokens_per_step:,} positions, one process.\n"
-    text += f"{core.machine_line()}.\n\n"
+    millions = lambda row: {"wall": row["tokens_per_second"] / 1e6, "cpu": row["tokens_per_cpu_second"] / 1e6}
+    text += f"{sweep.machine_line()}.\n\n{sweep.table(COLUMNS, [row | millions(row) for row in rows])}"
     facts = {"tokens_per_step": options.tokens_per_step, "max_length": options.max_length, "rows": rows}
-    core.write(Path(options.output), facts, text + table(rows), plot(rows))
+    sweep.write(Path(options.output), facts, text, plot(rows))
 
 
 if __name__ == "__main__":

@@ -11,99 +11,74 @@ COLUMNS   none: every activation is kept; dots: results of matrix products with 
 """
 
 import dataclasses
-import statistics
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import matplotlib.figure
-from absl import app, flags
+from absl import flags
 
-from experiments.benchmarks import core
+from experiments.benchmarks import shapes, sweep
 from experiments.benchmarks.lengths import Lognormal, draw_trees
-from experiments.benchmarks.training import Training, check_equal
+from experiments.benchmarks.training import Training
 from prefjax.data.encoding import EncodingPolicy
-from prefjax.data.trees import TokenTree
 from prefjax.models import ModelConfig
 from prefjax.models.decoder import REMAT
+from prefjax.rows.trees import TokenTree
 from prefjax.training.mesh import MeshConfig, make_mesh
 
+COLUMNS = (
+    "remat: {remat} | seconds a step: {seconds:.3g} | against none: {time:.2f}x | "
+    "memory, MB: {memory_mb:,.0f} | against none: {memory:.0%}"
+)
 
-def measure(model: ModelConfig, trees: list[TokenTree], repeats: int) -> list[dict[str, Any]]:
-    """One line per policy.
 
-    Raises:
-      AssertionError: two policies compute different numbers.
-    """
-    mesh = make_mesh(MeshConfig())
-    cells = {}
-    for policy in REMAT:
-        print(f"compiling remat={policy}", flush=True)
-        training = Training(dataclasses.replace(model, remat=policy), mesh)
-        cells[policy] = training.cell(trees, "shared_packed", "live")
-    check_equal({policy: cell.run() for policy, cell in cells.items()}, model.dtype)
-    seconds = core.interleave({policy: cell.run for policy, cell in cells.items()}, repeats)
-    plain = statistics.median(seconds["none"])
-    return [
-        {
-            "remat": policy,
-            "seconds": seconds[policy],
-            "memory_mb": cell.memory_mb,
-            "time": statistics.median(seconds[policy]) / plain,
-            "memory": cell.memory_mb / cells["none"].memory_mb,
+@dataclasses.dataclass
+class Policies(sweep.Sweep):
+    """One row per policy."""
+
+    model: ModelConfig
+    trees: Sequence[TokenTree]
+
+    columns = COLUMNS
+
+    def cells(self, case):
+        trained = {
+            remat: Training(dataclasses.replace(self.model, remat=remat), make_mesh(MeshConfig())) for remat in REMAT
         }
-        for policy, cell in cells.items()
-    ]
+        return {remat: training.cell(self.trees, "shared_packed", "live") for remat, training in trained.items()}
 
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, one line per policy."""
-    columns = ["remat", "seconds a step", "against none", "memory, MB", "against none"]
-    lines = [
-        [
-            row["remat"],
-            f"{statistics.median(row['seconds']):.3g}",
-            f"{row['time']:.2f}x",
-            f"{row['memory_mb']:,.0f}",
-            f"{row['memory']:.0%}",
+    def rows(self, case, cells):
+        plain = cells["none"]
+        return [
+            {
+                "remat": remat,
+                "seconds": cell["seconds"],
+                "memory_mb": cell["memory_mb"],
+                "time": cell["seconds"].median / plain["seconds"].median,
+                "memory": cell["memory_mb"] / plain["memory_mb"],
+            }
+            for remat, cell in cells.items()
         ]
-        for row in rows
-    ]
-    return core.markdown(columns, lines)
 
-
-def plot(rows: list[dict[str, Any]]) -> matplotlib.figure.Figure:
-    """Time against memory, one point per policy."""
-    figure = matplotlib.figure.Figure(figsize=(4.6, 3.4), dpi=120, layout="constrained")
-    axis = figure.subplots()
-    for row in rows:
-        point = row["memory_mb"], statistics.median(row["seconds"])
-        axis.plot(*point, marker="o", color="#0072B2")
-        axis.annotate(row["remat"], point, xytext=(6, 4), textcoords="offset points")
-    axis.set(xlabel="memory of the step, MB", ylabel="seconds a step", xlim=(0, None), ylim=(0, None))
-    axis.spines[["top", "right"]].set_visible(False)
-    return figure
+    def plot(self, rows):
+        """Time against memory, one point per policy."""
+        figure, (axis,) = sweep.panels(4.6, 3.4)
+        for row in rows:
+            point = row["memory_mb"], row["seconds"].median
+            axis.plot(*point, marker="o", color=sweep.BLUE)
+            axis.annotate(row["remat"], point, xytext=(6, 4), textcoords="offset points")
+        axis.set(xlabel="memory of the step, MB", ylabel="seconds a step", xlim=(0, None), ylim=(0, None))
+        return figure
 
 
 def define_flags() -> None:
-    core.define_output()
-    flags.DEFINE_enum("model", "smollm2_135m", sorted(core.MODELS), "Whose shape; the weights are random.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of activations and matmuls.")
+    shapes.define_flags(remat=False)
     flags.DEFINE_integer("prompts", 4, "Prompts of one step.")
-    flags.DEFINE_integer("repeats", 5, "Timed steps per policy.")
 
 
-def main(_) -> None:
-    options = flags.FLAGS
-    model = dataclasses.replace(core.MODELS[options.model], dtype=options.dtype)
+def declare(options: flags.FlagValues) -> Policies:
+    model = shapes.chosen(options)
     trees = draw_trees(Lognormal(450, 1, 0.5, 0.5), options.prompts, EncodingPolicy(), vocab_size=model.vocab_size)
-    rows = measure(model, trees, options.repeats)
-    text = (
-        f"{options.model} shape, {model.dtype}; median of {options.repeats} steps in turns.\n{core.machine_line()}.\n\n"
-    )
-    facts = {"model": dataclasses.asdict(model), "prompts": len(trees), "rows": rows}
-    core.write(Path(options.output), facts, text + table(rows), plot(rows))
+    return Policies(model, trees, **shapes.shown(options, prompts=len(trees)))
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    sweep.main(define_flags, declare)

@@ -19,91 +19,104 @@ COLUMNS   pairs/s; useful tokens/s: P + C + R of the pairs, the same in every la
 """
 
 import dataclasses
-import statistics
+import functools
+import itertools
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import jax
-import matplotlib.figure
-from absl import app, flags
+from absl import flags
 
-from experiments.benchmarks import core, lengths
-from experiments.benchmarks.training import BASELINE, Gains, Training, check_equal, ideal_gains, total_work
+from experiments.benchmarks import lengths, shapes, sweep
+from experiments.benchmarks.training import BASELINE, Gains, Training, ideal_gains, total_work
 from prefjax.data.encoding import TRUNCATIONS, EncodingPolicy
-from prefjax.data.rows import LAYOUTS
-from prefjax.data.statistics import describe
-from prefjax.data.trees import TokenTree
-from prefjax.models import flops
+from prefjax.fit import flops
+from prefjax.models import ModelConfig
+from prefjax.rows.arrays import LAYOUTS
+from prefjax.rows.lengths import summarize_lengths
+from prefjax.rows.trees import TokenTree
 from prefjax.training.mesh import MeshConfig, make_mesh
 
-REFERENCES = ("live", "precomputed")
-_COLOURS = {"live": "#0072B2", "precomputed": "#E69F00"}
+COLOURS = {"live": sweep.BLUE, "precomputed": sweep.ORANGE}  # of the references
+COLUMNS = (
+    "layout: {layout} | reference: {reference} | pairs/s: {pairs_per_second:.3g} | "
+    "useful tokens/s: {useful_tokens_per_second:,.0f} | padding: {padding:.1%} | memory, MB: {memory_mb:,.0f} | "
+    + sweep.GAINS
+)
+PAPER_COLUMNS = " | paper, over Flex: {paper[0]:.2f}x | paper, over FA3: {paper[1]:.2f}x"
 
 
-def measure(
-    trees: list[TokenTree],
-    training: Training,
-    layouts: Sequence[str],
-    references: Sequence[str],
-    *,
-    repeats: int,
-    micro_batch: int,
-) -> list[dict[str, Any]]:
-    """One row of the table per cell, layouts innermost.
+@dataclasses.dataclass
+class Throughput(sweep.Sweep):
+    """One row per reference and layout, layouts innermost."""
 
-    Raises:
-      AssertionError: the cells disagree.
-    """
-    table = training.reference_table(trees, "dpo", micro_batch) if "precomputed" in references else None
-    cells = []
-    for reference in references:
-        for layout in layouts:
-            print(f"compiling {layout}, reference {reference}", flush=True)
-            cells.append(training.cell(trees, layout, reference, micro_batch=micro_batch, table=table))
-    check_equal({cell.name: cell.run() for cell in cells}, training.model.dtype)
-    seconds = core.interleave({cell.name: cell.run for cell in cells}, repeats)
-    check_equal({cell.name: cell.run() for cell in cells[:1]} | {"after timing": cells[-1].run()}, training.model.dtype)
-    useful = total_work(trees, shared=True).tokens
-    rows = []
-    for cell in cells:
-        median = statistics.median(seconds[cell.name])
-        work = total_work(trees, shared=cell.layout in BASELINE)
-        needed = flops.step_flops(training.model, work, live_reference=cell.reference == "live")
-        rows.append(
-            cell.facts()
-            | {
-                "seconds": seconds[cell.name],
-                "pairs_per_second": len(trees) / median,
-                "useful_tokens_per_second": useful / median,
-                "needed_gflops_per_second": needed / median / 1e9,
-            }
-        )
-    return compare(rows, ideal_gains(training.model, trees))
+    trees: list[TokenTree]
+    training: Training
+    layouts: Sequence[str]
+    references: Sequence[str]
+    micro_batch: int
+    data: str = ""
+    title: str = ""
+
+    @property
+    def columns(self):
+        """With the paper's numbers only for its datasets."""
+        return COLUMNS + (PAPER_COLUMNS if self.data.startswith(lengths.PAPER) else "")
+
+    def cells(self, case):
+        scored = "precomputed" in self.references
+        table = self.training.reference_table(self.trees, "dpo", self.micro_batch) if scored else None
+        make = functools.partial(self.training.cell, self.trees, micro_batch=self.micro_batch, table=table)
+        names = itertools.product(self.references, self.layouts)
+        return {f"{layout}, {reference}": make(layout, reference) for reference, layout in names}
+
+    def rows(self, case, cells):
+        timed = [cell | speeds(self.training.model, self.trees, cell) for cell in cells.values()]
+        return compare(timed, ideal_gains(self.training.model, self.trees))
+
+    def lines(self, rows):
+        """The paper's reference is live in every number."""
+        paper = lambda row: paper_gains(self.data, row["layout"]) if row["reference"] == "live" else None
+        return [row | {"paper": paper(row)} for row in rows]
+
+    def plot(self, rows):
+        """Pairs per second, one group of bars per layout."""
+        figure, (axis,) = sweep.panels(7.2, 3.4)
+        layouts, references = (list(dict.fromkeys(row[name] for row in rows)) for name in ("layout", "reference"))
+        width = 0.8 / len(references)
+        for k, reference in enumerate(references):
+            mine = [row for row in rows if row["reference"] == reference]
+            places = [layouts.index(row["layout"]) + (k - (len(references) - 1) / 2) * width for row in mine]
+            look = dict(color=COLOURS[reference], label=reference)
+            axis.bar_label(
+                axis.bar(places, [row["pairs_per_second"] for row in mine], 0.95 * width, **look), fmt="%.3g"
+            )
+        axis.set(ylabel="pairs per second", title=self.title)
+        axis.set_xticks(range(len(layouts)), layouts)
+        axis.legend(frameon=False, title="reference")
+        return figure
 
 
-def compare(rows: list[dict[str, Any]], ideal: Gains) -> list[dict[str, Any]]:
+def speeds(model: ModelConfig, trees: Sequence[TokenTree], cell: sweep.Row) -> dict[str, float]:
+    """What a cell does per second."""
+    work = total_work(trees, shared=cell["layout"] in BASELINE)
+    done = {
+        "pairs": len(trees),
+        "useful_tokens": total_work(trees, shared=True).tokens,
+        "needed_gflops": flops.step_flops(model, work, live_reference=cell["reference"] == "live") / 1e9,
+    }
+    return {f"{name}_per_second": amount / cell["seconds"].median for name, amount in done.items()}
+
+
+def compare(rows: list[sweep.Row], ideal: Gains) -> list[sweep.Row]:
     """Adds S_time, S_tokens, S_FLOPs and efficiency where the layout without sharing was measured too."""
     speed = {(row["layout"], row["reference"]): row["pairs_per_second"] for row in rows}
-    compared = []
-    for row in rows:
-        base = speed.get((BASELINE.get(row["layout"]), row["reference"]))
-        gains = {}
-        if base is not None:
-            ratio = row["pairs_per_second"] / base
-            gains = {
-                "s_time": ratio,
-                "s_tokens": ideal.tokens,
-                "s_flops": ideal.flops,
-                "efficiency": ratio / ideal.flops,
-            }
-        compared.append(row | gains)
-    return compared
+    base = lambda row: speed.get((BASELINE.get(row["layout"]), row["reference"]))
+    return [row | (ideal.against(row["pairs_per_second"] / base(row)) if base(row) else {}) for row in rows]
 
 
 def paper_gains(data: str, layout: str) -> tuple[float, float] | None:
     """The paper's S_time over FlexAttention and over FlashAttention-3, where `data` is like one of its datasets."""
-    table = core.published()["datasets"]["packed" if layout == "shared_packed" else "unpacked"]
+    table = lengths.published()["datasets"]["packed" if layout == "shared_packed" else "unpacked"]
     name = data.removeprefix(lengths.PAPER)
     if layout not in BASELINE or name == data:
         return None
@@ -111,58 +124,14 @@ def paper_gains(data: str, layout: str) -> tuple[float, float] | None:
     return speed["flex_shared"] / speed["flex"], speed["flex_shared"] / speed["fa3"]
 
 
-def table(rows: list[dict[str, Any]], data: str) -> str:
-    """Markdown, one line per cell; the paper's columns only for its datasets."""
-    columns = ["layout", "reference", "pairs/s", "useful tokens/s", "padding", "memory, MB"]
-    columns += ["S_time", "S_tokens", "S_FLOPs", "efficiency"]
-    of_paper = data.startswith(lengths.PAPER)
-    columns += ["paper, over Flex", "paper, over FA3"] if of_paper else []
-    lines = []
-    for row in rows:
-        line = [row["layout"], row["reference"], f"{row['pairs_per_second']:.3g}"]
-        line += [f"{row['useful_tokens_per_second']:,.0f}", f"{row['padding']:.1%}", f"{row['memory_mb']:,.0f}"]
-        if "s_time" in row:
-            line += [f"{row['s_time']:.2f}x", f"{row['s_tokens']:.2f}", f"{row['s_flops']:.2f}"]
-            line += [f"{row['efficiency']:.3f}"]
-        else:
-            line += [""] * 4
-        if of_paper:
-            # The paper's reference is live in every number.
-            gains = paper_gains(data, row["layout"]) if row["reference"] == "live" else None
-            line += ["", ""] if gains is None else [f"{gain:.2f}x" for gain in gains]
-        lines.append(line)
-    return core.markdown(columns, lines)
-
-
-def plot(rows: list[dict[str, Any]], title: str) -> matplotlib.figure.Figure:
-    """Pairs per second, one group of bars per layout."""
-    figure = matplotlib.figure.Figure(figsize=(7.2, 3.4), dpi=120, layout="constrained")
-    axis = figure.subplots()
-    layouts = list(dict.fromkeys(row["layout"] for row in rows))
-    references = list(dict.fromkeys(row["reference"] for row in rows))
-    width = 0.8 / len(references)
-    for k, reference in enumerate(references):
-        mine = [row for row in rows if row["reference"] == reference]
-        places = [layouts.index(row["layout"]) + (k - (len(references) - 1) / 2) * width for row in mine]
-        heights = [row["pairs_per_second"] for row in mine]
-        axis.bar_label(axis.bar(places, heights, 0.95 * width, color=_COLOURS[reference], label=reference), fmt="%.3g")
-    axis.set(ylabel="pairs per second", title=title)
-    axis.set_xticks(range(len(layouts)), layouts)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, title="reference")
-    return figure
-
-
 def define_flags() -> None:
     flags.DEFINE_string("data", None, "A preference file, paper:NAME or long_prompt.", required=True)
-    core.define_output()
-    core.define_repeats()
-    core.define_model_flags()
+    shapes.define_flags()
     flags.DEFINE_string("tokenizer", "byte", "byte, or a Hugging Face tokenizer folder; for files.")
     flags.DEFINE_integer("pairs", 12, "Pairs of one step.")
     flags.DEFINE_integer("micro_batch", 5120, "Positions per device and forward pass; the rest accumulates.")
     flags.DEFINE_multi_enum("layouts", list(LAYOUTS), LAYOUTS, "Which layouts; may be repeated.")
-    flags.DEFINE_multi_enum("references", list(REFERENCES), REFERENCES, "Which; may be repeated.")
+    flags.DEFINE_multi_enum("references", list(COLOURS), list(COLOURS), "Which; may be repeated.")
     flags.DEFINE_integer("max_length", 2048, "Of a prompt with its longest response, in tokens.")
     flags.DEFINE_integer("max_prompt_length", None, "Of a prompt, in tokens.")
     flags.DEFINE_integer("max_response_length", None, "Of a response, in tokens.")
@@ -170,48 +139,33 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of the sample of pairs.")
 
 
-def main(_) -> None:
-    options = flags.FLAGS
-    model = core.chosen_model()
-    policy = EncodingPolicy(
-        options.max_length, options.max_prompt_length, options.max_response_length, options.truncation
-    )
-    data = options.data
+def declare(options: flags.FlagValues) -> Throughput:
+    model, data = shapes.chosen(options), options.data
+    limits = (options.max_length, options.max_prompt_length, options.max_response_length)
+    policy = EncodingPolicy(*limits, options.truncation)
     trees, source = lengths.load_trees(data, options.tokenizer, policy, vocab_size=model.vocab_size)
     sample = lengths.representative(trees, options.pairs, options.seed)
-    whole, taken = describe(trees), describe(sample)
+    whole, taken = summarize_lengths(trees), summarize_lengths(sample)
     print(f"{source}\n\n{whole}\n\nthe {len(sample)} pairs of a step\n\n{taken}\n", flush=True)
-    training = Training(model, make_mesh(MeshConfig()))
-    rows = measure(
-        sample,
-        training,
-        list(dict.fromkeys(options.layouts)),
-        list(dict.fromkeys(options.references)),
-        repeats=options.repeats,
-        micro_batch=options.micro_batch,
-    )
     mean = lambda statistics, node: f"{statistics.lengths[node].mean:.0f}"
     text = (
         f"{source} (max_length {policy.max_length}, {policy.truncation}). {len(sample)} pairs a step, prompts of "
         f"{mean(taken, 'prompt')} and responses of {mean(taken, 'response')} tokens on average (whole set: "
         f"{mean(whole, 'prompt')} and {mean(whole, 'response')}, S_tokens {whole.token_saving:.2f}).\n"
-        f"{core.model_line(model)} {core.timing_line(options.repeats, [row['seconds'] for row in rows])}\n"
-        f"{core.machine_line()}.\n\n"
     )
-    facts = {
-        "data": data,
-        "source": source,
-        "policy": dataclasses.asdict(policy),
-        "model": dataclasses.asdict(model),
-        "pairs": len(sample),
-        "micro_batch": options.micro_batch,
-        "statistics": {"whole": whole.as_dict(), "step": taken.as_dict()},
-        "rows": rows,
-    }
-    figure = plot(rows, f"{data.rsplit('/', 1)[-1]}, {options.model} shape, {jax.devices()[0].device_kind}")
-    core.write(Path(options.output), facts, text + table(rows, data), figure)
+    facts = {"data": data, "source": source, "policy": policy, "pairs": len(sample), "micro_batch": options.micro_batch}
+    facts["statistics"] = {"whole": whole.as_dict(), "step": taken.as_dict()}
+    return Throughput(
+        sample,
+        Training(model, make_mesh(MeshConfig())),
+        list(dict.fromkeys(options.layouts)),
+        list(dict.fromkeys(options.references)),
+        options.micro_batch,
+        title=f"{data.rsplit('/', 1)[-1]}, {options.model} shape, {jax.devices()[0].device_kind}",
+        data=data,
+        **shapes.shown(options, text, **facts),
+    )
 
 
 if __name__ == "__main__":
-    define_flags()
-    app.run(main)
+    sweep.main(define_flags, declare)

@@ -1,36 +1,38 @@
 """The same prompts as one train step in every layout: the tightest rows, compiled, and proven equal before timing."""
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
-from prefjax.data.layout import attach_reference, build_rows
-from prefjax.data.packing import PACKED_LAYOUTS, TreeLengths, first_fit_decreasing, row_copies, tree_sizes
-from prefjax.data.rows import Branches, Rows, RowShape
-from prefjax.data.trees import TokenTree
+from experiments.benchmarks.sweep import Cell
+from prefjax.fit import flops
 from prefjax.losses import OBJECTIVES
-from prefjax.models import ModelConfig, flops, init
+from prefjax.models import ModelConfig, init
+from prefjax.rows.arrays import Branches, Rows, RowShape
+from prefjax.rows.layout import attach_reference, build_rows
+from prefjax.rows.packing import PACKED_LAYOUTS, TreeLengths, first_fit_decreasing, row_copies, tree_sizes
+from prefjax.rows.store import MemoryTrees
+from prefjax.rows.trees import TokenTree
 from prefjax.training.feed import to_devices
 from prefjax.training.mesh import parameter_shardings, row_shards
-from prefjax.training.metrics import finish
-from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from prefjax.training.reference import score_table
+from prefjax.training.metrics import Metrics
+from prefjax.training.optimizers import OptimizerConfig, make_optimizer
+from prefjax.training.reference import make_scorer
 from prefjax.training.scoring import Setup
-from prefjax.training.step import init_state, make_train_step
+from prefjax.training.step import jit_train_step, loss_and_gradients, place_state
+from prefjax.training.tables import over_trees
 
 BASELINE = {"shared": "pairs", "shared_packed": "packed_pairs"}
-# Relative. Sums of log-probs differ by rounding; a pair too many or too few moves them by per cents.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 _COMPARED = ("loss", "chosen_logp", "rejected_logp", "grad_norm", "prompts", "responses", "scored_tokens")
 _UNIT = 8  # row lengths are multiples of it
 _UNBOUNDED = 2**31 - 1
 # The optimiser does all of its work and leaves the parameters where they are: every step must return the same numbers.
-_OPTIMIZER = OptimizerConfig(learning_rate=0.0)
+OPTIMIZER = OptimizerConfig(learning_rate=0.0)
 
 
 class Placement(NamedTuple):
@@ -44,6 +46,16 @@ class Placement(NamedTuple):
     def positions(self) -> int:
         """R * T: what goes through the layers, padding included."""
         return self.shape.rows * row_copies(self.shape.layout, self.shape.branches) * self.shape.row_length
+
+    def facts(self) -> dict[str, int]:
+        """Plain values for result.json."""
+        return {
+            "rows": self.positions // self.shape.row_length,
+            "row_length": self.shape.row_length,
+            "scored_length": self.shape.scored_length,
+            "micro_batches": self.accumulation,
+            "positions": self.positions,
+        }
 
 
 def place(
@@ -100,43 +112,16 @@ class Gains(NamedTuple):
     tokens: float
     flops: float
 
+    def against(self, time: float) -> dict[str, float]:
+        """S_time as it was measured, both ideals, and the efficiency: the share of what the arithmetic allows."""
+        return {"s_time": time, "s_tokens": self.tokens, "s_flops": self.flops, "efficiency": time / self.flops}
+
 
 def ideal_gains(model: ModelConfig, trees: Sequence[TokenTree]) -> Gains:
     """S_tokens and S_FLOPs. A step is a multiple of a forward pass, so the ratio holds with any reference."""
     separate, shared = total_work(trees, shared=False), total_work(trees, shared=True)
     forward = lambda work: float(flops.forward_flops(model, work))
     return Gains(float(separate.tokens / shared.tokens), forward(separate) / forward(shared))
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One compiled step over the trees. `run` returns its metrics when the device is done."""
-
-    layout: str
-    reference: str
-    placement: Placement
-    padding: float  # share of the positions that hold no token
-    memory_mb: float  # arguments + temporaries that the compiler reserves, per device
-    run: Callable[[], dict[str, float]]
-
-    @property
-    def name(self) -> str:
-        return f"{self.layout}, {self.reference}"
-
-    def facts(self) -> dict[str, Any]:
-        """Plain values for result.json."""
-        shape = self.placement.shape
-        return {
-            "layout": self.layout,
-            "reference": self.reference,
-            "rows": shape.rows * row_copies(shape.layout, shape.branches),
-            "row_length": shape.row_length,
-            "scored_length": shape.scored_length,
-            "micro_batches": self.placement.accumulation,
-            "positions": self.placement.positions,
-            "padding": self.padding,
-            "memory_mb": self.memory_mb,
-        }
 
 
 class Training:
@@ -147,14 +132,19 @@ class Training:
         shardings = parameter_shardings(mesh, jax.eval_shape(lambda key: init(model, key), jax.random.key(0)))
         make = jax.jit(lambda key: init(model, key), out_shardings=shardings)
         self._reference = make(jax.random.key(1))
-        self._optimizer = make_optimizer(_OPTIMIZER, 1)
-        self._state = init_state(mesh, self._optimizer, {"policy": make(jax.random.key(0))})
+        self._optimizer = make_optimizer(OPTIMIZER, 1)
+        params = {"policy": make(jax.random.key(0))}
+        self._state = place_state(self.setup("dpo", "live"), params, self._optimizer)
 
-    def setup(self, objective: str, branches: Branches, reference: str, accumulation: int = 1) -> Setup:
+    @property
+    def reference_bytes(self) -> int:
+        """Of the reference model, on all devices."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self._reference))
+
+    def setup(self, objective: str, reference: str, accumulation: int = 1) -> Setup:
         return Setup(
             model=self.model,
             objective=OBJECTIVES[objective],
-            branches=branches,
             reference=reference,
             accumulation=accumulation,
             mesh=self.mesh,
@@ -162,11 +152,10 @@ class Training:
 
     def reference_table(self, trees: Sequence[TokenTree], objective: str, micro_batch: int | None) -> np.ndarray:
         """[n, K] log-probs of every response under the reference, nats, scored once and not timed."""
-        branches = _branches(trees)
+        branches = branches_of(trees)
         placement = place(trees, "shared_packed", branches, shards=row_shards(self.mesh), micro_batch=micro_batch)
-        setup = self.setup(objective, branches, "live")
-        rows = _rows(trees, placement)
-        return score_table(setup, self._reference, [rows], examples=len(trees), steps=1)
+        score = make_scorer(self.setup(objective, "live"), self._reference)
+        return over_trees(score, self.mesh, MemoryTrees(trees), placement.shape)
 
     def cell(
         self,
@@ -182,46 +171,62 @@ class Training:
 
         Args:
           table: reference log-probs, for reference="precomputed".
+
+        Returns:
+          `run` returns the step's metrics. Facts: the rows; padding, the share of the positions that hold no token; and
+          memory_mb, arguments and temporaries that the compiler reserves, per device.
         """
-        branches = _branches(trees)
+        print(f"compiling {layout}, reference {reference}, remat {self.model.remat}", flush=True)
+        branches = branches_of(trees)
         placement = place(trees, layout, branches, shards=row_shards(self.mesh), micro_batch=micro_batch)
-        rows = _rows(trees, placement)
-        padding = 1 - float((rows.segment_ids > 0).mean())
+        rows = lay_out(trees, placement)
+        facts = {"layout": layout, "reference": reference, **placement.facts()}
+        facts["padding"] = 1 - float((rows.segment_ids > 0).mean())
         if reference == "precomputed":
             rows = attach_reference(rows, table)
-        setup = self.setup(objective, branches, reference, placement.accumulation)
+        setup = self.setup(objective, reference, placement.accumulation)
         on_devices = to_devices(self.mesh, rows)
         live = self._reference if reference == "live" else None
-        step = make_train_step(setup, self._optimizer, make_schedule(_OPTIMIZER, 1), self._state)
-        compiled = step.lower(self._state, live, on_devices).compile()
+        compiled = (
+            jit_train_step(setup, self._state.replace(frozen=live))
+            .lower(self._state.changing(), live, on_devices)
+            .compile()
+        )
         memory = compiled.memory_analysis()
+        facts["memory_mb"] = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
 
         def run() -> dict[str, float]:
-            self._state, metrics = jax.block_until_ready(compiled(self._state, live, on_devices))
-            return finish(metrics)
+            changed, metrics = jax.block_until_ready(compiled(self._state.changing(), live, on_devices))
+            self._state = changed.replace(tx=self._state.tx)
+            return _compared(metrics)
 
-        megabytes = (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e6
-        return Cell(layout, reference, placement, padding, megabytes, run)
-
-
-def check_equal(results: Mapping[str, Mapping[str, float]], dtype: str) -> None:
-    """Refuses to time a wrong computation: all cells must have computed the same thing.
-
-    Raises:
-      AssertionError: names the cells and the number that differs.
-    """
-    first, *others = results
-    for metric in _COMPARED:
-        expected = results[first].get(metric)
-        for other in others:
-            value = results[other].get(metric)
-            close = expected == value or abs(value - expected) <= TOLERANCE[dtype] * abs(expected)
-            assert close, f"{other} computes {metric} {value}, but {first} {expected}: not the same work"
+        return Cell(facts, run)
 
 
-def _branches(trees: Sequence[TokenTree]) -> Branches:
+def gradient_cell(model: ModelConfig, params: Any, tree: TokenTree, layout: str) -> Cell:
+    """Compiles DPO's gradient on one pair: policy forward and backward, neither reference nor optimiser."""
+    branches = branches_of([tree])
+    setup = Setup(model=model, objective=OBJECTIVES["dpo"], reference="precomputed")
+    rows = lay_out([tree], place([tree], layout, branches))
+    rows = jax.device_put(attach_reference(rows, np.zeros((1, 2), np.float32)))
+
+    def gradients(params, rows):
+        gradients, metrics = loss_and_gradients(setup, {"policy": params}, None, rows)
+        return gradients, Metrics(metrics | {"grad_norm": (optax.global_norm(gradients), 1.0)})
+
+    compiled = jax.jit(gradients).lower(params, rows).compile()
+    return Cell({}, lambda: _compared(jax.block_until_ready(compiled(params, rows))[1]))
+
+
+def _compared(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """What two layouts of the same trees must agree on."""
+    return {name: metrics[name] for name in _COMPARED if name in metrics}
+
+
+def branches_of(trees: Sequence[TokenTree]) -> Branches:
     return Branches(responses=max(len(tree.responses) for tree in trees))
 
 
-def _rows(trees: Sequence[TokenTree], placement: Placement) -> Rows:
+def lay_out(trees: Sequence[TokenTree], placement: Placement) -> Rows:
+    """The rows of one optimiser step."""
     return build_rows([[trees[i] for i in row] for row in placement.members], placement.shape)

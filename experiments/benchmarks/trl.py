@@ -15,6 +15,7 @@ COLUMNS   pairs/s: pairs over the median step, data loading included; CPU s/pair
           loading, compilation and the precomputed reference, before the first step.
 """
 
+import dataclasses
 import json
 import os
 import statistics
@@ -28,11 +29,11 @@ from typing import Any
 import matplotlib.figure
 from absl import app, flags
 
-from experiments.benchmarks import core, lengths
+from experiments.benchmarks import lengths, sweep
 from prefjax.data.encoding import EncodingPolicy
-from prefjax.data.statistics import describe
-from prefjax.data.trees import TokenTree, is_scored
 from prefjax.models.huggingface import read_config
+from prefjax.rows.lengths import summarize_lengths
+from prefjax.rows.trees import TokenTree, is_scored
 
 SIDES = {"prefjax": [sys.executable, "-m", "experiments.benchmarks.trl_own"], "TRL": []}
 TRL_SCRIPT = Path(__file__).with_name("trl_side") / "run_trl.py"
@@ -43,32 +44,50 @@ BETA, LEARNING_RATE = 0.1, 1e-6
 Setting = dict[str, Any]
 
 
-def _trl(batch: int, sort_by_length: bool = False, attention: str = "sdpa", compile: bool = False) -> Setting:
+def trl_setting(batch: int, sort_by_length: bool = False, attention: str = "sdpa", compile: bool = False) -> Setting:
     return dict(batch=batch, sort_by_length=sort_by_length, attention=attention, compile=compile)
 
 
-def _own(micro_batch: int, remat: str = "dots", head_chunk: int = 512, attention: str = "auto") -> Setting:
+def own_setting(micro_batch: int, remat: str = "dots", head_chunk: int = 512, attention: str = "auto") -> Setting:
     return dict(micro_batch=micro_batch, remat=remat, head_chunk=head_chunk, attention=attention)
 
 
 # padding_free is refused by TRL 1.16 (it warns and pads); gradient checkpointing is off, as it only costs time.
 TRL_SETTINGS = (
-    *(_trl(batch) for batch in (1, 2, 4, 8)),
-    *(_trl(batch, sort_by_length=True) for batch in (2, 4)),
-    _trl(1, attention="eager"),
-    _trl(1, compile=True),
+    *(trl_setting(batch) for batch in (1, 2, 4, 8)),
+    *(trl_setting(batch, sort_by_length=True) for batch in (2, 4)),
+    trl_setting(1, attention="eager"),
+    trl_setting(1, compile=True),
 )
 OWN_SETTINGS = (
-    *(_own(micro_batch) for micro_batch in (512, 1024, 2048)),
-    _own(1024, remat="none"),
-    _own(1024, head_chunk=128),
+    *(own_setting(micro_batch) for micro_batch in (512, 1024, 2048)),
+    own_setting(1024, remat="none"),
+    own_setting(1024, head_chunk=128),
 )
+
+
+COLUMNS = (
+    " : {side} | reference: {reference} | setting: {setting} | pairs: {pairs} | pairs/s: {speed} | "
+    "CPU s/pair: {cpu_seconds_per_pair:.3g} | peak memory, GB: {peak_gb:.2f} | start, s: {seconds_before:.0f}"
+)
+COMPARED = " | prefjax is faster: {gains[speed]:.2f}x | with memory of: {gains[memory]:.0%}"
 
 
 def request(
-    trees: Sequence[TokenTree], setting: Setting, *, model: str, steps: int, threads: int, reference: str, score: bool
+    trees: Sequence[TokenTree],
+    setting: Setting,
+    *,
+    model: str,
+    steps: int,
+    threads: int,
+    reference: str,
+    score: bool,
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """What both sides read: everything that must be the same, and the side's own setting."""
+    """What both sides read: everything that must be the same, and the side's own setting.
+
+    device  "cpu", in float32; "cuda", with activations and matmuls in bfloat16.
+    """
     ids = lambda tree: [tree.prompt, *tree.responses]
     names = ("prompt_ids", "chosen_ids", "rejected_ids")
     return {
@@ -81,11 +100,13 @@ def request(
         "steps": steps,
         "threads": threads,
         "score": score,
+        "device": device,
     }
 
 
 def run(command: Sequence[str], wanted: dict[str, Any]) -> dict[str, Any]:
-    """One side in a process of its own: its result, and `peak_gb`, the largest resident set the kernel saw.
+    """One side in a process of its own: its result, and `peak_gb`, the largest resident set the kernel saw, where the
+    side does not say what its device held.
 
     Raises:
       RuntimeError: the process failed; holds the end of its output.
@@ -100,7 +121,7 @@ def run(command: Sequence[str], wanted: dict[str, Any]) -> dict[str, Any]:
             if process.returncode:
                 log.seek(0)
                 raise RuntimeError(f"{command[0]} ended with {process.returncode}:\n{log.read()[-2000:]}")
-        return json.loads(Path(paths[1]).read_text()) | {"peak_gb": usage.ru_maxrss * 1024 / 1e9}
+        return {"peak_gb": usage.ru_maxrss * 1024 / 1e9} | json.loads(Path(paths[1]).read_text())
 
 
 def summary(side: str, wanted: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
@@ -121,7 +142,9 @@ def summary(side: str, wanted: dict[str, Any], result: dict[str, Any]) -> dict[s
     }
 
 
-def compare_logps(own: Sequence[Sequence[float]], trl: Sequence[Sequence[float]]) -> dict[str, float]:
+def compare_logps(
+    own: Sequence[Sequence[float]], trl: Sequence[Sequence[float]], tolerance: float = TOLERANCE
+) -> dict[str, float]:
     """Largest differences of the sides' [pair][chosen, rejected] log-prob sums, absolute (nats) and relative.
 
     Raises:
@@ -133,11 +156,11 @@ def compare_logps(own: Sequence[Sequence[float]], trl: Sequence[Sequence[float]]
         "largest_difference": max(abs(a - b) for a, b in couples),
         "largest_relative_difference": max(abs(a - b) / abs(b) for a, b in couples),
     }
-    assert found["largest_relative_difference"] <= TOLERANCE, f"the sides' log-probs differ: {found}"
+    assert found["largest_relative_difference"] <= tolerance, f"the sides' log-probs differ: {found}"
     return found
 
 
-def advantage(rows: Sequence[dict[str, Any]], reference: str) -> dict[str, float]:
+def advantage(rows: Sequence[sweep.Row], reference: str) -> dict[str, float]:
     """prefjax over TRL, of one run each with this reference; see `gains`."""
     return gains(*(next(r for r in rows if (r["side"], r["reference"]) == (side, reference)) for side in SIDES))
 
@@ -161,7 +184,7 @@ def verdict(reference: str, gain: dict[str, float], equality: dict[str, float]) 
     )
 
 
-def fastest(rows: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
+def fastest(rows: Sequence[sweep.Row], side: str) -> dict[str, Any]:
     """A side's fastest trial; ValueError when every one failed."""
     tried = [row for row in rows if row["side"] == side and "error" not in row]
     if not tried:
@@ -169,37 +192,29 @@ def fastest(rows: Sequence[dict[str, Any]], side: str) -> dict[str, Any]:
     return max(tried, key=lambda row: row["pairs_per_second"])
 
 
-def table(rows: Sequence[dict[str, Any]], own: dict[str, Any] | None = None) -> str:
+def table(rows: Sequence[sweep.Row], own: sweep.Row | None = None) -> str:
     """Markdown, one line per run; with `own`, a run of ours, also how it compares with each of TRL's."""
-    columns = ["", "reference", "setting", "pairs", "pairs/s", "CPU s/pair", "peak memory, GB", "start, s"]
-    columns += ["prefjax is faster", "with memory of"] if own else []
     lines = []
     for row in rows:
-        setting = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
-        line = [row["side"], row["reference"], setting, str(row["pairs"])]
+        line = row | {"setting": ", ".join(f"{name} {value}" for name, value in row["setting"].items())}
         if "error" in row:
-            line += ["failed: " + row["error"].strip().splitlines()[-1].replace("|", "/")]
+            line["speed"] = "failed: " + row["error"].strip().splitlines()[-1].replace("|", "/")
         else:
-            line += [f"{row['pairs_per_second']:.3g}", f"{row['cpu_seconds_per_pair']:.3g}"]
-            line += [f"{row['peak_gb']:.2f}", f"{row['seconds_before']:.0f}"]
-        if own and row["side"] == "TRL" and "error" not in row:
-            gain = gains(own, row)
-            line += [f"{gain['speed']:.2f}x", f"{gain['memory']:.0%}"]
-        line += [""] * (len(columns) - len(line))
+            line["speed"] = f"{row['pairs_per_second']:.3g}"
+            line["gains"] = gains(own, row) if own and row["side"] == "TRL" else None
         lines.append(line)
-    return core.markdown(columns, lines)
+    return sweep.table(COLUMNS + (COMPARED if own else ""), lines)
 
 
-def plot(rows: Sequence[dict[str, Any]], title: str) -> matplotlib.figure.Figure:
+def plot(rows: Sequence[sweep.Row], title: str) -> matplotlib.figure.Figure:
     """Speed and memory of both sides."""
-    figure = matplotlib.figure.Figure(figsize=(10.5, 3.2), dpi=120, layout="constrained")
+    figure, axes = sweep.panels(10.5, 3.2, 2)
     names = [f"{row['side']}\n{row['reference']}" for row in rows]
-    colours = [{"prefjax": "#0072B2", "TRL": "#8A8F98"}[row["side"]] for row in rows]
+    colours = [{"prefjax": sweep.BLUE, "TRL": sweep.GREY}[row["side"]] for row in rows]
     panels = (("pairs_per_second", "pairs per second"), ("peak_gb", "peak memory, GB"))
-    for axis, (field, label) in zip(figure.subplots(1, 2), panels, strict=True):
+    for axis, (field, label) in zip(axes, panels, strict=True):
         axis.bar_label(axis.bar(names, [row[field] for row in rows], color=colours), fmt="%.3g")
         axis.set_ylabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
     return figure
 
@@ -208,7 +223,7 @@ def define_flags() -> None:
     flags.DEFINE_string("data", None, "A preference file or glob.", required=True)
     flags.DEFINE_string("model", None, "A Hugging Face model folder, with its tokenizer.", required=True)
     flags.DEFINE_string("trl_python", None, "Interpreter with trl_side/requirements.txt installed.", required=True)
-    core.define_output()
+    sweep.define_output()
     flags.DEFINE_integer("pairs", 40, "Pairs of one optimiser step.", lower_bound=1)
     flags.DEFINE_integer("trial_pairs", 16, "Pairs of a trial; a multiple of 8. 0 skips trials.", lower_bound=0)
     flags.DEFINE_integer("steps", 3, "Timed steps of the fastest settings.", lower_bound=1)
@@ -216,61 +231,69 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("references", list(REFERENCES), REFERENCES, "Which; may be repeated.")
 
 
-def main(_) -> None:
-    options = flags.FLAGS
-    model = str(Path(options.model).resolve())
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # inherited by both sides
-    commands = SIDES | {"TRL": [options.trl_python, str(TRL_SCRIPT)]}
-    vocab_size = read_config(model).vocab_size
-    trees, source = lengths.load_trees(options.data, model, EncodingPolicy(), vocab_size=vocab_size)
-    # TRL scores every token of a completion, the user's turns between the assistant's too: left out on both sides.
-    trees = [tree for tree in trees if all(is_scored(response).all() for response in tree.responses)]
-    sample = lengths.representative(trees, options.pairs)
-    versions, trials = {}, []
+@dataclasses.dataclass
+class Comparison:
+    """Runs of both sides with the same model and threads; `versions` is what the sides said they ran."""
 
-    def measure(side: str, trees: list[TokenTree], setting: Setting, reference: str, steps: int, score: bool):
-        print(f"{side}, reference {reference}, {len(trees)} pairs, {setting}", flush=True)
-        facts = dict(model=model, steps=1 + steps, threads=options.threads, reference=reference, score=score)
-        wanted = request(trees, setting, **facts)
-        result = run(commands[side], wanted)
-        versions[side] = result["versions"]
+    commands: dict[str, list[str]]
+    model: str
+    threads: int
+    versions: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def measure(self, side: str, trees: Sequence[TokenTree], setting: Setting, **asked: Any) -> tuple[sweep.Row, Any]:
+        """A row of the table, and the log-prob sums where `request` asked for them."""
+        print(f"{side}, reference {asked['reference']}, {len(trees)} pairs, {setting}", flush=True)
+        wanted = request(trees, setting, model=self.model, threads=self.threads, **asked)
+        result = run(self.commands[side], wanted)
+        self.versions[side] = result["versions"]
         row = summary(side, wanted, result)
         print(table([row]).splitlines()[-1], flush=True)
         return row, result["logps"]
 
-    best = {"prefjax": OWN_SETTINGS[1], "TRL": TRL_SETTINGS[0]}
-    if options.trial_pairs:
-        few = lengths.representative(trees, options.trial_pairs)
+    def trials(self, trees: Sequence[TokenTree]) -> list[sweep.Row]:
+        """Every setting of both sides on a few pairs, one step after a warm-up step; a failed one keeps its error."""
+        rows = []
         for side, settings in (("TRL", TRL_SETTINGS), ("prefjax", OWN_SETTINGS)):
             for setting in settings:
                 try:
-                    trials.append(measure(side, few, setting, "live", 1, False)[0])
+                    rows.append(self.measure(side, trees, setting, reference="live", steps=2, score=False)[0])
                 except RuntimeError as error:
-                    failed = {"side": side, "reference": "live", "setting": setting, "pairs": len(few)}
-                    trials.append(failed | {"error": str(error)})
+                    failed = {"side": side, "reference": "live", "setting": setting, "pairs": len(trees)}
+                    rows.append(failed | {"error": str(error)})
                     print(error, flush=True)
-        best = {side: fastest(trials, side)["setting"] for side in SIDES}
+        return rows
+
+
+def main(_) -> None:
+    options = flags.FLAGS
+    model = str(Path(options.model).resolve())
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])  # inherited by both sides
+    trees, source = lengths.load_trees(options.data, model, EncodingPolicy(), vocab_size=read_config(model).vocab_size)
+    # TRL scores every token of a completion, the user's turns between the assistant's too: left out on both sides.
+    trees = [tree for tree in trees if all(is_scored(response).all() for response in tree.responses)]
+    sample = lengths.representative(trees, options.pairs)
+    compared = Comparison(SIDES | {"TRL": [options.trl_python, str(TRL_SCRIPT)]}, model, options.threads)
+    trials = compared.trials(lengths.representative(trees, options.trial_pairs)) if options.trial_pairs else []
+    best = {"prefjax": OWN_SETTINGS[1], "TRL": TRL_SETTINGS[0]}
+    best |= {side: fastest(trials, side)["setting"] for side in SIDES if trials}
     rows, equality = [], {}
     for reference in dict.fromkeys(options.references):
-        runs = {side: measure(side, sample, best[side], reference, options.steps, True) for side in SIDES}
-        rows += [row for row, _ in runs.values()]
-        equality[reference] = compare_logps(*(logps for _, logps in runs.values()))
+        asked = dict(reference=reference, steps=1 + options.steps, score=True)
+        runs = [compared.measure(side, sample, best[side], **asked) for side in SIDES]
+        rows += [row for row, _ in runs]
+        equality[reference] = compare_logps(*(logps for _, logps in runs))
     over = {reference: advantage(rows, reference) for reference in equality}
-    lines = [verdict(reference, over[reference], equality[reference]) for reference in over]
-    where = ", ".join(f"{name} {version}" for name, version in versions["TRL"].items())
-    text = (
-        "\n".join(lines)
-        + f"\n\n{source}, {options.pairs} pairs a step, {options.threads} cores.\n{core.machine_line()}.\n"
-    )
+    text = "".join(verdict(reference, over[reference], equality[reference]) + "\n" for reference in over)
+    text += f"\n{source}, {options.pairs} pairs a step, {options.threads} cores.\n{sweep.machine_line()}.\n"
+    where = ", ".join(f"{name} {version}" for name, version in compared.versions["TRL"].items())
     text += f"TRL's environment: {where}.\n\n{table(rows)}"
     if trials:
         text += f"\nSettings tried, one step of {options.trial_pairs} pairs after a warm-up step; the last columns "
         text += f"compare prefjax's fastest with each of TRL's:\n\n{table(trials, fastest(trials, 'prefjax'))}"
-    facts = dict(source=source, statistics=describe(sample).as_dict(), versions=versions, equality=equality)
-    facts |= dict(advantage=over, rows=rows, trials=trials)
-    core.write(
-        Path(options.output), facts, text, plot(rows, f"{options.pairs} pairs, float32, {options.threads} cores")
-    )
+    facts = dict(source=source, statistics=summarize_lengths(sample).as_dict(), versions=compared.versions)
+    facts |= dict(equality=equality, advantage=over, rows=rows, trials=trials)
+    figure = plot(rows, f"{options.pairs} pairs, float32, {options.threads} cores")
+    sweep.write(Path(options.output), facts, text, figure)
 
 
 if __name__ == "__main__":

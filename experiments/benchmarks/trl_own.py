@@ -3,6 +3,7 @@
 COMMAND   python -m experiments.benchmarks.trl_own REQUEST.json RESULT.json      (started by experiments.benchmarks.trl)
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -10,23 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.training import place
-from experiments.samples import machine
-from prefjax.data.layout import attach_reference, build_rows
-from prefjax.data.rows import Branches, Rows
-from prefjax.data.trees import TokenTree
-from prefjax.losses import OBJECTIVES
+from experiments.benchmarks.training import lay_out, place
+from prefjax.losses import objective
 from prefjax.models.huggingface import load_huggingface
+from prefjax.rows.arrays import Branches
+from prefjax.rows.layout import attach_reference
+from prefjax.rows.store import MemoryTrees
+from prefjax.rows.trees import TokenTree
 from prefjax.training.feed import to_devices
 from prefjax.training.mesh import MeshConfig, make_mesh
-from prefjax.training.metrics import finish
-from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from prefjax.training.reference import score_table
+from prefjax.training.optimizers import OptimizerConfig, make_optimizer
+from prefjax.training.provenance import machine
+from prefjax.training.reference import make_scorer
 from prefjax.training.scoring import Setup
-from prefjax.training.step import init_state, make_train_step
+from prefjax.training.step import init_state, jit_train_step
+from prefjax.training.tables import over_trees
 
 BRANCHES = Branches(responses=2)
 
@@ -51,14 +52,14 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     setting = request["setting"]
     began = time.perf_counter()
     trees, mesh = token_trees(request["pairs"]), make_mesh(MeshConfig(), jax.devices()[:1])
-    model, params = load_huggingface(request["model"], remat=setting["remat"], attention=setting["attention"])
+    dtype = "float32" if request["device"] == "cpu" else "bfloat16"
+    numerics = dict(dtype=dtype, remat=setting["remat"], attention=setting["attention"])
+    model, params = load_huggingface(request["model"], **numerics)
     placement = place(trees, "shared_packed", BRANCHES, micro_batch=setting["micro_batch"])
-    rows = build_rows([[trees[i] for i in row] for row in placement.members], placement.shape)
+    rows = lay_out(trees, placement)
     setup = Setup(
         model=model,
-        objective=OBJECTIVES["dpo"],
-        branches=BRANCHES,
-        options={"beta": request["beta"]},
+        objective=objective("dpo", beta=request["beta"]),
         reference=request["reference"],
         accumulation=placement.accumulation,
         head_chunk=setting["head_chunk"],
@@ -66,26 +67,24 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
     )
     table = None
     if request["score"] or request["reference"] == "precomputed":
-        parts = _micro_batches(rows, placement.accumulation)
-        table = score_table(setup, params, parts, examples=len(trees), steps=len(parts))
+        micro = dataclasses.replace(placement.shape, rows=placement.shape.rows // placement.accumulation)
+        table = over_trees(make_scorer(setup, params), mesh, MemoryTrees(trees), micro)
     if request["reference"] == "precomputed":
         rows = attach_reference(rows, table)
-    optimizer_config = OptimizerConfig(learning_rate=request["learning_rate"])
-    optimizer = make_optimizer(optimizer_config, 1)
-    reference = jax.tree.map(jnp.copy, params) if request["reference"] == "live" else None
-    state = init_state(mesh, optimizer, {"policy": params})
+    state = init_state(setup, params, make_optimizer(OptimizerConfig(learning_rate=request["learning_rate"]), 1))
     del params
-    step = make_train_step(setup, optimizer, make_schedule(optimizer_config, 1), state)
-    compiled = step.lower(state, reference, to_devices(mesh, rows)).compile()
+    step, frozen, state = jit_train_step(setup, state), state.frozen, state.changing()
+    compiled = step.lower(state, frozen, to_devices(mesh, rows)).compile()
     seconds_before = time.perf_counter() - began
     clock = [(time.perf_counter(), time.process_time())]
     losses = []
     for _ in range(request["steps"]):
-        state, metrics = compiled(state, reference, to_devices(mesh, rows))
-        losses.append(finish(metrics)["loss"])
+        state, metrics = compiled(state, frozen, to_devices(mesh, rows))
+        losses.append(metrics["loss"])
         clock.append((time.perf_counter(), time.process_time()))
     wall, cpu = zip(*clock, strict=True)
-    return {
+    held = {} if request["device"] == "cpu" else {"peak_gb": jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 1e9}
+    return held | {
         "seconds": np.diff(wall).tolist(),
         "cpu_seconds": np.diff(cpu).tolist(),
         "seconds_before": seconds_before,
@@ -95,11 +94,6 @@ def train(request: dict[str, Any]) -> dict[str, Any]:
         "shape": [placement.shape.rows, placement.shape.row_length, placement.shape.scored_length],
         "versions": machine(),
     }
-
-
-def _micro_batches(rows: Rows, parts: int) -> list[Rows]:
-    split = lambda part: jax.tree.map(lambda x: np.split(x, parts)[part], rows)
-    return [split(part) for part in range(parts)]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ Such a file has
     run(config)        -> the tidy result rows
     plot(results)      -> the paper's figure; its docstring is the alt text
 
-and everything else (seeds, intervals, verdicts, Markdown, files, comparison with the reference run) is in core.py,
-report.py and plots.py. The paper's own statements are in `<paper>/paper.toml`, a known-good run of each table in
+and everything else (seeds, intervals, verdicts, Markdown, files, comparison with the reference run) is in harness.py,
+verdicts.py and figures.py. The paper's own statements are in `<paper>/paper.toml`, a known-good run of each table in
 `<paper>/reference/`, errata and deviations in `<paper>/NOTES.md`.
 """
 
@@ -19,7 +19,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-from experiments.tables.core import UsageError
+from experiments.tables.harness import UsageError
 
 
 def table_ids() -> list[str]:

@@ -65,6 +65,18 @@ def _start_loss(run: Run, tolerance: float) -> str | None:
     return f"the first batch had a loss of {loss:.4f}, and {expected:.4f} is its closed form" if off else ""
 
 
+def _beyond_context(run: Run, share: float) -> str | None:
+    splits = run.record.get("data")
+    if splits is None:
+        return None
+    found = [
+        f"{facts['beyond_context']} of {facts['trees']} {name} records, up to {facts['longest']} tokens"
+        for name, facts in splits.items()
+        if facts.get("beyond_context", 0) > share * facts["trees"]
+    ]
+    return f"{' and '.join(found)}: set data.encoding.max_length={run.record['context']}" if found else ""
+
+
 def _finite(run: Run, _: float) -> str | None:
     numbers = [(row["step"], name, x) for row in run.metrics for name, x in row.items() if isinstance(x, float)]
     if not numbers:
@@ -226,6 +238,14 @@ CHECKS = (
         "first. 2 % is what bfloat16 leaves.",
         "NeMo-RL bounds the first loss in its CI; the share is this project's",
         _start_loss,
+    ),
+    Check(
+        "context",
+        0.0,
+        "more than {} of the records are longer than the positions that the model was made for",
+        "Positions that a model never saw give noise for log-probs.",
+        "alignment-handbook issue 65",
+        _beyond_context,
     ),
     Check("finite numbers", 0.0, "any number is NaN or infinite", "Nothing after it can be trusted.", "", _finite),
     Check(

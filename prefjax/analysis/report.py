@@ -15,6 +15,7 @@ from prefjax.analysis.plots import run_figure
 from prefjax.analysis.results import RunResults, Samples, Summary, summarize
 from prefjax.analysis.runs import Run, read_record
 from prefjax.analysis.statistics import Mean, Share
+from prefjax.state_files import write_whole
 
 _EXAMPLES = 7
 _LONGEST_TEXT = 240  # characters of an example; longer texts are cut in the middle
@@ -30,10 +31,8 @@ def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.
     directory.mkdir(parents=True, exist_ok=True)
     summary = summarize(results)
     run_figure(results, summary).savefig(directory / "plot.png")
-    (directory / "result.json").write_text(
-        json.dumps(json_safe(_result(results, summary)), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        encoding="utf-8",
-    )
+    result = json.dumps(json_safe(_result(results, summary)), indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(directory / "result.json", result + "\n")
     path = directory / "report.md"
     run = Run(results.objective, results.metrics, results.config, read_record(directory), _kl(summary))
     path.write_text(_markdown(results, summary, run), encoding="utf-8")

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 
 from prefjax.analysis import statistics
 from prefjax.analysis.curves import Rows, curve, last, read_metrics
+from prefjax.state_files import read_object
 
 METRICS = "metrics.jsonl"
 # Options that change no number of a run, besides the seed that groups may differ in.
@@ -176,4 +177,4 @@ def flatten(values: Mapping[str, Any], prefix: str = ""):
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from prefjax.data.account import Rejection
 from prefjax.data.readers import find_files, read_rows
-from prefjax.data.report import Rejection
 
 ARRAYS = (".npy", ".npz")
 

@@ -14,50 +14,48 @@ prompt is the user's turn and a string response the assistant's. Other columns a
 
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prefjax.data.prompts import NoPrompt, join
-from prefjax.data.records import MESSAGE_FIELDS, NUMBERS, TIES, Message, Record, Text, inspect
-from prefjax.data.report import Finding, Notice, Rejection
+from prefjax.data.account import Finding, Notice, Rejection
+from prefjax.data.boundaries import NoPrompt, join
+from prefjax.data.function_calls import BadTools, message_fields, tools_text
+from prefjax.data.records import MESSAGE_FIELDS, TIES, Message, Record, Text, inspect
 from prefjax.data.spans import Spans, read_spans
-from prefjax.data.tools import BadTools, message_fields, tools_text
+from prefjax.options import FLOAT32, check_ranges, option
+from prefjax.requirements import PAIR_NUMBERS
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordFormat:
-    """How rows are read.
+    """How rows are read. A column that is None is not read."""
 
-    ties             "drop" or "keep" pairs whose two scores are equal; counted either way
-    boundaries       texts after which a response may begin: a pair of plain text without a prompt is split after the
-                     last one inside the common prefix
-    auxiliary_field  the column of the regulariser target (SLiC's y_ref), or None
-    margin_field     the column of a pair's margin, a number, or None: not read
-    target_probability_field
-                     the column of P(chosen is better), a number in [0, 1], or None: not read
-    spans_field      the column of weighted spans, or None: not read. One list for each response (of a pair: chosen,
-                     rejected) of [start, end, weight], characters of the response's own text; null for a response: all
-                     of it, with weight 1
-    """
-
-    ties: str = "drop"
-    boundaries: tuple[str, ...] = ("\n\nAssistant:",)
-    auxiliary_field: str | None = None
-    margin_field: str | None = None
-    target_probability_field: str | None = None
-    spans_field: str | None = None
+    ties: str = option("drop", "pairs whose two scores are equal; counted either way", choices=TIES)
+    boundaries: tuple[str, ...] = option(
+        ("\n\nAssistant:",),
+        "texts after which a response may begin: a pair of plain text without a prompt is split after the last one "
+        "inside the common prefix",
+    )
+    auxiliary_field: str | None = option(None, "the column of the regulariser target (SLiC's y_ref)")
+    margin_field: str | None = option(None, "the column of a pair's margin, a number")
+    target_probability_field: str | None = option(None, "the column of P(chosen is better), a number in [0, 1]")
+    spans_field: str | None = option(
+        None,
+        "the column of weighted spans: one list for each response (of a pair: chosen, rejected) of [start, end, "
+        "weight], characters of the response's own text; null for a response: all of it, with weight 1",
+    )
 
     def __post_init__(self):
-        if self.ties not in TIES:
-            raise ValueError(f"ties must be one of {TIES}, got {self.ties!r}")
+        check_ranges(self, "data.format")
         if isinstance(self.boundaries, str) or not all(self.boundaries):
-            raise ValueError(f"boundaries must be a tuple of texts that are not empty, got {self.boundaries!r}")
+            raise ValueError(
+                f"data.format.boundaries must be a tuple of texts that are not empty, got {self.boundaries!r}"
+            )
         known = set(_KNOWN_COLUMNS)
-        for name in ("auxiliary", "spans", *NUMBERS):
+        for name in ("auxiliary", "spans", *PAIR_NUMBERS):
             column = getattr(self, f"{name}_field")
             if column in known:
-                raise ValueError(f"{name}_field {column!r} has another meaning already")
+                raise ValueError(f"data.format.{name}_field {column!r} has another meaning already")
             known |= {column} - {None}
 
 
@@ -78,6 +76,12 @@ class Columns:
                 raise ValueError(f"column {name!r} has another meaning already; a method reads scores if none is named")
             if name in self.record and name in self.response:
                 raise ValueError(f"column {name!r} is read as one value for each record and for each response")
+
+
+def columns_read(record_format: RecordFormat, more: Columns) -> set[str]:
+    """All columns that a row may have and `parse` reads."""
+    own = {getattr(record_format, f"{name}_field") for name in ("auxiliary", "spans", *PAIR_NUMBERS)}
+    return _KNOWN_COLUMNS | own - {None} | {*more.record, *more.response}
 
 
 class _RejectedRow(Exception):
@@ -112,6 +116,9 @@ def parse(
         reason, field, detail = rejected.args
         yield Rejection(reason, source, field, detail)
         return
+    except RecursionError:
+        yield Rejection("too_deep", source)
+        return
     findings = [*inspect(record, record_format.ties), *notices]
     yield from findings
     if not any(isinstance(finding, Rejection) for finding in findings):
@@ -122,12 +129,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     if not isinstance(row, Mapping):
         raise _RejectedRow("wrong_type", "", f"a row must be an object, got {type(row).__name__}")
     columns = {name: value for name, value in row.items() if value is not None}
-    shapes = [shape for shape in _SHAPES if shape in columns or shape == "chosen" and "rejected" in columns]
-    if len(shapes) > 1:
-        raise _RejectedRow("ambiguous_shape", "", f"{' and '.join(shapes)}: keep the columns of one shape")
-    if not shapes:
-        raise _RejectedRow("missing_field", "chosen", "a row needs chosen and rejected, or completion, or completions")
-    read_responses, own_columns = _SHAPES[shapes[0]]
+    read_responses, own_columns = _shape_of(columns)
     judged = read_responses(columns)
 
     texts, auxiliary = dict(judged.responses), record_format.auxiliary_field
@@ -178,6 +180,16 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     return record, notices
 
 
+def _shape_of(columns: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], _Judged], set[str]]:
+    """The reader of the row's responses, and the columns that it reads."""
+    shapes = [shape for shape in _SHAPES if shape in columns or shape == "chosen" and "rejected" in columns]
+    if len(shapes) > 1:
+        raise _RejectedRow("ambiguous_shape", "", f"{' and '.join(shapes)}: keep the columns of one shape")
+    if not shapes:
+        raise _RejectedRow("missing_field", "chosen", "a row needs chosen and rejected, or completion, or completions")
+    return _SHAPES[shapes[0]]
+
+
 def _each(columns: Mapping[str, Any], name: str, judged: _Judged) -> tuple[Any, ...]:
     """One value for each response; of a single one the value may stand without a list."""
     values, count = columns[name], len(judged.responses)
@@ -201,8 +213,8 @@ def _spans(field: str, value: Any, response: Text) -> Spans:
 
 
 def _numbers(columns: Mapping[str, Any], record_format: RecordFormat) -> dict[str, float]:
-    """Those of NUMBERS that the format names a column for and this pair has; whether it must is for the objective."""
-    fields = {name: getattr(record_format, f"{name}_field") for name in NUMBERS}
+    """Those of PAIR_NUMBERS that the format names a column for, and this pair has."""
+    fields = {name: getattr(record_format, f"{name}_field") for name in PAIR_NUMBERS}
     numbers = {name: _number(columns, field) for name, field in fields.items() if field in columns}
     probability = numbers.get("target_probability", 0)
     if not 0 <= probability <= 1:
@@ -263,8 +275,8 @@ def _number(columns: Mapping[str, Any], field: str) -> float:
     value = _get(columns, field)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise _RejectedRow("wrong_type", field, f"must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise _RejectedRow("not_finite", field, f"{value}")
+    if value not in FLOAT32:
+        raise _RejectedRow("not_finite", field, f"{value}" if isinstance(value, float) else "an integer beyond float32")
     return float(value)
 
 
@@ -288,6 +300,7 @@ def _message(value: Any, field: str) -> Message:
             raise _RejectedRow("missing_field", f"{field}.{key}", "")
         if not isinstance(given[key], str):
             raise _RejectedRow("wrong_type", f"{field}.{key}", f"must be text, got {type(given[key]).__name__}")
+        _unicode(given[key], f"{field}.{key}")
     extra = sorted(given.keys() - {"role", "content", *MESSAGE_FIELDS})
     if extra:
         raise _RejectedRow("unsupported_field", field, f"{', '.join(extra)}: put it into content, or remove it")
@@ -295,7 +308,7 @@ def _message(value: Any, field: str) -> Message:
         fields = message_fields(given)
     except BadTools as error:
         raise _RejectedRow("bad_tools", f"{field}.{error.args[0]}", error.args[1]) from error
-    return Message(given["role"], _unicode(given["content"], f"{field}.content"), _unicode(fields, field))
+    return Message(given["role"], given["content"], _unicode(fields, field))
 
 
 def _tools(value: Any) -> str:

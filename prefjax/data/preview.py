@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from prefjax.data.encoding import EncodingPolicy, encode
-from prefjax.data.records import NUMBERS, Record
+from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
-from prefjax.data.trees import TokenTree, is_scored, token_ids
+from prefjax.requirements import PAIR_NUMBERS
+from prefjax.rows.trees import TokenTree, is_scored, token_ids
 
 _BOLD, _SCORED, _SPECIAL, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[7m", "\x1b[0m"
 # Text is data: what would move the cursor or change colours is shown as the picture of the character.
@@ -44,7 +45,7 @@ def preview_tree(record: Record, tree: TokenTree, tokenizer: Tokenizer, *, colou
         raise ValueError(f"{record.source} makes no tree: {whole}")
     facts = [f"example {tree.example_id}", record.source, record.kind]
     facts += [f"weight {tree.weight:g}"] if tree.weight != 1 else []
-    facts += [f"{name} {value:g}" for name in NUMBERS if (value := getattr(tree, name)) is not None]
+    facts += [f"{name} {value:g}" for name in PAIR_NUMBERS if (value := getattr(tree, name)) is not None]
     cut = len(whole.prompt) - len(tree.prompt)
     about = f"prompt: {len(tree.prompt)} tokens, not scored" + (f"; {cut} more were cut from the left" if cut else "")
     blocks = [(", ".join(facts), []), (about, spans(tree.prompt[:0], ~tree.prompt, tokenizer))]

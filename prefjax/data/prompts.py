@@ -1,91 +1,142 @@
-"""Where the prompt ends: a row's texts in one form, and the prompt of a pair that gives whole conversations only."""
+"""Prompts alone, to sample responses to: from rows of prompts or messages, and from preference data of any shape."""
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from prefjax.data.records import Message, Text
+import numpy as np
 
+from prefjax.data.account import Account, Finding, Rejection, collect
+from prefjax.data.encoding import beyond_vocabulary, encode_prompt, response_ending
+from prefjax.data.formats import RecordFormat, parse
+from prefjax.data.records import Message, Record, Text
+from prefjax.data.sources import open_sources, parse_sources
+from prefjax.data.tokenizers import TemplateError, Tokenizer
 
-class NoPrompt(Exception):
-    """The prompt cannot be told from the responses. `args` are (reason, field, detail) of a Rejection."""
-
-
-def split_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> int | None:
-    """Messages of the implicit prompt of two chats, at least 1, or None.
-
-    The longest common prefix, cut back until both chats go on with the assistant's turn. Cutting back matters when the
-    chats are equal, when one is a prefix of the other, or when they part at a user's turn.
-    """
-    common = common_prefix(chosen, rejected)
-    for length in range(min(common, len(chosen) - 1, len(rejected) - 1), 0, -1):
-        if chosen[length].role == rejected[length].role == "assistant":
-            return length
-    return None
+_ANY = "."  # stands for the response, which is not read
 
 
-def split_text(chosen: str, rejected: str, boundaries: Sequence[str]) -> int | None:
-    """Characters of the implicit prompt of two conversations, or None: the longest common prefix, cut back to the end
-    of the last boundary inside it. The characters that the responses happen to share stay in the responses."""
-    common = chosen[: common_prefix(chosen, rejected)]
-    ends = [at + len(boundary) for boundary in boundaries if (at := common.rfind(boundary)) >= 0]
-    return max(ends, default=None)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prompt:
+    """One prompt. `id` is the row's own, or None; `source` is "file:line"; `tokens` [P] int32 and `ending`, text
+    that the template ends a response with, once encoded."""
+
+    text: Text
+    source: str
+    id: str | int | None = None
+    tokens: np.ndarray | None = None
+    ending: str = ""
 
 
-def common_prefix(a: Sequence, b: Sequence) -> int:
-    """Length of the longest common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+@dataclasses.dataclass(frozen=True)
+class PromptFile:
+    """Where prompts were read from: names and sha256 of the sources, and what became of every row."""
+
+    sources: Mapping[str, str]
+    account: Account
 
 
-def join(
-    prompt: Text | None, texts: Mapping[str, Text], boundaries: Sequence[str]
-) -> tuple[Text, dict[str, Text], list[str]]:
-    """One form for a row: all plain text or all chat, the prompt alone, and responses that begin after it.
+def read_prompts(
+    given: str, *, data_dir: str = "", manual_dir: str = "", progress: bool = True
+) -> tuple[list[Prompt], PromptFile]:
+    """The prompts of some sources in order, each once.
+
+    A row has `prompt` (text or messages), or `messages`, of which the assistant's turns at the end are left out, or it
+    is a pair whose prompt is implicit. Responses are not looked at where the prompt stands apart.
 
     Args:
-        prompt: None when it is implicit.
-        texts: the responses by field name; `chosen` and `rejected` at least, when the prompt is implicit.
-        boundaries: see `split_text`.
-    Returns:
-        prompt, responses by field name, and the fields that repeated an explicit prompt (removed in a chat, where
-        repeating can mean nothing else; kept in plain text, where it may be meant).
+        given: as `data.train`, without shares.
+        data_dir, manual_dir: as of `OpenSource`; errors too.
     Raises:
-        NoPrompt: the prompt is implicit and cannot be found, or a chat response is not the assistant's.
+        ValueError: `given` has shares.
     """
-    if all(isinstance(text, str) for text in ("" if prompt is None else prompt, *texts.values())):
-        if prompt is None:
-            prompt = _implicit_prompt(texts, boundaries)
-            return prompt, {field: text.removeprefix(prompt) for field, text in texts.items()}, []
-        return prompt, dict(texts), [field for field, text in texts.items() if prompt and text.startswith(prompt)]
-    implicit = prompt is None
-    if implicit:
-        prompt = _implicit_prompt(texts, boundaries)
-    elif isinstance(prompt, str):
-        prompt = (Message("user", prompt),)
-    responses, repeated = {}, []
-    for field, text in texts.items():
-        turns = (Message("assistant", text),) if isinstance(text, str) else text
-        if prompt and turns[: len(prompt)] == prompt:
-            turns = turns[len(prompt) :]
-            repeated.append(field)
-        if turns and turns[0].role != "assistant":
-            detail = f"begins with {turns[0].role!r}; give what follows the prompt, or leave out the prompt column"
-            raise NoPrompt("bad_role", field, detail)
-        responses[field] = turns
-    return prompt, responses, [] if implicit else repeated
+    sources = parse_sources(given)
+    if sources[0].share is not None:
+        raise ValueError(f"{given!r}: prompts are all taken, each once; leave out the shares")
+    opened = open_sources(sources, data_dir=data_dir, manual_dir=manual_dir)
+    seen: set[Text] = set()
+
+    def step(numbered: tuple[str, Any]) -> Iterator[Prompt | Finding]:
+        for item in _read(*numbered):
+            if isinstance(item, Prompt):
+                if item.text in seen:
+                    item = Rejection("repeated_prompt", item.source, "prompt")
+                else:
+                    seen.add(item.text)
+            yield item
+
+    rows = (row for source in opened for row in source.rows(progress=progress))
+    prompts, account = collect("prompts", rows, step)
+    return prompts, PromptFile({source.name: source.fingerprint().hex() for source in opened}, account)
 
 
-def _implicit_prompt(texts: Mapping[str, Text], boundaries: Sequence[str]) -> Text:
-    if "chosen" not in texts:
-        raise NoPrompt("missing_field", "prompt", "only a pair may leave it out")
-    chosen, rejected = texts["chosen"], texts["rejected"]
-    chats = [field for field, text in texts.items() if not isinstance(text, str)]
-    if chats and not {"chosen", "rejected"} <= set(chats):
-        raise NoPrompt("wrong_type", chats[0], "without a prompt column, the texts must be all text or all messages")
-    if isinstance(chosen, str):
-        length = split_text(chosen, rejected, boundaries)
-        detail = f"add a prompt column, or declare the text before a response; none of {list(boundaries)} is common"
-    else:
-        length = split_messages(chosen, rejected)
-        detail = "the two chats share no turns that an assistant's turn follows in both"
-    if length is None:
-        raise NoPrompt("no_boundary", "chosen", detail)
-    return chosen[:length]
+def _read(source: str, row: Any) -> Iterator[Prompt | Finding]:
+    if isinstance(row, Rejection):
+        yield row
+        return
+    own = None
+    if isinstance(row, Mapping):
+        own = row.get("id")
+        alone = next((row[name] for name in ("prompt", "messages") if row.get(name) is not None), None)
+        if alone is not None:
+            row = {"prompt": alone, "completion": _ANY}
+    for item in parse(row, source, RecordFormat(ties="keep")):
+        if not isinstance(item, Record):
+            if isinstance(item, Rejection):
+                yield item
+            continue
+        text = item.prompt
+        while not isinstance(text, str) and text and text[-1].role == "assistant":
+            text = text[:-1]
+        if text:
+            yield Prompt(text, source, own if isinstance(own, str | int) else None)
+        else:
+            yield Rejection("empty_prompt", source, "messages", "nothing but the assistant's turns")
+
+
+def encode_prompts(
+    prompts: Iterable[Prompt], tokenizer: Tokenizer, *, chat: bool, max_length: int | None = None
+) -> tuple[list[Prompt], Account]:
+    """Prompts with their tokens, and an account with the stage "encode".
+
+    Args:
+        chat: a prompt of plain text becomes a user's turn.
+        max_length: longer prompts are dropped.
+    """
+
+    def step(prompt: Prompt) -> Iterable[Prompt | Finding]:
+        text = prompt.text
+        if chat and isinstance(text, str):
+            text = (Message("user", text),)
+        contents = (text,) if isinstance(text, str) else (message.content for message in text)
+        if special := next(filter(None, map(tokenizer.special_in, contents)), None):
+            return [Rejection("special_text", prompt.source, "prompt", special)]
+        try:
+            ids, ending = encode_prompt(text, tokenizer), response_ending(text, tokenizer)
+        except TemplateError as error:
+            return [Rejection("template_error", prompt.source, "prompt", str(error))]
+        if tokenizer.special_ids.issuperset(ids):
+            return [Rejection("empty_prompt", prompt.source, "prompt", "nothing but special tokens once encoded")]
+        if detail := beyond_vocabulary(ids, tokenizer):
+            return [Rejection("beyond_vocabulary", prompt.source, "prompt", detail)]
+        if max_length is not None and len(ids) > max_length:
+            return [Rejection("prompt_too_long", prompt.source, "prompt", f"{len(ids)} tokens")]
+        return [dataclasses.replace(prompt, text=text, tokens=np.array(ids, np.int32), ending=ending)]
+
+    return collect("encode", prompts, step)
+
+
+def plain_text(text: Text) -> str | list[dict[str, str]]:
+    """A text as JSON holds it: itself, or a list of messages."""
+    return text if isinstance(text, str) else [{"role": turn.role, "content": turn.content} for turn in text]
+
+
+def answer(prompt: Text, completion: str) -> Text:
+    """A completion as the response of a record with this prompt."""
+    return completion if isinstance(prompt, str) else (Message("assistant", completion),)
+
+
+def answered(prompt: Text, completions: Sequence[str], scores: Sequence[float], source: str = "memory") -> Record:
+    """A ranking of completions."""
+    responses = tuple(answer(prompt, text) for text in completions)
+    return Record(prompt, responses, tuple(scores), "ranked", tuple(scores), source=source)

@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefjax.data.report import Finding, Notice, Rejection
+from prefjax.data.account import Finding, Notice, Rejection
 from prefjax.data.spans import Spans
+from prefjax.requirements import PAIR_NUMBERS
 
 KINDS = ("pair", "unpaired", "ranked", "demonstration")
 TIES = ("drop", "keep")
 MESSAGE_FIELDS = ("tool_calls", "name", "tool_call_id")  # of a message, besides role and content
-NUMBERS = ("margin", "target_probability")  # what some objectives read of a pair besides its targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,8 @@ class Record:
         for name, values in self.response_columns.items():
             if len(values) != count:
                 raise ValueError(f"{count} responses need as many values of {name}: {len(values)}")
-        if self.kind != "pair" and any(getattr(self, name) is not None for name in NUMBERS):
-            raise ValueError(f"only a pair has {' and '.join(NUMBERS)}: a record of kind {self.kind!r} has none")
+        if self.kind != "pair" and any(getattr(self, name) is not None for name in PAIR_NUMBERS):
+            raise ValueError(f"only a pair has {' and '.join(PAIR_NUMBERS)}: a record of kind {self.kind!r} has none")
         if self.target_probability is not None and not 0 <= self.target_probability <= 1:
             raise ValueError(f"target_probability must be in [0, 1], got {self.target_probability}")
         texts = (self.prompt, *self.responses, *(() if self.auxiliary is None else (self.auxiliary,)))
@@ -104,11 +104,11 @@ class Record:
     def select(self, responses: tuple[int, ...], targets: tuple[float, ...], kind: str) -> "Record":
         """The record with some of its responses, in the order given; the source names them as file:line[k,...].
 
-        What was said about the pair it may have been (`NUMBERS`) does not hold for the selection.
+        What was said about the pair it may have been (`PAIR_NUMBERS`) does not hold for the selection.
         """
         return dataclasses.replace(
             self,
-            **dict.fromkeys(NUMBERS),
+            **dict.fromkeys(PAIR_NUMBERS),
             responses=tuple(self.responses[k] for k in responses),
             targets=targets,
             scores=None if self.scores is None else tuple(self.scores[k] for k in responses),

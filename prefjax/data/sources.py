@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from prefjax.data.account import Account, Finding, Rejection, collect
 from prefjax.data.datasets import DATASETS, find
-from prefjax.data.datasets.builder import build
 from prefjax.data.formats import Columns, RecordFormat, parse
 from prefjax.data.readers import SUFFIXES, find_files, read_records, read_rows
 from prefjax.data.records import Record
-from prefjax.data.report import Finding, Rejection, Report, collect
 
 HUB = "hf:"
 _SHARE = re.compile(r"(\d+\.?\d*|\.\d+)\s+(\S.*)")
@@ -110,8 +109,8 @@ class OpenSource:
 
     def read(
         self, record_format: RecordFormat, *, more: Columns | None = None, progress: bool = True
-    ) -> tuple[list[Record], Report]:
-        """Its records, named "<source>:<row>" from row 1 on, and a report with the stage "read"."""
+    ) -> tuple[list[Record], Account]:
+        """Its records, named "<source>:<row>" from row 1 on, and an account with the stage "read"."""
         if self.files:
             return read_records(self.files, record_format, more=more, progress=progress)
 
@@ -148,6 +147,8 @@ class _NamedRows:
         if base not in variant.splits:
             choice = ", ".join(f"{full}:{split}" for split in variant.splits)
             raise ValueError(f"{name!r}: {'no such split' if split else 'give a split'}: choose {choice}")
+        from prefjax.data.dataset_builder import build  # here: other sources need no TFDS
+
         built = build(dataset, variant, data_dir=data_dir or None, manual_dir=manual_dir or None)
         self._source = built.as_data_source(split=split)
 
@@ -171,21 +172,21 @@ def _hub_rows(name: str) -> Iterable[Any]:
 
 def take_shares(
     records: Sequence[Sequence[Record]], sources: Sequence[Source], seed: int
-) -> tuple[list[list[Record]], list[Report]]:
+) -> tuple[list[list[Record]], list[Account]]:
     """The largest mixture that has the shares without repeating a record; which records it takes, the seed decides.
 
     A larger mixture of one seed holds the smaller one: each source's records are drawn in an order that depends on the
     seed and the source's name alone. Kept records stay in order.
 
     Returns:
-        the records that are kept, by source, and per source a report with the stage "mix".
+        the records that are kept, by source, and per source an account with the stage "mix".
     Raises:
         ValueError: a source with a share has no records, so no mixture has it.
     """
     if empty := [source.name for source, own in zip(sources, records, strict=True) if not own]:
         raise ValueError(f"no record of {', '.join(empty)} is left, so no mixture can have its share: leave it out")
     total = min(len(own) / source.share for source, own in zip(sources, records, strict=True))
-    kept, reports = [], []
+    kept, accounts = [], []
     for source, own in zip(sources, records, strict=True):
         name = int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "big")
         order = np.random.default_rng([seed, name]).permutation(len(own))
@@ -196,7 +197,7 @@ def take_shares(
             number, record = numbered
             return (record if number in chosen else Rejection("not_drawn", record.source),)
 
-        taken, report = collect("mix", enumerate(own), step)
+        taken, account = collect("mix", enumerate(own), step)
         kept.append(taken)
-        reports.append(report)
-    return kept, reports
+        accounts.append(account)
+    return kept, accounts

@@ -6,11 +6,12 @@ weight 1.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from prefjax.options import FLOAT32
 
 Span = tuple[int, int, float]
 Spans = tuple[Span, ...] | None
@@ -24,14 +25,11 @@ def read_spans(value: Any, length: int) -> Spans:
         raise ValueError(f"must be a list of [start, end, weight], got {type(value).__name__}")
     spans = []
     for entry in value:
-        is_number = lambda x: isinstance(x, int | float) and not isinstance(x, bool)
-        if not isinstance(entry, list | tuple) or len(entry) != 3 or not all(map(is_number, entry)):
-            raise ValueError(f"must be [start, end, weight], three numbers, got {entry!r}")
+        if not isinstance(entry, list | tuple) or len(entry) != 3 or not all(x in FLOAT32 for x in entry):
+            raise ValueError(f"must be [start, end, weight], three finite numbers, got {entry!r}")
         start, end, weight = entry
         if not (start == int(start) and end == int(end) and 0 <= start < end <= length):
             raise ValueError(f"[{start}, {end}) is not a part of the response, which has {length} characters")
-        if not math.isfinite(weight):
-            raise ValueError(f"the weight of [{start}, {end}) is {weight}")
         spans.append((int(start), int(end), float(weight)))
     spans.sort()
     for (_, end, _), (start, *_) in itertools.pairwise(spans):
@@ -40,7 +38,7 @@ def read_spans(value: Any, length: int) -> Spans:
     return tuple(spans)
 
 
-def token_marks(
+def token_labels(
     spans: Spans, offsets: Sequence[tuple[int, int]], length: int, tokens: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights (float32) and segment numbers (int32) of a response's tokens.

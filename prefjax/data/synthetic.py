@@ -30,9 +30,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import json
 import math
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -338,13 +336,3 @@ class World:
         _split_prompts(split)
         rng = np.random.default_rng(stream)
         return (one(rng, self.sample_prompt(rng, split)) for _ in range(n))
-
-
-def write_jsonl(path: str | pathlib.Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Writes one JSON object a line (UTF-8) and returns how many. Replaces the file; its folder must exist."""
-    count = 0
-    with open(path, "w", encoding="utf-8") as file:
-        for record in records:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            count += 1
-    return count

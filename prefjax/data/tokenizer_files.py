@@ -17,6 +17,7 @@ _FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_TEMPLATES = "additional_chat_templates"
 # `render_plain` in the language of tokenizer folders.
 _PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message.role + ': ' + message.content }}"
@@ -33,6 +34,8 @@ def write_tokenizer(folder: str | Path, name_or_path: str | Path, chat_template:
     for name in _FILES:
         if (Path(name_or_path) / name).is_file():
             shutil.copyfile(Path(name_or_path) / name, Path(folder) / name)
+    if (Path(name_or_path) / _TEMPLATES).is_dir() and chat_template is None:
+        shutil.copytree(Path(name_or_path) / _TEMPLATES, Path(folder) / _TEMPLATES, copy_function=shutil.copyfile)
     if chat_template is not None:
         text = _PLAIN_TEMPLATE if chat_template == PLAIN else chat_template
         (Path(folder) / "chat_template.jinja").write_text(text)

@@ -4,13 +4,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, SupportsIndex, runtime_checkable
+from types import FrameType
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from prefjax.data.records import Message
 
 PLAIN = "plain"  # names the chat template that is built in, in place of a tokenizer's own
+_RENDERING = 5.0  # seconds of one thread that a template may take for one conversation
+_RENDERED = 2**26  # characters that it may make of it
 
 
 class TemplateError(ValueError):
@@ -23,7 +28,7 @@ class Tokenizer(Protocol):
 
     bos_id             the id that begins every sequence, or None if the tokenizer's own rule adds none
     eos_id, pad_id     ids; padding is marked by masks, so pad_id may equal eos_id
-    vocab_size         number of ids
+    vocab_size         number of ids that the model has; records with an id from there on are rejected
     special_ids        ids that stand for no text (BOS, EOS, ends of turns, ...)
     has_chat_template  whether `render` works
     fingerprint        hash of everything that decides which ids a text gets
@@ -52,26 +57,42 @@ class Tokenizer(Protocol):
     def special_in(self, text: str) -> str | None:
         """The first special token that the text spells, or None."""
 
+    def ends_in(self, text: str) -> list[tuple[int, int]]:
+        """Characters [start, end) of tokens that can end a turn: special ones, or where there are none, other added
+        ones, which some tokenizers end turns with."""
+
     def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
         """A chat as text; `generate` adds the header after which the assistant speaks, `tools` is `Record.tools`.
         Raises TemplateError."""
 
 
-def load_tokenizer(name_or_path: str | Path, chat_template: str | None = None) -> Tokenizer:
+def load_tokenizer(name_or_path: str | Path, chat_template: str | None = None, *, vocab_size: int = 0) -> Tokenizer:
     """The tokenizer of a run.
 
     Args:
         name_or_path: "byte", or a folder in the Hugging Face format.
         chat_template: in place of the folder's own: "plain" for the built-in one, or a Jinja template.
+        vocab_size: of the model, which may lack the tokenizer's last ids as Gemma 3 1B lacks that of images; 0: it has
+            all of them.
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: chat_template with "byte", which has its one; or a folder that lacks EOS or a fast tokenizer.
+        ValueError: chat_template with "byte", which has its one; or a folder that lacks EOS or a fast tokenizer, that
+            is damaged, or that wants code of its own to run, which never does; or a model without its BOS or EOS.
     """
+    tokenizer: Tokenizer
     if str(name_or_path) == "byte":
         if chat_template not in (None, PLAIN):
             raise ValueError("the byte tokenizer has the plain chat template only: drop chat_template")
-        return ByteTokenizer()
-    return HuggingFaceTokenizer(name_or_path, chat_template)
+        tokenizer = ByteTokenizer()
+    else:
+        tokenizer = HuggingFaceTokenizer(name_or_path, chat_template, vocab_size=vocab_size)
+    last = max(tokenizer.eos_id, tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)
+    if 0 < vocab_size <= last:
+        raise ValueError(
+            f"model.vocab_size={vocab_size}, but {name_or_path} begins or ends sequences with id {last}: raise it "
+            "above, or give data.tokenizer the folder that belongs to the checkpoint"
+        )
+    return tokenizer
 
 
 def render_plain(messages: Sequence[Message], *, generate: bool) -> str:
@@ -109,6 +130,9 @@ class ByteTokenizer:
     def special_in(self, text: str) -> str | None:
         return None
 
+    def ends_in(self, text: str) -> list[tuple[int, int]]:
+        return []
+
     def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
         return render_plain(messages, generate=generate)
 
@@ -116,7 +140,7 @@ class ByteTokenizer:
 class HuggingFaceTokenizer:
     """A tokenizer folder of the Hugging Face format (tokenizer.json), read by transformers; no network, no torch."""
 
-    def __init__(self, folder: str | Path, chat_template: str | None = None):
+    def __init__(self, folder: str | Path, chat_template: str | None = None, *, vocab_size: int = 0):
         """Args and errors as in `load_tokenizer`."""
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no tokenizer folder {folder}: give 'byte', or download the model's folder first")
@@ -125,7 +149,10 @@ class HuggingFaceTokenizer:
         import tokenizers
         from transformers import AutoTokenizer
 
-        self._wrapped = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        try:
+            self._wrapped = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # of every kind, as the files of a stranger's folder may hold anything
+            raise ValueError(f"{folder}: its tokenizer cannot be read: {type(error).__name__}: {error}") from error
         if not self._wrapped.is_fast:
             raise ValueError(f"{folder}: needs a fast tokenizer (tokenizer.json); save it once with use_fast=True")
         if self._wrapped.eos_token_id is None:
@@ -141,18 +168,21 @@ class HuggingFaceTokenizer:
         self._continuing = tokenizers.Tokenizer.from_str(json.dumps(_without_leading_space(backend)))
 
         self.eos_id: int = self._wrapped.eos_token_id
-        self.pad_id: int = self.eos_id if self._wrapped.pad_token_id is None else self._wrapped.pad_token_id
+        self.vocab_size = min(len(self._wrapped), vocab_size or len(self._wrapped))
+        pad = self._wrapped.pad_token_id
+        self.pad_id: int = pad if pad is not None and pad < self.vocab_size else self.eos_id
         self.bos_id = self._first_id_added()
-        self.vocab_size = len(self._wrapped)
+        lacks = [self.vocab_size] if self.vocab_size < len(self._wrapped) else []
         special = {i: token.content for i, token in self._wrapped.added_tokens_decoder.items() if token.special}
         # The unknown token is special to transformers, yet it stands for text.
         self.special_ids = frozenset(special) - {self._wrapped.unk_token_id} | {self.eos_id}
-        self._special_pattern = re.compile("|".join(map(re.escape, special.values())) or "(?!)")
+        self._special_pattern = _any_of(special.values())
+        self._added_pattern = _any_of(token.content for token in self._wrapped.added_tokens_decoder.values())
         self.has_chat_template = self._plain or self._wrapped.chat_template is not None
         template = PLAIN if self._plain else self._wrapped.chat_template
-        identity = json.dumps([backend, template, self.bos_id, self.eos_id, self.pad_id], sort_keys=True)
+        identity = json.dumps([backend, template, self.bos_id, self.eos_id, self.pad_id, *lacks], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
-        without = json.dumps([backend, self.bos_id, self.eos_id, self.pad_id], sort_keys=True)
+        without = json.dumps([backend, self.bos_id, self.eos_id, self.pad_id, *lacks], sort_keys=True)
         self.fingerprints = {
             "tokenizer": hashlib.sha256(without.encode()).hexdigest(),
             "template": PLAIN if self._plain else hashlib.sha256(json.dumps(template).encode()).hexdigest(),
@@ -180,6 +210,10 @@ class HuggingFaceTokenizer:
         found = self._special_pattern.search(text)
         return found.group() if found else None
 
+    def ends_in(self, text: str) -> list[tuple[int, int]]:
+        special = [found.span() for found in self._special_pattern.finditer(text)]
+        return special or [found.span() for found in self._added_pattern.finditer(text)]
+
     def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
         if self._plain:
             return render_plain(messages, generate=generate)
@@ -190,11 +224,47 @@ class HuggingFaceTokenizer:
             )
         import jinja2
 
-        turns, given = [message.as_dict() for message in messages], json.loads(tools) if tools else None
+        def apply() -> str:
+            turns, given = [message.as_dict() for message in messages], json.loads(tools) if tools else None
+            text = self._wrapped.apply_chat_template(turns, tools=given, tokenize=False, add_generation_prompt=generate)
+            if len(text) > _RENDERED:
+                raise ValueError(f"it makes {len(text)} characters of one conversation, more than {_RENDERED}")
+            text.encode()
+            return text
+
         try:
-            return self._wrapped.apply_chat_template(turns, tools=given, tokenize=False, add_generation_prompt=generate)
-        except (jinja2.exceptions.TemplateError, TypeError) as error:  # of a field of another type than it expects
-            raise TemplateError(str(error)) from error
+            return _in_time(apply)
+        except TimeoutError as error:
+            raise ValueError(
+                f"{self._folder}: its chat template ran for more than {_RENDERING:g} s on one conversation: give "
+                "chat_template='plain' or a Jinja template that ends"
+            ) from error
+        except Exception as error:  # a template is a program, and may fail as any
+            known = isinstance(error, jinja2.exceptions.TemplateError)
+            raise TemplateError(str(error) if known else f"{type(error).__name__}: {error}") from error
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Any of the texts, the longest first; nothing where there are none."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
+
+
+def _in_time(function: Callable[[], str]) -> str:
+    """What a function returns; TimeoutError at the next line of a template in it once it takes too long."""
+    end, before = time.thread_time() + _RENDERING, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code.co_filename != "<template>":
+            return None
+        if time.thread_time() > end:
+            raise TimeoutError
+        return trace
+
+    sys.settrace(trace)
+    try:
+        return function()
+    finally:
+        sys.settrace(before)
 
 
 def _without_leading_space(backend: dict) -> dict:

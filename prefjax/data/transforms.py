@@ -1,6 +1,6 @@
 """Records -> records: what an objective needs, made from what a file holds. Every transform is pure.
 
-A per-record transform yields the records it makes and the findings it has, as `report.collect` takes them.
+A per-record transform yields the records it makes and the findings it has, as `account.collect` takes them.
 """
 
 import dataclasses
@@ -8,12 +8,12 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from prefjax.data.records import NUMBERS, Record
-from prefjax.data.report import Finding, Notice, Rejection, Report, collect
+from prefjax.data.account import Account, Finding, Notice, Rejection, collect
+from prefjax.data.records import Record
+from prefjax.requirements import Requirements
 
 RANKING_RULES = ("best_worst", "adjacent", "all")
 PAIR_TARGETS = ("labels", "scores")
-READS = ("nothing", "labels", "rewards", "scores")
 
 
 def rankings_to_pairs(record: Record, rule: str = "best_worst") -> Iterator[Record | Finding]:
@@ -91,54 +91,40 @@ def targets_from_scores(record: Record) -> Iterator[Record | Finding]:
 
 def adapt(
     records: Iterable[Record],
+    requires: Requirements,
     *,
-    group_size: int | None,
-    least: int = 1,
-    reads: str = "nothing",
-    numbers: Sequence[str] = (),
-    spans: bool = False,
     rankings: str | None = None,
     pair_targets: str = "labels",
-    best_only: bool = False,
-) -> tuple[list[Record], Report]:
-    """Make records what an objective needs; what cannot be made is rejected with the need in the reason.
+) -> tuple[list[Record], Account]:
+    """Makes records what an objective requires; what cannot be made is rejected with the requirement in the reason.
+
+    Under group_size 2 records are pairs, and rankings become pairs; under None they keep all responses below their
+    prompt. An objective that imitates gets `keep_best` of every record, and takes neither option.
 
     Args:
-        group_size: of the objective. 2 takes pairs, and rankings as pairs; None takes records with any number of
-            responses, and keeps all of them under their prompt.
-        least: under group_size None, the responses a record needs: 2 where the objective compares them.
-        reads: what the objective reads of `targets`: "nothing" (SFT), "labels" (KTO: 1 desirable, 0 undesirable),
-            "rewards" (DRO: any number, a quantity on its own), "scores" (any number that compares the responses of one
-            prompt). A demonstration has none of them.
-        numbers: what the objective reads of a pair besides: of `NUMBERS`. A pair that lacks one is rejected.
-        spans: whether it reads weighted spans of the responses. A record without any is rejected.
         rankings: the rule that makes pairs of rankings, see `rankings_to_pairs`. None means "best_worst" under
             group_size 2, and rankings as they are otherwise.
         pair_targets: targets of a pair: "labels", 1 and 0, or "scores", score_chosen and score_rejected.
-        best_only: `keep_best` of every record; for group_size None.
     Returns:
-        the records, and a report with the stage "adapt".
+        the records, and an account with the stage "adapt".
     Raises:
-        ValueError: an unknown value, or options that contradict each other.
+        ValueError: an unknown value, or options that contradict the objective.
     """
+    group_size = requires.group_size
     if group_size not in (None, 2):
         raise ValueError(f"group_size must be None or 2, got {group_size}")
-    if reads not in READS:
-        raise ValueError(f"reads must be one of {READS}, got {reads!r}")
-    if unknown := set(numbers) - set(NUMBERS):
-        raise ValueError(f"numbers must be of {NUMBERS}, got {sorted(unknown)}")
     if pair_targets not in PAIR_TARGETS:
         raise ValueError(f"pair_targets must be one of {PAIR_TARGETS}, got {pair_targets!r}")
-    if best_only and (group_size == 2 or rankings is not None or pair_targets != "labels"):
-        raise ValueError("best_only keeps single responses: drop group_size=2, rankings and pair_targets")
-    if reads == "labels" and pair_targets == "scores":
+    if requires.imitates and (group_size == 2 or rankings is not None or pair_targets != "labels"):
+        raise ValueError("an objective that imitates keeps single responses: drop group_size=2, rankings, pair_targets")
+    if requires.reads == "labels" and pair_targets == "scores":
         raise ValueError("reads='labels' takes the 1/0 labels of a pair: drop pair_targets='scores'")
     rule = rankings or ("best_worst" if group_size == 2 else None)
     if rule is not None and rule not in RANKING_RULES:
         raise ValueError(f"rankings must be one of {RANKING_RULES}, got {rule!r}")
 
     def step(record: Record) -> Iterator[Record | Finding]:
-        if best_only:
+        if requires.imitates:
             made = keep_best(record)
         elif record.kind == "ranked" and rule is not None:
             made = rankings_to_pairs(record, rule)
@@ -157,30 +143,30 @@ def adapt(
             if isinstance(item, Finding):
                 yield item
             else:
-                yield _unmet_need(item, group_size, least, reads, numbers, spans) or item
+                yield _unmet(item, requires) or item
 
     return collect("adapt", records, checked)
 
 
-def _unmet_need(
-    record: Record, group_size: int | None, least: int, reads: str, numbers: Sequence[str], spans: bool
-) -> Rejection | None:
-    if group_size == 2 and record.kind != "pair":
+def _unmet(record: Record, requires: Requirements) -> Rejection | None:
+    if requires.group_size == 2 and record.kind != "pair":
         detail = (
             "a pairwise objective needs a chosen and a rejected response to every prompt; "
             f"this record is {record.kind}: use an objective for single responses (kto, dro, sft)"
         )
         return Rejection("wrong_kind", record.source, record.field(0), detail)
-    for name in numbers:
+    for name in requires.pair_numbers:
         if getattr(record, name) is None:
             detail = f"this objective reads a {name} of every pair: add it, and name its column in format.{name}_field"
             return Rejection("missing_field", record.source, name, detail)
-    if spans and record.spans is None:
+    if requires.token_labels and record.spans is None:
         detail = "this objective reads weighted spans: add them, and name their column in format.spans_field"
         return Rejection("missing_field", record.source, "spans", detail)
-    if (count := len(record.responses)) < least:
+    if (count := len(record.responses)) < requires.min_responses:
+        least = requires.min_responses
         detail = f"this objective compares at least {least} responses to a prompt, this record has {count}"
         return Rejection("wrong_kind", record.source, record.field(0), detail)
+    reads = requires.reads
     if reads != "nothing" and record.kind == "demonstration":
         return Rejection(
             "wrong_kind", record.source, "label", f"this objective reads {reads}, a demonstration has none"

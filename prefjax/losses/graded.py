@@ -17,10 +17,13 @@ from jaxtyping import Array, Float
 
 from prefjax.losses.links import bernoulli_kl, logistic
 from prefjax.losses.reducers import gap, log_ratio, of_pairs, pairs
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LOG2, REFERENCE, TARGET, for_pairs
+from prefjax.losses.responses import Responses
+from prefjax.options import BelowHalf, NonNegative, Positive
 
 
-def cdpo(r: Responses, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2)
+def cdpo(r: Responses, *, beta: Positive = 0.1, label_smoothing: BelowHalf = 0.1) -> Float[Array, "B"]:
     """Conservative DPO: (1 - e) sp(-beta h) + e sp(beta h), e = `label_smoothing`.
 
     Source: E. Mitchell, A note on DPO with noisy preferences and relationship to IPO (cdpo.pdf), equation 3.
@@ -35,7 +38,8 @@ def cdpo(r: Responses, *, beta: float = 0.1, label_smoothing: float = 0.1) -> Fl
     return of_pairs(r, logistic(beta * gap(log_ratio(r)), 1 - label_smoothing))
 
 
-def rdpo(r: Responses, *, beta: float = 0.1, flip_rate: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2)
+def rdpo(r: Responses, *, beta: Positive = 0.1, flip_rate: BelowHalf = 0.1) -> Float[Array, "B"]:
     """Provably robust DPO: [(1 - e) sp(-beta h) - e sp(beta h)] / (1 - 2e), e = `flip_rate` in [0, 1/2).
 
     Source: arXiv 2403.00409, section 3.1.
@@ -57,7 +61,8 @@ def rdpo(r: Responses, *, beta: float = 0.1, flip_rate: float = 0.1) -> Float[Ar
     return of_pairs(r, logistic(beta * gap(log_ratio(r)), (1 - flip_rate) / (1 - 2 * flip_rate)))
 
 
-def soft_ce(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | {"target_probability"}, start=LOG2)
+def soft_ce(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Soft-preference cross-entropy: p sp(-beta h) + (1 - p) sp(beta h), p = target_probability of the pair.
 
     Source: arXiv 2405.14103 (OSP's loss; how p comes from judged strengths is a matter of the data).
@@ -71,7 +76,8 @@ def soft_ce(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * gap(log_ratio(r)), r.target_probability))
 
 
-def mmpo(r: Responses, *, beta: float = 0.1, gamma: float = 1.0) -> Float[Array, "B"]:
+@for_pairs(TARGET, start=LOG2, reads="scores")
+def mmpo(r: Responses, *, beta: Positive = 0.1, gamma: NonNegative = 1.0) -> Float[Array, "B"]:
     """Margin matching (MMPO): p sp(-beta h) + (1 - p) sp(beta h), p = sigmoid(gamma (s_w - s_l)).
 
     Source: arXiv 2410.03145, as in the authors' code (its bt_beta is gamma).
@@ -86,7 +92,8 @@ def mmpo(r: Responses, *, beta: float = 0.1, gamma: float = 1.0) -> Float[Array,
     return of_pairs(r, logistic(beta * gap(log_ratio(r)), jax.nn.sigmoid(gamma * gap(r.target))))
 
 
-def margin_dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | {"margin"}, start=lambda r, **_: logistic(-r.margin))
+def margin_dpo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """DPO with a given margin: -log sigmoid(beta h - m), m = `margin` of the pair.
 
     Source: arXiv 2402.10571 with any offset; as the margin of Llama 2's reward model (arXiv 2307.09288, equation 2).
@@ -100,7 +107,8 @@ def margin_dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * gap(log_ratio(r)) - r.margin))
 
 
-def odpo(r: Responses, *, beta: float = 0.5, alpha: float = 1.0) -> Float[Array, "B"]:
+@for_pairs(TARGET, start=lambda r, alpha, **_: jnp.log1p(jnp.maximum(gap(r.target), 0) ** alpha), reads="scores")
+def odpo(r: Responses, *, beta: Positive = 0.5, alpha: NonNegative = 1.0) -> Float[Array, "B"]:
     """DPO with an offset (ODPO): -log sigmoid(beta h - alpha log(s_w - s_l)).
 
     Source: arXiv 2402.10571, as in the authors' code.
@@ -118,11 +126,16 @@ def odpo(r: Responses, *, beta: float = 0.5, alpha: float = 1.0) -> Float[Array,
     return of_pairs(r, jnp.where(difference > 0, losses, 0))
 
 
+@for_pairs(
+    TARGET,
+    start=lambda r, eta, distance, **_: margin_distance(0 * gap(r.target), eta * gap(r.target), distance),
+    reads="scores",
+)
 def reward_rpo(
     r: Responses,
     *,
-    beta: float = 0.1,
-    eta: float = 1.0,
+    beta: Positive = 0.1,
+    eta: Positive = 1.0,
     distance: Literal["squared", "backward_kl", "forward_kl"] = "backward_kl",
 ) -> Float[Array, "B"]:
     """Reward-aware preference optimisation (RPO): the distance between the margins beta h and eta (s_w - s_l).

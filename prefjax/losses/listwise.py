@@ -25,12 +25,36 @@ from jaxtyping import Array, Bool, Float
 
 from prefjax.losses.links import logistic
 from prefjax.losses.reducers import groups, log_ratio, of_groups
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LOG2, TARGET, for_rankings
+from prefjax.losses.responses import Responses
+from prefjax.options import NonNegative, Positive
 
 _NOWHERE = -1e30  # the score of an invalid slot: its probability is exactly 0, and nothing becomes NaN
 
 
-def pl_dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+def _log_count(r: Responses, **_) -> Float[Array, "B"]:
+    return jnp.log(jnp.maximum(jnp.sum(r.valid, axis=-1), 1).astype(r.logp.dtype))
+
+
+def log_rankings(r: Responses, **_) -> Float[Array, "B"]:
+    """log K! of the valid responses: all rankings are equally likely."""
+    earlier = jnp.cumsum(r.valid, axis=-1)
+    return jnp.sum(jnp.where(r.valid, jnp.log(jnp.maximum(earlier, 1).astype(r.dtype)), 0), axis=-1)
+
+
+def _lipo_start(r: Responses, **_) -> Float[Array, "B"]:
+    return LOG2 * jnp.sum(lambda_weights(r, jnp.zeros_like(r.logp)), axis=(1, 2))
+
+
+def _exo_start(r: Responses, reward_temperature, **_) -> Float[Array, "B"]:
+    """The KL from uniform to softmax(psi / beta_r) over the valid responses."""
+    x = r.target / reward_temperature
+    highest = jnp.max(jnp.where(r.valid, x, -1e30), axis=-1, keepdims=True)
+    return jnp.log(r.prompt_mean(jnp.exp(jnp.where(r.valid, x - highest, 0)))) + highest[:, 0] - r.prompt_mean(x)
+
+
+@for_rankings(TARGET, start=log_rankings, reads="scores")
+def pl_dpo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Plackett-Luce DPO: sum over ranks k of [log sum_{j ranked k or below} e^s_j - s_(k)].
 
     Source: arXiv 2305.18290, appendix A.3.
@@ -58,7 +82,8 @@ def ordered_pairs(r: Responses) -> Bool[Array, "B K K"]:
     return (_differences(r.target) > 0) & _both(r)
 
 
-def lipo_lambda(r: Responses, *, beta: float = 0.05) -> Float[Array, "B"]:
+@for_rankings(TARGET, start=_lipo_start, reads="scores")
+def lipo_lambda(r: Responses, *, beta: Positive = 0.05) -> Float[Array, "B"]:
     """LiPO-lambda: sum over psi_i > psi_j of D_ij sp(-(s_i - s_j)), D_ij = |2^psi_i - 2^psi_j|
     |1 / log(1 + tau_i) - 1 / log(1 + tau_j)|, tau the ranks by s.
 
@@ -84,7 +109,8 @@ def lambda_weights(r: Responses, s: Float[Array, "B K"]) -> Float[Array, "B K K"
     return jnp.where(ordered_pairs(r), jnp.abs(_differences(gain) * _differences(discount)), 0)
 
 
-def infonca(r: Responses, *, beta: float = 0.01, reward_temperature: float = 1.0) -> Float[Array, "B"]:
+@for_rankings(TARGET, start=_log_count, reads="scores")
+def infonca(r: Responses, *, beta: Positive = 0.01, reward_temperature: Positive = 1.0) -> Float[Array, "B"]:
     """InfoNCA: the cross-entropy -sum_i softmax(psi / alpha)_i log softmax(s)_i, alpha = `reward_temperature`.
 
     Source: arXiv 2402.05369, as in the authors' code; the temperature's default is ours.
@@ -99,7 +125,8 @@ def infonca(r: Responses, *, beta: float = 0.01, reward_temperature: float = 1.0
     return of_groups(r, -jnp.sum(wanted * _log_softmax(r, beta * log_ratio(r)), axis=-1))
 
 
-def dpo_rw(r: Responses, *, beta: float = 0.5, reward_temperature: float = 0.5) -> Float[Array, "B"]:
+@for_rankings(TARGET, start=_log_count, reads="scores")
+def dpo_rw(r: Responses, *, beta: Positive = 0.5, reward_temperature: Positive = 0.5) -> Float[Array, "B"]:
     """DPO from rewards (DPO-rw): the cross-entropy of `infonca` with the coefficients of EXO's experiments.
 
     Source: arXiv 2402.00856 and its code (beta_pi and beta_r).
@@ -112,7 +139,8 @@ def dpo_rw(r: Responses, *, beta: float = 0.5, reward_temperature: float = 0.5) 
     return infonca(r, beta=beta, reward_temperature=reward_temperature)
 
 
-def exo_rw(r: Responses, *, beta: float = 0.5, reward_temperature: float = 0.5) -> Float[Array, "B"]:
+@for_rankings(TARGET, start=_exo_start, reads="scores")
+def exo_rw(r: Responses, *, beta: Positive = 0.5, reward_temperature: Positive = 0.5) -> Float[Array, "B"]:
     """Exact optimisation (EXO) from rewards: KL(softmax(s) || softmax(psi / beta_r)), beta_r = `reward_temperature`.
 
     Source: arXiv 2402.00856, as in its code (beta_pi and beta_r).
@@ -129,7 +157,8 @@ def exo_rw(r: Responses, *, beta: float = 0.5, reward_temperature: float = 0.5) 
     return of_groups(r, jnp.sum(jnp.exp(log_p) * jnp.where(r.valid, difference, 0), axis=-1))
 
 
-def nca(r: Responses, *, beta: float = 0.01, reward_temperature: float = 1.0) -> Float[Array, "B"]:
+@for_rankings(TARGET, start=2 * LOG2, reads="scores")
+def nca(r: Responses, *, beta: Positive = 0.01, reward_temperature: Positive = 1.0) -> Float[Array, "B"]:
     """Noise contrastive alignment: sum_i [softmax(psi / alpha)_i sp(-s_i) + sp(s_i) / K], alpha = `reward_temperature`.
 
     Source: arXiv 2402.05369, as in the authors' code; the temperature's default is ours.
@@ -145,7 +174,8 @@ def nca(r: Responses, *, beta: float = 0.01, reward_temperature: float = 1.0) ->
     return of_groups(r, jnp.sum(wanted * logistic(s), axis=-1) + r.prompt_mean(logistic(-s)))
 
 
-def slic_list(r: Responses, *, delta: float = 1.0, regularizer_weight: float = 0.1) -> Float[Array, "B"]:
+@for_rankings({"target"}, optional={"auxiliary_logp"}, reads="scores")
+def slic_list(r: Responses, *, delta: NonNegative = 1.0, regularizer_weight: NonNegative = 0.1) -> Float[Array, "B"]:
     """SLiC's list rank: sum over i ranked above j of max(0, delta (rank_j - rank_i) - logp_i + logp_j), minus the
     regulariser regularizer_weight log pi(y_ref).
 

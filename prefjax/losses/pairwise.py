@@ -24,10 +24,13 @@ from jaxtyping import Array, Float
 
 from prefjax.losses.links import LINKS, exp, hinge, logistic
 from prefjax.losses.reducers import gap, log_ratio, of_pairs, pairs, per_token, sides
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LENGTH, LOG2, REFERENCE, for_pairs
+from prefjax.losses.responses import Responses
+from prefjax.options import NonNegative, Positive
 
 
-def dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2)
+def dpo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Direct preference optimisation: -log sigmoid(beta h).
 
     Source: arXiv 2305.18290, equation 7.
@@ -43,7 +46,8 @@ def dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * gap(log_ratio(r))))
 
 
-def dpo_norm(r: Responses, *, beta: float = 5.0) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | LENGTH, start=LOG2)
+def dpo_norm(r: Responses, *, beta: Positive = 5.0) -> Float[Array, "B"]:
     """Length-normalised DPO: -log sigmoid(beta (a_w / n_w - a_l / n_l)).
 
     Source: arXiv 2411.15124 (Tulu 3), equation 6.
@@ -57,7 +61,8 @@ def dpo_norm(r: Responses, *, beta: float = 5.0) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * gap(per_token(r, log_ratio(r)))))
 
 
-def r_dpo(r: Responses, *, beta: float = 0.1, alpha: float = 0.01) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | LENGTH, start=lambda r, alpha, **_: logistic(alpha * gap(r.length)))
+def r_dpo(r: Responses, *, beta: Positive = 0.1, alpha: NonNegative = 0.01) -> Float[Array, "B"]:
     """Length-regularised DPO (R-DPO): -log sigmoid(beta h + alpha (n_w - n_l)).
 
     Source: arXiv 2403.19159; the sign as derived from its length-penalised reward, and as in SamPO's code.
@@ -71,7 +76,8 @@ def r_dpo(r: Responses, *, beta: float = 0.1, alpha: float = 0.01) -> Float[Arra
     return of_pairs(r, logistic(beta * gap(log_ratio(r)) + alpha * gap(r.length)))
 
 
-def dpop(r: Responses, *, beta: float = 0.3, penalty: float = 50.0) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2)
+def dpop(r: Responses, *, beta: Positive = 0.3, penalty: NonNegative = 50.0) -> Float[Array, "B"]:
     """DPO-positive: -log sigmoid(beta (h - penalty max(0, -a_w))).
 
     Source: arXiv 2402.13228, equation 3.
@@ -87,7 +93,8 @@ def dpop(r: Responses, *, beta: float = 0.3, penalty: float = 50.0) -> Float[Arr
     return of_pairs(r, logistic(beta * (gap(a) - penalty * jax.nn.relu(-a[:, 0]))))
 
 
-def hypo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=lambda r, beta, **_: logistic(beta * jnp.minimum(0, gap(r.reference_logp))))
+def hypo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Hybrid DPO (HyPO): -log sigmoid(beta (logp_w - logp_l - max(0, reference_logp_w - reference_logp_l))).
 
     Source: arXiv 2602.11902, the loss as stated in the abstract.
@@ -103,7 +110,8 @@ def hypo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * (gap(r.logp) - jax.nn.relu(gap(r.reference_logp)))))
 
 
-def ipo(r: Responses, *, tau: float = 0.1, normalize: Literal["none", "length"] = "none") -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=lambda r, tau, **_: 1 / (4 * tau**2))
+def ipo(r: Responses, *, tau: Positive = 0.1, normalize: Literal["none", "length"] = "none") -> Float[Array, "B"]:
     """Identity preference optimisation: (h - 1 / (2 tau))^2.
 
     Source: arXiv 2310.12036, equation 17.
@@ -130,7 +138,8 @@ def ipo(r: Responses, *, tau: float = 0.1, normalize: Literal["none", "length"] 
     return of_pairs(r, (gap(per_token(r, a) if normalize == "length" else a) - 1 / (2 * tau)) ** 2)
 
 
-def rso_sigmoid(r: Responses, *, gamma: float = 0.05) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2)
+def rso_sigmoid(r: Responses, *, gamma: Positive = 0.05) -> Float[Array, "B"]:
     """RSO's sigmoid-norm loss: -log sigmoid(gamma h), which is `dpo` with RSO's coefficient.
 
     Source: arXiv 2309.06657, equation 8.
@@ -143,7 +152,8 @@ def rso_sigmoid(r: Responses, *, gamma: float = 0.05) -> Float[Array, "B"]:
     return dpo(r, beta=gamma)
 
 
-def rso_hinge(r: Responses, *, gamma: float = 0.05) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=1.0)
+def rso_hinge(r: Responses, *, gamma: Positive = 0.05) -> Float[Array, "B"]:
     """RSO's hinge-norm loss: max(0, 1 - gamma h).
 
     Source: arXiv 2309.06657, equation 10.
@@ -158,10 +168,11 @@ def rso_hinge(r: Responses, *, gamma: float = 0.05) -> Float[Array, "B"]:
     return of_pairs(r, hinge(gamma * gap(log_ratio(r))))
 
 
+@for_pairs(REFERENCE, start=lambda r, link, **_: LINKS[link](jnp.zeros(())))
 def gpo(
     r: Responses,
     *,
-    beta: float = 0.1,
+    beta: Positive = 0.1,
     link: Literal["logistic", "hinge", "squared", "truncated_quadratic", "exponential"] = "exponential",
 ) -> Float[Array, "B"]:
     """Generalised preference optimisation: f(beta h) for a convex f with f'(0) < 0.
@@ -184,7 +195,8 @@ def gpo(
     return of_pairs(r, LINKS[link](beta * gap(log_ratio(r))))
 
 
-def discopop(r: Responses, *, beta: float = 0.05, tau: float = 0.05) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=(LOG2 + 1) / 2)
+def discopop(r: Responses, *, beta: Positive = 0.05, tau: Positive = 0.05) -> Float[Array, "B"]:
     """Discovered preference optimisation: (1 - s) sp(-z) + s e^-z, z = beta h and s = sigmoid(z / tau).
 
     Source: arXiv 2406.08414, equation 5 (log-ratio modulated loss).
@@ -201,7 +213,8 @@ def discopop(r: Responses, *, beta: float = 0.05, tau: float = 0.05) -> Float[Ar
     return of_pairs(r, jax.nn.sigmoid(-z / tau) * logistic(z) + exp(log_s - z))
 
 
-def wpo(r: Responses, *, beta: float = 0.01) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | LENGTH | {"log_sum_p2"}, start=lambda r, **_: LOG2 * pair_alignment(r))
+def wpo(r: Responses, *, beta: Positive = 0.01) -> Float[Array, "B"]:
     """Weighted preference optimisation: -min(1, w_w w_l) log sigmoid(beta h), log w = mean over tokens t of
     log(pi_t / sum_v pi_v^2).
 
@@ -222,7 +235,8 @@ def pair_alignment(r: Responses) -> Float[Array, "B"]:
     return stop_gradient(jnp.exp(jnp.minimum(0, log_w[:, 0] + log_w[:, 1])))
 
 
-def rpo_nll(r: Responses, *, beta: float = 0.1, alpha: float = 1.0) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | LENGTH, start=lambda r, alpha, **_: LOG2 - alpha * per_token(r, r.reference_logp)[:, 0])
+def rpo_nll(r: Responses, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) -> Float[Array, "B"]:
     """DPO with likelihood: -log sigmoid(beta h) - alpha logp_w / n_w.
 
     Source: arXiv 2404.19733 (iterative RPO), equation 1; as a regulariser arXiv 2405.16436 (alpha = 0.005).
@@ -236,7 +250,8 @@ def rpo_nll(r: Responses, *, beta: float = 0.1, alpha: float = 1.0) -> Float[Arr
     return of_pairs(r, logistic(beta * gap(log_ratio(r))) - alpha * sides(per_token(r, r.logp))[0])
 
 
-def rationale_dpo(r: Responses, *, beta: float = 0.1, gamma: float = 1.0) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | {"auxiliary_logp"}, start=lambda r, gamma, **_: LOG2 - gamma * r.auxiliary_logp)
+def rationale_dpo(r: Responses, *, beta: Positive = 0.1, gamma: NonNegative = 1.0) -> Float[Array, "B"]:
     """DPO with rationales (RDPO): -log sigmoid(beta h) - gamma log pi(rationale | prompt, chosen better than rejected).
 
     Source: arXiv 2407.14477.

@@ -8,10 +8,12 @@ half of the "double where" of `Responses.masked`); `of_pairs`, `prompt_mean` and
     h    = a(chosen) - a(rejected)          `gap(log_ratio(r))`, the margin of a pair
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from prefjax.losses.types import Responses
+from prefjax.losses.responses import Responses
 
 
 def pairs(r: Responses, *needs: str) -> Responses:
@@ -24,7 +26,8 @@ def token_pairs(r: Responses, *needs: str) -> Responses:
     """Pairs with the token arrays of `needs`, which are 0 behind the last token of each response."""
     r = pairs(r, "length", *needs)
     arrays = {name: getattr(r, name) for name in needs if name.startswith("token_")}
-    return r.replace(**{name: jnp.where(token_numbers(x) < r.length[..., None], x, 0) for name, x in arrays.items()})
+    kept = {name: jnp.where(token_numbers(x) < r.length[..., None], x, 0) for name, x in arrays.items()}
+    return dataclasses.replace(r, **kept)
 
 
 def singles(r: Responses, *needs: str) -> Responses:
@@ -35,8 +38,8 @@ def singles(r: Responses, *needs: str) -> Responses:
 
 def groups(r: Responses, *needs: str) -> Responses:
     """At least two responses to compare; a prompt with fewer valid ones does not count."""
-    r.require(*needs, least=2)
-    return r.masked(least=2)
+    r.require(*needs, min_responses=2)
+    return r.masked(min_responses=2)
 
 
 def log_ratio(r: Responses) -> Float[Array, "B K"]:

@@ -15,10 +15,13 @@ from jaxtyping import Array, Float
 
 from prefjax.losses.links import alpha_shape, hinge, log_odds, logistic
 from prefjax.losses.reducers import gap, of_pairs, pairs, per_token
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LENGTH, for_pairs
+from prefjax.losses.responses import Responses
+from prefjax.options import Finite, NonNegative, Positive
 
 
-def slic(r: Responses, *, delta: float = 1.0, regularizer_weight: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(optional={"auxiliary_logp"})
+def slic(r: Responses, *, delta: NonNegative = 1.0, regularizer_weight: NonNegative = 0.1) -> Float[Array, "B"]:
     """SLiC-HF: max(0, delta - logp_w + logp_l) - regularizer_weight log pi(y_ref).
 
     Source: arXiv 2305.10425, equation 4.
@@ -36,7 +39,8 @@ def slic(r: Responses, *, delta: float = 1.0, regularizer_weight: float = 0.1) -
     return of_pairs(r, jax.nn.relu(delta - gap(r.logp)) - regularizer_weight * target_logp)
 
 
-def rso_hinge_raw(r: Responses, *, gamma: float = 0.05) -> Float[Array, "B"]:
+@for_pairs()
+def rso_hinge_raw(r: Responses, *, gamma: Positive = 0.05) -> Float[Array, "B"]:
     """RSO's hinge loss without a reference: max(0, 1 - gamma (logp_w - logp_l)).
 
     Source: arXiv 2309.06657, equation 9.
@@ -50,7 +54,8 @@ def rso_hinge_raw(r: Responses, *, gamma: float = 0.05) -> Float[Array, "B"]:
     return of_pairs(r, hinge(gamma * gap(r.logp)))
 
 
-def simpo(r: Responses, *, beta: float = 2.0, gamma: float = 0.5) -> Float[Array, "B"]:
+@for_pairs(LENGTH)
+def simpo(r: Responses, *, beta: Positive = 2.0, gamma: NonNegative = 0.5) -> Float[Array, "B"]:
     """Simple preference optimisation: -log sigmoid(beta (m_w - m_l) - gamma).
 
     Source: arXiv 2405.14734, equation 6.
@@ -65,7 +70,8 @@ def simpo(r: Responses, *, beta: float = 2.0, gamma: float = 0.5) -> Float[Array
     return of_pairs(r, logistic(beta * gap(per_token(r, r.logp)) - gamma))
 
 
-def alphapo(r: Responses, *, beta: float = 2.5, gamma: float = 0.1, alpha: float = 0.25) -> Float[Array, "B"]:
+@for_pairs(LENGTH)
+def alphapo(r: Responses, *, beta: Positive = 2.5, gamma: NonNegative = 0.1, alpha: Finite = 0.25) -> Float[Array, "B"]:
     """AlphaPO: -log sigmoid(beta (r_w - r_l) - gamma), r = (1 - p^-alpha) / alpha with p = e^m per token.
 
     Source: arXiv 2501.03884; the defaults from its table 3 (Mistral-Instruct).
@@ -79,7 +85,8 @@ def alphapo(r: Responses, *, beta: float = 2.5, gamma: float = 0.1, alpha: float
     return of_pairs(r, logistic(beta * gap(alpha_shape(per_token(r, r.logp), alpha)) - gamma))
 
 
-def cpo(r: Responses, *, beta: float = 0.1, alpha: float = 1.0) -> Float[Array, "B"]:
+@for_pairs()
+def cpo(r: Responses, *, beta: Positive = 0.1, alpha: NonNegative = 1.0) -> Float[Array, "B"]:
     """Contrastive preference optimisation: -log sigmoid(beta (logp_w - logp_l)) - alpha logp_w.
 
     Source: arXiv 2401.08417.
@@ -93,7 +100,8 @@ def cpo(r: Responses, *, beta: float = 0.1, alpha: float = 1.0) -> Float[Array, 
     return of_pairs(r, logistic(beta * gap(r.logp)) - alpha * r.logp[:, 0])
 
 
-def orpo(r: Responses, *, weight: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(LENGTH)
+def orpo(r: Responses, *, weight: NonNegative = 0.1) -> Float[Array, "B"]:
     """Odds ratio preference optimisation: -m_w - weight log sigmoid(log odds(e^m_w) - log odds(e^m_l)).
 
     Source: arXiv 2403.07691, equations 3 to 7; weight is its lambda.

@@ -13,12 +13,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from prefjax.losses.links import logistic
-from prefjax.losses.listwise import ordered_pairs, plackett_luce
+from prefjax.losses.listwise import log_rankings, ordered_pairs, plackett_luce
 from prefjax.losses.reducers import gap, groups, of_groups, of_pairs, pairs
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import FEATURES, LOG2, for_pairs, for_rankings
+from prefjax.losses.responses import Responses
+from prefjax.options import NonNegative, Positive
 
 
-def bt(r: Responses, *, centering: float = 0.0) -> Float[Array, "B"]:
+def _bt_ranking_start(r: Responses, **_) -> Float[Array, "B"]:
+    return LOG2 * jnp.any(ordered_pairs(r), axis=(1, 2))
+
+
+@for_pairs(FEATURES, start=LOG2)
+def bt(r: Responses, *, centering: NonNegative = 0.0) -> Float[Array, "B"]:
     """Bradley-Terry reward model: -log sigmoid(r_w - r_l) + centering (r_w + r_l)^2.
 
     Source: arXiv 2203.02155, equation 1 with K = 2; the centring arXiv 2312.09244, as in TRL.
@@ -34,7 +41,8 @@ def bt(r: Responses, *, centering: float = 0.0) -> Float[Array, "B"]:
     return of_pairs(r, logistic(gap(rewards)) + centering * jnp.sum(rewards, axis=-1) ** 2)
 
 
-def bt_margin(r: Responses, *, centering: float = 0.0) -> Float[Array, "B"]:
+@for_pairs(FEATURES | {"margin"}, start=lambda r, **_: logistic(-r.margin))
+def bt_margin(r: Responses, *, centering: NonNegative = 0.0) -> Float[Array, "B"]:
     """Bradley-Terry reward model with a margin: -log sigmoid(r_w - r_l - m) + centering (r_w + r_l)^2, m = `margin` of
     the pair.
 
@@ -49,6 +57,7 @@ def bt_margin(r: Responses, *, centering: float = 0.0) -> Float[Array, "B"]:
     return of_pairs(r, logistic(gap(rewards) - r.margin) + centering * jnp.sum(rewards, axis=-1) ** 2)
 
 
+@for_rankings(FEATURES | {"target"}, start=_bt_ranking_start, reads="scores")
 def bt_ranking(r: Responses) -> Float[Array, "B"]:
     """Bradley-Terry reward model on rankings: mean of -log sigmoid(r_i - r_j) over all pairs with i ranked above j.
 
@@ -66,6 +75,7 @@ def bt_ranking(r: Responses) -> Float[Array, "B"]:
     return of_groups(r, total / jnp.maximum(jnp.sum(better, axis=(1, 2)), 1))
 
 
+@for_rankings(FEATURES | {"target"}, start=log_rankings, reads="scores")
 def pl_ranking(r: Responses) -> Float[Array, "B"]:
     """Plackett-Luce reward model: sum over ranks k of [log sum_{j ranked k or below} e^r_j - r_(k)].
 
@@ -81,7 +91,8 @@ def pl_ranking(r: Responses) -> Float[Array, "B"]:
     return plackett_luce(r, scalar_rewards(r))
 
 
-def gpm(r: Responses, *, tau: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(FEATURES)
+def gpm(r: Responses, *, tau: Positive = 0.1) -> Float[Array, "B"]:
     """General preference model (GPM): -log sigmoid(s(y_w > y_l) / tau), s(y > y') = <R v, v'>, R of blocks
     [[0, -1], [1, 0]].
 

@@ -15,10 +15,13 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from prefjax.losses.reducers import batch_mean, log_ratio, singles
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import TARGET, for_singles
+from prefjax.losses.responses import Responses
+from prefjax.options import Positive
 
 
-def dro(r: Responses, *, tau: float = 1.0) -> Float[Array, "B"]:
+@for_singles(TARGET | {"value"}, start=lambda r, **_: 0.5 * (r.target - r.value[:, None]) ** 2, reads="rewards")
+def dro(r: Responses, *, tau: Positive = 1.0) -> Float[Array, "B"]:
     """Direct reward optimisation with a learned value (DRO-V): 1/2 (reward - V - tau a)^2.
 
     Source: arXiv 2405.19107, equation 4.
@@ -50,7 +53,8 @@ def dro(r: Responses, *, tau: float = 1.0) -> Float[Array, "B"]:
     return r.prompt_mean(stop_gradient(joint) + (surrogate - stop_gradient(surrogate)))
 
 
-def dro_p(r: Responses, *, tau: float = 1.0) -> Float[Array, "B"]:
+@for_singles(TARGET, start=lambda r, **_: half_square_deviation(r, r.target), reads="rewards", coupled=True)
+def dro_p(r: Responses, *, tau: Positive = 1.0) -> Float[Array, "B"]:
     """Direct reward optimisation without a value network (DRO-P): half the batch variance of e = reward - tau a.
 
     Source: arXiv 2405.19107, appendix B, equation 15.
@@ -74,7 +78,8 @@ def half_square_deviation(r: Responses, x: Float[Array, "B K"]) -> Float[Array, 
     return 0.5 * (x - mean) ** 2
 
 
-def ulma_continuous(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_singles(TARGET, start=lambda r, **_: r.target**2, reads="rewards")
+def ulma_continuous(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Pointwise DPO with continuous labels: (reward - beta a)^2.
 
     Source: arXiv 2312.02554, with its Z(x) taken as 1, as in the authors' code.
@@ -88,7 +93,8 @@ def ulma_continuous(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return r.prompt_mean((r.target - beta * log_ratio(r)) ** 2)
 
 
-def gpo_score(r: Responses, *, beta: float = 1e-3) -> Float[Array, "B"]:
+@for_singles(TARGET, start=lambda r, beta: (r.target / beta) ** 2, reads="scores")
+def gpo_score(r: Responses, *, beta: Positive = 1e-3) -> Float[Array, "B"]:
     """General preference optimisation (GPO of GPM): (a - score / beta)^2.
 
     Source: arXiv 2410.02197, equation 5.3, with its log Z(x) taken as 0; the default of beta is SPPO's.

@@ -9,16 +9,21 @@ Notation as in `pairwise`: a_w and a_l are the log-ratios in nats, sums over tok
 """
 
 import math
+from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from prefjax.losses.links import alpha_shape, bernoulli_kl, logistic
 from prefjax.losses.reducers import gap, log_ratio, of_pairs, pairs, sides
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LOG2, REFERENCE, TARGET, for_pairs
+from prefjax.losses.responses import Responses
+from prefjax.options import NonNegative, Positive, Range
 
 
-def apo_zero(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=1.0)
+def apo_zero(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Anchored preference optimisation, zero: sigmoid(-beta a_w) + sigmoid(beta a_l).
 
     Source: arXiv 2408.06266, equation 7.
@@ -34,7 +39,8 @@ def apo_zero(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, jax.nn.sigmoid(-beta * a_w) + jax.nn.sigmoid(beta * a_l))
 
 
-def apo_down(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=1.0)
+def apo_down(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Anchored preference optimisation, down: sigmoid(beta a_w) + sigmoid(-beta h).
 
     Source: arXiv 2408.06266, equation 8.
@@ -50,7 +56,8 @@ def apo_down(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, jax.nn.sigmoid(beta * a[:, 0]) + jax.nn.sigmoid(-beta * gap(a)))
 
 
-def bco_pair(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=2 * LOG2)
+def bco_pair(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Binary classification of a pair without a reward shift: sp(-beta a_w) + sp(beta a_l).
 
     Source: arXiv 2404.04656 with its shift at 0 (`bco` has the shift).
@@ -65,7 +72,8 @@ def bco_pair(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * a_w) + logistic(-beta * a_l))
 
 
-def nca_pair(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=2 * LOG2)
+def nca_pair(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Noise contrastive alignment of a pair: sp(-beta a_w) + 1/2 sp(beta a_w) + 1/2 sp(beta a_l).
 
     Source: arXiv 2402.05369, table 1.
@@ -81,7 +89,8 @@ def nca_pair(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * a_w) + (logistic(-beta * a_w) + logistic(-beta * a_l)) / 2)
 
 
-def sppo(r: Responses, *, beta: float = 1e-3) -> Float[Array, "B"]:
+@for_pairs(TARGET, start=lambda r, beta: jnp.sum((r.target - 0.5) ** 2, axis=-1) / beta**2, reads="scores")
+def sppo(r: Responses, *, beta: Positive = 1e-3) -> Float[Array, "B"]:
     """Self-play preference optimisation: (a_w - (P_w - 1/2) / beta)^2 + (a_l - (P_l - 1/2) / beta)^2, P = `target`.
 
     Source: arXiv 2405.00675, equation 4.7 summed over the two responses; beta is its 1 / eta.
@@ -97,7 +106,8 @@ def sppo(r: Responses, *, beta: float = 1e-3) -> Float[Array, "B"]:
     return of_pairs(r, excess[:, 0] ** 2 + excess[:, 1] ** 2)
 
 
-def cal_dpo(r: Responses, *, beta: float = 2e-3, weight: float = 0.5) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=lambda r, beta, weight: LOG2 + weight / (2 * beta**2))
+def cal_dpo(r: Responses, *, beta: Positive = 2e-3, weight: NonNegative = 0.5) -> Float[Array, "B"]:
     """Calibrated DPO: -log sigmoid(h) + weight [(a_w - 1 / (2 beta))^2 + (a_l + 1 / (2 beta))^2].
 
     Source: arXiv 2412.14516, as in the authors' code (its constants too; the paper's are not verified).
@@ -114,7 +124,10 @@ def cal_dpo(r: Responses, *, beta: float = 2e-3, weight: float = 0.5) -> Float[A
     return of_pairs(r, logistic(a_w - a_l) + weight * calibration)
 
 
-def exo_pair(r: Responses, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=lambda r, label_smoothing, **_: -math.log(4 * label_smoothing * (1 - label_smoothing)) / 2)
+def exo_pair(
+    r: Responses, *, beta: Positive = 0.1, label_smoothing: Annotated[float, Range(above=0, below=1)] = 1e-3
+) -> Float[Array, "B"]:
     """Exact optimisation (EXO) of a pair: KL((s, 1 - s) || (1 - e, e)), s = sigmoid(beta h), e = `label_smoothing`.
 
     Source: arXiv 2402.00856, equation 16.
@@ -134,7 +147,8 @@ def exo_pair(r: Responses, *, beta: float = 0.1, label_smoothing: float = 1e-3) 
     return of_pairs(r, bernoulli_kl(beta * gap(log_ratio(r)), math.log((1 - label_smoothing) / label_smoothing)))
 
 
-def fdpo(r: Responses, *, beta: float = 0.1, alpha: float = 0.5) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2)
+def fdpo(r: Responses, *, beta: Positive = 0.1, alpha: NonNegative = 0.5) -> Float[Array, "B"]:
     """DPO under an alpha-divergence (f-DPO): -log sigmoid(beta (f'(e^a_w) - f'(e^a_l))), f'(e^a) =
     (1 - e^(-alpha a)) / alpha.
 
@@ -151,7 +165,8 @@ def fdpo(r: Responses, *, beta: float = 0.1, alpha: float = 0.5) -> Float[Array,
     return of_pairs(r, logistic(beta * gap(alpha_shape(log_ratio(r), alpha))))
 
 
-def fdpo_js(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2)
+def fdpo_js(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """DPO under the Jensen-Shannon divergence: -log sigmoid(beta (log sigmoid(a_w) - log sigmoid(a_l))).
 
     Source: arXiv 2309.16240, f'(u) = log(2u / (1 + u)).

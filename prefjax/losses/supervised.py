@@ -5,9 +5,11 @@ from typing import Literal
 from jaxtyping import Array, Float
 
 from prefjax.losses.reducers import per_token
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LENGTH, for_singles
+from prefjax.losses.responses import Responses
 
 
+@for_singles(LENGTH, imitates=True)
 def sft(r: Responses, *, normalize: Literal["length", "none"] = "length") -> Float[Array, "B"]:
     """Supervised fine-tuning: -logp / n, n the response's tokens; mean over each prompt's valid responses, nats.
 

@@ -29,10 +29,13 @@ from jaxtyping import Array, Float
 
 from prefjax.losses.links import logistic
 from prefjax.losses.reducers import gap, log_ratio, of_pairs, pairs, token_log_ratio, token_numbers, token_pairs
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LOG2, REFERENCE, TOKENS, for_pairs
+from prefjax.losses.responses import Responses
+from prefjax.options import NonNegative, Positive, Share
 
 
-def tdpo1(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | {"kl"}, start=LOG2)
+def tdpo1(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Token-level DPO, first form: -log sigmoid(beta (h - (K_l - K_w))).
 
     Source: arXiv 2404.11999, the loss of TDPO1, as in the authors' code.
@@ -48,7 +51,8 @@ def tdpo1(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * (gap(log_ratio(r)) + gap(r.kl))))
 
 
-def tdpo2(r: Responses, *, beta: float = 0.1, alpha: float = 0.5) -> Float[Array, "B"]:
+@for_pairs(REFERENCE | {"kl"}, start=LOG2)
+def tdpo2(r: Responses, *, beta: Positive = 0.1, alpha: NonNegative = 0.5) -> Float[Array, "B"]:
     """Token-level DPO, second form: -log sigmoid(beta (h - alpha (K_l - stop_gradient(K_w)))).
 
     Source: arXiv 2404.11999, the loss of TDPO2, as in the authors' code.
@@ -63,7 +67,8 @@ def tdpo2(r: Responses, *, beta: float = 0.1, alpha: float = 0.5) -> Float[Array
     return of_pairs(r, logistic(beta * (gap(log_ratio(r)) - alpha * (kl_l - kl_w))))
 
 
-def ld_dpo(r: Responses, *, beta: float = 0.1, alpha: float = 0.5) -> Float[Array, "B"]:
+@for_pairs(TOKENS, start=LOG2)
+def ld_dpo(r: Responses, *, beta: Positive = 0.1, alpha: Share = 0.5) -> Float[Array, "B"]:
     """Length-desensitised DPO (LD-DPO): -log sigmoid(beta gap), gap the difference of sum_{t <= n} a_t + alpha
     sum_{t > n} a_t of the two responses, n = min(n_w, n_l).
 
@@ -80,7 +85,8 @@ def ld_dpo(r: Responses, *, beta: float = 0.1, alpha: float = 0.5) -> Float[Arra
     return of_pairs(r, logistic(beta * gap(jnp.sum(weight * token_log_ratio(r), axis=-1))))
 
 
-def sampo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(TOKENS | {"token_draw"}, start=LOG2)
+def sampo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """DPO on as many tokens of both responses (SamPO): -log sigmoid(beta gap), gap the difference of the sums of a_t
     over min(n_w, n_l) tokens of each response, drawn without replacement.
 
@@ -101,7 +107,8 @@ def sampo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * gap(jnp.sum(jnp.where(kept, token_log_ratio(r), 0), axis=-1))))
 
 
-def target_dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(TOKENS | {"token_weight"}, start=LOG2)
+def target_dpo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Focal DPO (Target-DPO, IterPref): -log sigmoid(beta (a_w - sum_t m_t a_t)), the sum over the rejected response.
 
     Source: arXiv 2503.02783, equations 4 to 6; m_t is 1 in the regions to be unlearned and 0 elsewhere.
@@ -118,7 +125,8 @@ def target_dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * margin))
 
 
-def sparsepo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(TOKENS | {"token_kl", "token_weight"}, start=LOG2)
+def sparsepo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """SparsePO with given masks: -log sigmoid(beta (h - (K_l - K_w))) with sums weighted by m_t: h of m_t a_t and K of
     m_t k_t.
 
@@ -134,7 +142,8 @@ def sparsepo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * gap(jnp.sum(r.token_weight * (token_log_ratio(r) + r.token_kl), axis=-1))))
 
 
-def two_d_dpo(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_pairs(TOKENS | {"token_weight", "token_segment"}, start=lambda r, **_: LOG2 * segment_pairs(r))
+def two_d_dpo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Two-dimensional DPO (2D-DPO): sum_{k <= N} -log sigmoid(beta (m_k^w a_k^w - m_k^l a_k^l)), N the smaller number
     of segments, a_k^w of the k-th best chosen segment and a_k^l of the k-th worst rejected one.
 

@@ -15,10 +15,13 @@ from jaxtyping import Array, Bool, Float
 
 from prefjax.losses.links import logistic
 from prefjax.losses.reducers import gap, log_ratio, of_pairs, pairs, sides
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LOG2, REFERENCE, for_pairs
+from prefjax.losses.responses import Responses
+from prefjax.options import Positive
 
 
-def aot(r: Responses, *, beta: float = 0.01) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2, coupled=True)
+def aot(r: Responses, *, beta: Positive = 0.01) -> Float[Array, "B"]:
     """Alignment via optimal transport, paired: -log sigmoid(beta (sort(logp_w - logp_l) - sort(the reference's))).
 
     Source: arXiv 2406.05882, the paired variant.
@@ -33,7 +36,8 @@ def aot(r: Responses, *, beta: float = 0.01) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * (u - _of_equal_rank(v, u, r.valid[:, 0]))))
 
 
-def aot_unpaired(r: Responses, *, beta: float = 0.01) -> Float[Array, "B"]:
+@for_pairs(REFERENCE, start=LOG2, coupled=True)
+def aot_unpaired(r: Responses, *, beta: Positive = 0.01) -> Float[Array, "B"]:
     """Alignment via optimal transport, unpaired: -log sigmoid(beta (sort(a_w) - sort(a_l))).
 
     Source: arXiv 2406.05882, the unpaired variant, on as many chosen as rejected responses.

@@ -16,6 +16,8 @@ slot contributes exactly zero loss and zero gradient, and so does a prompt with 
 ['0.4502', '0.6444', '0.5981', '9.0000']
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
@@ -23,7 +25,9 @@ from jaxtyping import Array, Float
 
 from prefjax.losses.links import logistic
 from prefjax.losses.reducers import batch_mean, log_ratio, singles
-from prefjax.losses.types import Responses
+from prefjax.losses.registry import LOG2, TARGET, for_singles
+from prefjax.losses.responses import Responses
+from prefjax.options import NonNegative, Positive, Share
 
 
 def by_label(r: Responses, desirable, undesirable):
@@ -31,8 +35,16 @@ def by_label(r: Responses, desirable, undesirable):
     return jnp.where(r.target > 0.5, desirable, undesirable)
 
 
+@for_singles(
+    TARGET | {"baseline_logp", "baseline_reference_logp"},
+    start=lambda r, desirable_weight, undesirable_weight, **_: by_label(
+        r, desirable_weight / 2, undesirable_weight / 2
+    ),
+    reads="labels",
+    coupled=True,
+)
 def kto(
-    r: Responses, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+    r: Responses, *, beta: Positive = 0.1, desirable_weight: NonNegative = 1.0, undesirable_weight: NonNegative = 1.0
 ) -> Float[Array, "B"]:
     """Kahneman-Tversky optimisation: desirable_weight sigmoid(-beta (a - z0)) for a desirable response,
     undesirable_weight sigmoid(beta (a - z0)) for an undesirable one.
@@ -60,7 +72,8 @@ def kto(
     return r.prompt_mean(by_label(r, desirable_weight * jax.nn.sigmoid(-z), undesirable_weight * jax.nn.sigmoid(z)))
 
 
-def apo_zero_unpaired(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_singles(TARGET, start=0.5, reads="labels")
+def apo_zero_unpaired(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Unpaired APO-zero: sigmoid(-beta a) for a desirable response, sigmoid(beta a) for an undesirable one.
 
     Source: arXiv 2408.06266, equation 7 term by term.
@@ -75,7 +88,8 @@ def apo_zero_unpaired(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return r.prompt_mean(by_label(r, jax.nn.sigmoid(-z), jax.nn.sigmoid(z)))
 
 
-def bco(r: Responses, *, beta: float = 0.01) -> Float[Array, "B"]:
+@for_singles(TARGET, start=LOG2, reads="labels", coupled=True)
+def bco(r: Responses, *, beta: Positive = 0.01) -> Float[Array, "B"]:
     """Binary classifier optimisation: sp(-(beta a - d)) for a desirable response, sp(beta a - d) for an undesirable
     one, d the mean of the two labels' mean beta a.
 
@@ -98,7 +112,8 @@ def bco(r: Responses, *, beta: float = 0.01) -> Float[Array, "B"]:
     return r.prompt_mean(by_label(r, logistic(z), logistic(-z)))
 
 
-def ulma_binary(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_singles(TARGET, start=LOG2, reads="labels")
+def ulma_binary(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Pointwise DPO: sp(-beta a) for a desirable response, sp(beta a) for an undesirable one.
 
     Source: arXiv 2312.02554, pointwise DPO with binary labels and its Z(x) taken as 1, as in the authors' code.
@@ -113,7 +128,8 @@ def ulma_binary(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return r.prompt_mean(by_label(r, logistic(z), logistic(-z)))
 
 
-def ulma(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
+@for_singles(TARGET, start=lambda r, **_: by_label(r, -r.reference_logp, LOG2), reads="labels")
+def ulma(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """Unified language model alignment (ULMA): -logp for a desirable response, sp(beta a) for an undesirable one.
 
     Source: arXiv 2312.02554, with every desirable response a demonstration (the authors' code, log-loss).
@@ -127,7 +143,8 @@ def ulma(r: Responses, *, beta: float = 0.1) -> Float[Array, "B"]:
     return r.prompt_mean(by_label(r, -r.logp, logistic(-beta * log_ratio(r))))
 
 
-def pmpo(r: Responses, *, alpha: float = 0.5, beta: float = 0.5) -> Float[Array, "B"]:
+@for_singles({"target", "kl"}, reads="labels")
+def pmpo(r: Responses, *, alpha: Share = 0.5, beta: Positive = 0.5) -> Float[Array, "B"]:
     """PMPO: -alpha mean logp of the desirable + (1 - alpha) mean logp of the undesirable responses + beta mean
     KL(reference || policy).
 
@@ -141,5 +158,6 @@ def pmpo(r: Responses, *, alpha: float = 0.5, beta: float = 0.5) -> Float[Array,
     """
     r = singles(r, "target", "kl")
     desirable = r.target > 0.5
-    accepted, rejected = (r.replace(valid=r.valid & kind).prompt_mean(r.logp) for kind in (desirable, ~desirable))
+    sides = (dataclasses.replace(r, valid=r.valid & kind) for kind in (desirable, ~desirable))
+    accepted, rejected = (side.prompt_mean(r.logp) for side in sides)
     return -alpha * accepted + (1 - alpha) * rejected + beta * r.prompt_mean(r.kl)

@@ -8,7 +8,6 @@ leading layer axis. The vocabulary head is applied in `logprobs.py`, to response
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,72 +15,88 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from prefjax.models import attention, fused_attention, quantized, rotary
+from prefjax.models import attention, quantized, rotary, vocabulary
+from prefjax.models.parameters import Params
 from prefjax.models.rotary import RopeScaling
+from prefjax.options import REQUIRED, check_ranges, option
 
-Params = Any
 _ACTIVATIONS = {"silu": nn.silu, "gelu": lambda x: nn.gelu(x, approximate=True)}
 _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(fused_attention.SAVED),
+        jax.checkpoint_policies.save_only_these_names(attention.SAVED),
     ),
 }
 REMAT = ("none", *_REMAT_POLICIES)
 QK_NORMS = ("none", "head", "projection")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 _NEVER = 2**30  # a window no row can reach
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Architecture and numerics. The defaults are Llama's; the comments name the family a field is for."""
+    """Architecture and numerics. The defaults are Llama's; a meaning ends with the family a field is for."""
 
-    vocab_size: int
-    num_layers: int
-    width: int
-    num_heads: int
-    num_kv_heads: int
-    head_width: int
-    mlp_width: int
-    activation: str = "silu"  # gate of the MLP; "gelu" (tanh form): Gemma
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None  # of layers that see everything, if local_rope_theta is set: Llama 3.1
-    local_rope_theta: float | None = None  # of layers with a sliding window; None is rope_theta. Gemma 3
-    norm_epsilon: float = 1e-5
-    tie_embeddings: bool = True
-    attention_bias: bool = False  # on query, key, value: Qwen 2
-    output_bias: bool = False  # on the attention's output projection
-    mlp_bias: bool = False  # on gate, up, down
-    qk_norm: str = "none"  # RMSNorm of queries and keys. "head": each head, Qwen 3, Gemma 3; "projection": all, OLMo 2
-    unit_offset_norm: bool = False  # scale is 1 + weight: Gemma
-    pre_norms: bool = True  # RMSNorm on the inputs of attention and MLP: all but OLMo 2
-    post_norms: bool = False  # RMSNorm on their outputs: Gemma 2, 3, OLMo 2
-    scale_embeddings: bool = False  # by sqrt(width): Gemma
-    query_scale: float | None = None  # on query . key; None is head_width ** -0.5
-    attention_softcap: float | None = None  # Gemma 2
-    logit_softcap: float | None = None  # Gemma 2
-    sliding_window: int | None = None  # positions a local layer sees back: Mistral, Gemma
-    global_every: int = 0  # with a window, every n-th layer sees everything; 0: none does. Gemma 2: 2, Gemma 3: 6
-    dtype: str = "float32"  # of activations and matmuls; logits and softmax stay at least float32
-    param_dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
+    vocab_size: int = option(REQUIRED, "rows of the embedding table; 0: the tokenizer's vocabulary", at_least=0)
+    num_layers: int = option(REQUIRED, "blocks", at_least=1)
+    width: int = option(REQUIRED, "D, of the hidden states", at_least=1)
+    num_heads: int = option(REQUIRED, "heads of queries", at_least=1)
+    num_kv_heads: int = option(REQUIRED, "heads of keys and values; divides num_heads", at_least=1)
+    head_width: int = option(REQUIRED, "of one head; even", at_least=2)
+    mlp_width: int = option(REQUIRED, "of the gated MLP", at_least=1)
+    activation: str = option("silu", "gate of the MLP; gelu in its tanh form: Gemma", choices=_ACTIVATIONS)
+    rope_theta: float = option(10_000.0, "base of the rotary frequencies", above=0)
+    rope_scaling: RopeScaling | None = option(
+        None, "of layers that see everything, if local_rope_theta is set; None: not scaled. Llama 3.1"
+    )
+    local_rope_theta: float | None = option(None, "of layers with a sliding window; None: rope_theta. Gemma 3", above=0)
+    norm_epsilon: float = option(1e-5, "of RMSNorm", above=0)
+    tie_embeddings: bool = option(True, "the output projection is the embedding table")
+    attention_bias: bool = option(False, "on query, key, value. Qwen 2")
+    output_bias: bool = option(False, "on the attention's output projection")
+    mlp_bias: bool = option(False, "on gate, up, down")
+    qk_norm: str = option(
+        "none",
+        "RMSNorm of queries and keys: of each head, Qwen 3, Gemma 3; of the whole projection, OLMo 2",
+        choices=QK_NORMS,
+    )
+    unit_offset_norm: bool = option(False, "RMSNorm's scale is 1 + weight. Gemma")
+    pre_norms: bool = option(True, "RMSNorm on the inputs of attention and MLP. All but OLMo 2")
+    post_norms: bool = option(False, "RMSNorm on their outputs. Gemma 2, 3, OLMo 2")
+    scale_embeddings: bool = option(False, "by sqrt(width). Gemma")
+    query_scale: float | None = option(None, "factor of query . key; None: head_width ** -0.5", above=0)
+    attention_softcap: float | None = option(None, "bound of attention logits; None: none. Gemma 2", above=0)
+    logit_softcap: float | None = option(None, "bound of output logits; None: none. Gemma 2", above=0)
+    sliding_window: int | None = option(
+        None, "positions a local layer sees back; None: all layers see everything. Mistral, Gemma", at_least=1
+    )
+    global_every: int = option(
+        0, "with a window, every n-th layer sees everything; 0: none does. Gemma 2: 2, Gemma 3: 6", at_least=0
+    )
+    dtype: str = option(
+        "float32", "of activations and matmuls; logits and softmax stay at least float32", choices=DTYPES
+    )
+    param_dtype: str = option("float32", "of parameters", choices=DTYPES)
+    remat: str = option(
+        "none",
+        'what the backward pass computes again: "none", nothing; "dots", all but matmuls; "full", everything',
+        choices=REMAT,
+        decides=False,
+    )
+    attention: str = option(
+        "auto",
+        '"auto": dense for short rows, else kernels on TPU and NVIDIA GPUs and live tiles elsewhere',
+        choices=attention.IMPLEMENTATIONS,
+        decides=False,
+    )
 
     def __post_init__(self):
+        check_ranges(self, "model")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}")
         if self.head_width % 2:
-            raise ValueError(f"head_width={self.head_width} must be even: rotary positions turn pairs")
-        choices = {
-            "activation": _ACTIVATIONS,
-            "qk_norm": QK_NORMS,
-            "remat": REMAT,
-            "attention": attention.IMPLEMENTATIONS,
-        }
-        for field, allowed in choices.items():
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field}={getattr(self, field)!r}: choose one of {tuple(allowed)}")
+            raise ValueError(f"head_width={self.head_width} must be even: rotary positions rotate pairs")
         for field in ("global_every", "local_rope_theta"):
             if getattr(self, field) and self.sliding_window is None:
                 raise ValueError(f"{field} has no effect without sliding_window: set both or neither")
@@ -115,13 +130,24 @@ def apply(
     Args:
       mesh: where rows lie over ("data", "fsdp") and heads over "tensor"; None on one device.
     """
-    plan = attention.prepare(visible_until, positions, implementation=config.attention, mesh=mesh)
-    return Decoder(config).apply({"params": params}, tokens, plan)
+    mask = attention.prepare(visible_until, positions, implementation=config.attention, mesh=mesh)
+    return Decoder(config).apply({"params": params}, tokens, mask)
 
 
 def vocabulary_head(config: ModelConfig, params: Params, *, mesh: Mesh | None = None) -> Float[Array, "V D"]:
     """The output projection, one row per vocabulary entry; the embedding table itself when tied."""
-    return attention.cut_vocabulary(params["embedding" if config.tie_embeddings else "head"], mesh)
+    return vocabulary.cut(params["embedding" if config.tie_embeddings else "head"], mesh)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def plain_logits(config: ModelConfig, params: Params, tokens: Int[Array, "R T"]) -> Float[Array, "R T V"]:
+    """Logits of plain sequences, each a row of its own, for comparisons; training never holds such an array."""
+    rows, length = tokens.shape
+    positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
+    hidden = apply(config, params, tokens, positions, jnp.full((rows, length), length))
+    logits = jnp.einsum("rtd,vd->rtv", hidden, vocabulary_head(config, params))
+    cap = config.logit_softcap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def init_value_head(config: ModelConfig) -> Params:
@@ -184,21 +210,21 @@ class Attention(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, look, turns, window, cache):
+    def __call__(self, x, view, rotation, window, cache):
         c = self.config
         heads = lambda y: y.reshape(*y.shape[:2], -1, c.head_width)
         norm = lambda name, kind, y: RMSNorm(c, name=name)(y) if kind == c.qk_norm else y
         query = norm("query_norm", "projection", self._project("query", c.num_heads, x))
         key = norm("key_norm", "projection", self._project("key", c.num_kv_heads, x))
         value = heads(self._project("value", c.num_kv_heads, x))
-        query = rotary.rotate(norm("query_norm", "head", heads(query)), turns)
-        key = rotary.rotate(norm("key_norm", "head", heads(key)), turns)
+        query = rotary.rotate(norm("query_norm", "head", heads(query)), rotation)
+        key = rotary.rotate(norm("key_norm", "head", heads(key)), rotation)
         scale = c.head_width**-0.5 if c.query_scale is None else c.query_scale
         options = dict(scale=scale, softcap=c.attention_softcap, window=window)
         if cache is None:
-            output = attention.attend(query, key, value, look, **options)
+            output = attention.attend(query, key, value, view, **options)
         else:
-            output, cache = look.attend(query, key, value, cache, **options)
+            output, cache = view.attend(query, key, value, cache, **options)
         output = output.reshape(*x.shape[:2], -1)
         return Linear(c, c.width, c.output_bias, gain=0.5 / c.num_layers, name="output")(output), cache
 
@@ -224,37 +250,38 @@ class Block(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x, look, turns, layer):
+    def __call__(self, x, view, rotation, layer):
         c = self.config
         window, cache = layer
         if c.local_rope_theta is not None:
-            turns = jax.tree.map(functools.partial(jnp.where, window < _NEVER), turns["local"], turns["global"])
+            choose = functools.partial(jnp.where, window < _NEVER)
+            rotation = jax.tree.map(choose, rotation["local"], rotation["global"])
         norm = lambda name, wanted, y: RMSNorm(c, name=name)(y) if wanted else y
         y = norm("attention_norm", c.pre_norms, x)
-        y, cache = Attention(c, name="attention")(y, look, turns, window, cache)
+        y, cache = Attention(c, name="attention")(y, view, rotation, window, cache)
         x += norm("attention_post_norm", c.post_norms, y)
         y = MLP(c, name="mlp")(norm("mlp_norm", c.pre_norms, x))
         x += norm("mlp_post_norm", c.post_norms, y)
-        return look.spread(x), cache
+        return view.pin_to_rows(x), cache
 
 
 class Decoder(nn.Module):
-    """tokens -> final-normed hidden states. `look` says what each position sees: a `MaskPlan`, or a decoding step."""
+    """tokens -> final-normed hidden states. `view` says what each position sees: a `Mask`, or a decoding step."""
 
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, tokens, look, cache=None):
+    def __call__(self, tokens, view, cache=None):
         c = self.config
         param_dtype = jnp.dtype(c.param_dtype)
         table = (c.vocab_size, c.width)
         embedding = self.param("embedding", nn.initializers.normal(0.02), table, param_dtype)
         if not c.tie_embeddings:
             self.param("head", nn.initializers.normal(0.02), table, param_dtype)
-        x = attention.embed(embedding, tokens, look.mesh).astype(c.dtype)
+        x = vocabulary.embed(embedding, tokens, view.mesh).astype(c.dtype)
         if c.scale_embeddings:
             x *= jnp.asarray(c.width**0.5, x.dtype)
-        x = look.spread(x)
+        x = view.pin_to_rows(x)
         block = Block
         if c.remat != "none":
             block = nn.remat(Block, policy=_REMAT_POLICIES[c.remat], prevent_cse=False)
@@ -265,14 +292,14 @@ class Decoder(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, 0),
             length=c.num_layers,
         )
-        x, cache = layers(c, name="layers")(x, look, _turns(c, look.positions), (_layer_windows(c), cache))
+        x, cache = layers(c, name="layers")(x, view, _rotations(c, view.positions), (_layer_windows(c), cache))
         x = RMSNorm(c, name="final_norm")(x)
         return x if cache is None else (x, cache)
 
 
-def _turns(config: ModelConfig, positions):
-    """Rotary turns of all layers, or of "global" and "local" ones where these differ. In at least float32."""
-    make = functools.partial(rotary.turns, positions, dtype=jnp.promote_types(config.dtype, jnp.float32))
+def _rotations(config: ModelConfig, positions):
+    """Rotations of all layers, or of "global" and "local" ones where these differ. In at least float32."""
+    make = functools.partial(rotary.rotation, positions, dtype=jnp.promote_types(config.dtype, jnp.float32))
     everywhere = make(rotary.frequencies(config.head_width, config.rope_theta, config.rope_scaling))
     if config.local_rope_theta is None:
         return everywhere

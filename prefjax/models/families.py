@@ -20,6 +20,10 @@ _SHAPE = {
     "tie_embeddings": "tie_word_embeddings",
 }
 _ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
+# Beyond every model: how far a file may make us count, before its sizes are held against those of its weights.
+_LARGEST = {"num_hidden_layers": 10_000, "head_dim": 2**20} | dict.fromkeys(
+    ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"), 2**30
+)
 # Keys that would change what the model computes, and the only values under which they do not.
 _NEUTRAL = {
     "quantization_config": (None,),
@@ -131,7 +135,8 @@ FAMILIES = {
             "Gemma3ForCausalLM",
             _LINEAR | _GEMMA_NORMS | _QK_NORMS,
             _GEMMA | {"qk_norm": "head"},
-            _BIASES | _CAPS,
+            # transformers stores attn_logit_softcapping of a Gemma 3 and never applies it.
+            _BIASES | {"logit_softcap": "final_logit_softcapping"},
             "types",
             "hidden_activation",
         ),
@@ -153,49 +158,63 @@ def read_architecture(values: Mapping[str, Any], source: str) -> tuple[Family, d
     Raises:
       ValueError: an architecture or a value that the decoder does not compute; names it and `source`.
     """
-    family = FAMILIES.get(values.get("model_type"))
+    family = next((family for family in FAMILIES.values() if family.model_type == values.get("model_type")), None)
     named = values.get("architectures") or [family and family.architecture]
     if family is None or named != [family.architecture]:
+        names = ", ".join(map(str, named)) if isinstance(named, list) else named
         raise ValueError(
-            f"{source}: architecture {', '.join(map(str, named))} (model_type {values.get('model_type')!r}) is not "
+            f"{source}: architecture {names} (model_type {values.get('model_type')!r}) is not "
             f"supported; these are: {', '.join(f.architecture for f in FAMILIES.values())}"
         )
+    for key, largest in _LARGEST.items():
+        if type(size := values.get(key)) in (int, float) and not 1 <= size <= largest:
+            raise ValueError(f"{source}: {key}={size!r} must be at least 1 and at most {largest}")
     for key, neutral in _NEUTRAL.items():
         if values.get(key) not in neutral:
             raise ValueError(f"{source}: {key}={values[key]!r} is not supported, only {neutral[-1]!r}")
     # transformers would advise to install torch, which prefjax has no use for.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     try:
         read = AutoConfig.for_model(**values)
-    except StrictDataclassError as error:
-        raise ValueError(f"{source}: {error}") from error
+        return family, _read_fields(family, read, source)
+    except _Unsupported:
+        raise
+    except Exception as error:  # of every kind, as the file of a stranger may hold anything
+        raise ValueError(f"{source}: {type(error).__name__}: {error}") from error
+
+
+class _Unsupported(ValueError):
+    """What the decoder does not compute, named."""
+
+
+def _read_fields(family: Family, read: Any, source: str) -> dict[str, Any]:
     activation = getattr(read, family.activation)
     if activation not in _ACTIVATIONS:
-        raise ValueError(f"{source}: {family.activation}={activation!r} is not supported: {', '.join(_ACTIVATIONS)}")
+        raise _Unsupported(f"{source}: {family.activation}={activation!r} is not supported: {', '.join(_ACTIVATIONS)}")
     fields = {field: getattr(read, key) for field, key in {**_SHAPE, **family.options}.items()}
     fields |= family.fixed
     fields["head_width"] = getattr(read, "head_dim", None) or read.hidden_size // read.num_attention_heads
     fields["activation"] = _ACTIVATIONS[activation]
     if hasattr(read, "query_pre_attn_scalar"):
         fields["query_scale"] = read.query_pre_attn_scalar**-0.5
-    return family, fields | _read_windows(family, read, source) | _read_rope(family, read, source)
+    return fields | _read_windows(family, read, source) | _read_rope(family, read, source)
 
 
 def _read_windows(family: Family, read: Any, source: str) -> dict[str, Any]:
     window = getattr(read, "sliding_window", None)
     if family.windows == "none" or window is None:
         return {}
-    if family.windows == "all":
+    # transformers reads a mistral with layer_types as its Ministral.
+    if family.windows == "all" and not (family.model_type == "mistral" and getattr(read, "layer_types", None)):
         return {"sliding_window": window}
     types = ["sliding" if kind == "sliding_attention" else "full" for kind in read.layer_types]
     if "sliding" not in types:
         return {}
     every = types.index("full") + 1 if "full" in types else 0
     if types != _layer_types(len(types), every):
-        raise ValueError(
+        raise _Unsupported(
             f"{source}: layer_types={read.layer_types} is not supported: full attention must come at every n-th layer"
         )
     return {"sliding_window": window, "global_every": every}
@@ -210,7 +229,7 @@ def _read_rope(family: Family, read: Any, source: str) -> dict[str, Any]:
     if family.model_type == "gemma3_text":
         local, rope = rope["sliding_attention"], rope["full_attention"]
         if local["rope_type"] != "default":
-            raise ValueError(f"{source}: rope type {local['rope_type']!r} of sliding layers is not supported")
+            raise _Unsupported(f"{source}: rope type {local['rope_type']!r} of sliding layers is not supported")
         if "sliding_attention" in read.layer_types:
             return {"local_rope_theta": float(local["rope_theta"])} | _read_scaling(rope, source)
     return _read_scaling(rope, source)
@@ -219,7 +238,9 @@ def _read_rope(family: Family, read: Any, source: str) -> dict[str, Any]:
 def _read_scaling(rope: Mapping[str, Any], source: str) -> dict[str, Any]:
     kind, theta = rope["rope_type"], float(rope["rope_theta"])
     if rope.get("partial_rotary_factor", 1) != 1:
-        raise ValueError(f"{source}: partial_rotary_factor={rope['partial_rotary_factor']!r} is not supported, only 1")
+        raise _Unsupported(
+            f"{source}: partial_rotary_factor={rope['partial_rotary_factor']!r} is not supported, only 1"
+        )
     if kind == "default":
         return {"rope_theta": theta}
     if kind == "linear":
@@ -228,12 +249,12 @@ def _read_scaling(rope: Mapping[str, Any], source: str) -> dict[str, Any]:
         scaling = RopeScaling(
             "llama3",
             float(rope["factor"]),
-            low_turns=float(rope["low_freq_factor"]),
-            high_turns=float(rope["high_freq_factor"]),
+            low_frequency_factor=float(rope["low_freq_factor"]),
+            high_frequency_factor=float(rope["high_freq_factor"]),
             original_length=rope["original_max_position_embeddings"],
         )
     else:
-        raise ValueError(
+        raise _Unsupported(
             f"{source}: rope_scaling type {kind!r} is not supported, only default, linear and llama3 (frequencies that "
             "depend on the length of what is in the batch would make a score depend on packing)"
         )
@@ -247,7 +268,7 @@ def write_architecture(config: ModelConfig, family: Family) -> dict[str, Any]:
     values |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # else some other tokenizer's defaults
     values["head_dim"] = config.head_width
     values[family.activation] = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[config.activation]
-    if family.model_type.startswith("gemma"):
+    if family.model_type in ("gemma2", "gemma3_text"):
         scale = config.head_width**-0.5 if config.query_scale is None else config.query_scale
         values["query_pre_attn_scalar"] = round(scale**-2)
     return values | _write_windows(config, family) | _write_rope(config, family)
@@ -276,8 +297,8 @@ def _write_rope(config: ModelConfig, family: Family) -> dict[str, Any]:
         values["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
         if scaling.kind == "llama3":
             values["rope_scaling"] |= {
-                "low_freq_factor": scaling.low_turns,
-                "high_freq_factor": scaling.high_turns,
+                "low_freq_factor": scaling.low_frequency_factor,
+                "high_freq_factor": scaling.high_frequency_factor,
                 "original_max_position_embeddings": scaling.original_length,
             }
     return values

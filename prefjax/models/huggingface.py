@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from prefjax.models import families
-from prefjax.models.decoder import ModelConfig, Params, init
+from prefjax.models.decoder import ModelConfig, init
+from prefjax.models.parameters import Params
+from prefjax.state_files import read_object
 
 _ONE_FILE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = ("F64", "F32", "F16", "BF16")
@@ -26,7 +29,7 @@ _COMPUTED = re.compile(r"rotary_emb\.inv_freq$")
 def is_checkpoint(folder: str | Path) -> bool:
     """Whether this is a Hugging Face model folder (and not a run's working directory, which has a config.json too)."""
     path = Path(folder) / "config.json"
-    return path.is_file() and "model_type" in json.loads(path.read_text())
+    return path.is_file() and "model_type" in read_object(path)
 
 
 def read_config(folder: str | Path, **numerics: str) -> ModelConfig:
@@ -38,7 +41,7 @@ def read_config(folder: str | Path, **numerics: str) -> ModelConfig:
     Raises:
       ValueError: an architecture, or a value of config.json, that the decoder does not compute; names it.
     """
-    return ModelConfig(**_read(folder)[1], **numerics)
+    return _model_config(folder, _read(folder)[1], **numerics)
 
 
 def read_params(folder: str | Path, config: ModelConfig, shardings: Any = None) -> Params:
@@ -55,7 +58,7 @@ def read_params(folder: str | Path, config: ModelConfig, shardings: Any = None) 
         of another shape, or a tensor type that is no floating point.
     """
     family, fields = _read(folder)
-    require_same(config, ModelConfig(**fields), str(folder))
+    require_same(config, _model_config(folder, fields), str(folder))
     tensors, plan = _Tensors(folder), _plan(config, family)
     copies = {"lm_head.weight": plan["embedding"].name} if config.tie_embeddings else {}
     tensors.check({name: shape for piece in plan.values() for name, shape in piece.expected()}, copies)
@@ -119,8 +122,8 @@ def save_huggingface(
         values = families.write_architecture(config, family)
     else:
         family, fields = _read(like)
-        require_same(config, ModelConfig(**fields), str(like))
-        values = json.loads((Path(like) / "config.json").read_text())
+        require_same(config, _model_config(like, fields), str(like))
+        values = read_object(Path(like) / "config.json")
         # The newer name of torch_dtype, and a pointer to code that does not come along.
         for name in ("dtype", "auto_map"):
             values.pop(name, None)
@@ -150,7 +153,14 @@ def _read(folder: str | Path) -> tuple[families.Family, dict[str, Any]]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no config.json: it must be a Hugging Face model folder")
-    return families.read_architecture(json.loads(path.read_text()), str(path))
+    return families.read_architecture(read_object(path), str(path))
+
+
+def _model_config(folder: str | Path, fields: Mapping[str, Any], **numerics: str) -> ModelConfig:
+    try:
+        return ModelConfig(**fields, **numerics)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json: {error}") from error
 
 
 def _shapes(config: ModelConfig) -> Params:
@@ -223,7 +233,12 @@ class _Tensors:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         if (self.folder / _INDEX).is_file():
-            files = sorted(set(json.loads((self.folder / _INDEX).read_text())["weight_map"].values()))
+            weights = read_object(self.folder / _INDEX).get("weight_map")
+            names = list(weights.values()) if isinstance(weights, dict) else [weights]
+            for name in names:
+                if not isinstance(name, str) or Path(name).name != name:
+                    raise ValueError(f"{self.folder / _INDEX}: {name!r} is no name of a file in this folder")
+            files = sorted(set(names))
         else:
             files = [_ONE_FILE]
         absent = [name for name in files if not (self.folder / name).is_file()]
@@ -231,8 +246,11 @@ class _Tensors:
             raise FileNotFoundError(f"{folder} holds no {', '.join(absent)}: weights must be safetensors files")
         self._slices = {}
         for name in files:
-            file = safe_open(self.folder / name, framework="np")
-            self._slices |= {tensor: file.get_slice(tensor) for tensor in file.keys()}
+            try:
+                file = safe_open(self.folder / name, framework="np")
+                self._slices |= {tensor: file.get_slice(tensor) for tensor in file.keys()}
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{self.folder / name} is damaged: {error}") from error
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         return self._slices[name][index]
@@ -303,8 +321,11 @@ def _write_tensors(folder: Path, plan: Mapping[str, _Piece], params: Params, dty
         index = {"metadata": {"total_size": sum(sizes.values())}}
         index["weight_map"] = {name: file for file, names in named.items() for name in names}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    os.umask(mask := os.umask(0))
     for file, names in named.items():
         parts = lambda name: [plan[path].stored(leaves[path], layer, dtype) for path, layer in tensors[name]]
         # safetensors writes memory as it lies, and a transpose lies the wrong way.
         whole = {name: np.ascontiguousarray(np.concatenate(parts(name))) for name in names}
         save_file(whole, folder / file, metadata={"format": "pt"})
+        # safetensors writes for the owner alone, whatever the process's mask says.
+        (folder / file).chmod(0o666 & ~mask)

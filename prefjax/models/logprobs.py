@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from prefjax.models.attention import ROW_AXES, vocabulary_axes
+from prefjax.models import vocabulary
+from prefjax.models.vocabulary import ROW_AXES
 
 
 class TokenScores(NamedTuple):
@@ -38,11 +39,22 @@ class Head(NamedTuple):
     weights: Float[Array, "V D"]
 
 
+class Targets(NamedTuple):
+    """The slots of the tokens to score.
+
+    ids         the tokens
+    predictors  position whose hidden state predicts each; the last prompt token for a first response token
+    scored      which slots hold a token; the others cost (almost) nothing
+    """
+
+    ids: Int[Array, "R S"]
+    predictors: Int[Array, "R S"]
+    scored: Bool[Array, "R S"]
+
+
 def token_scores(
     policy: Head,
-    target_ids: Int[Array, "R S"],
-    predictors: Int[Array, "R S"],
-    scored: Bool[Array, "R S"],
+    targets: Targets,
     *,
     chunk: int = 512,
     softcap: float | None = None,
@@ -53,34 +65,31 @@ def token_scores(
     """Scores every token that counts; the statistics come out of the same pass over the logits.
 
     Args:
-      predictors: position whose hidden state predicts each target; the last prompt token for a first response token.
-      scored: which of the S slots hold a token; the others cost (almost) nothing.
       chunk: scored tokens of a device that go through the head at once.
       softcap: logits become softcap * tanh(logits / softcap) (Gemma 2); None is off.
       log_sum_p2: also return this statistic.
       reference: the frozen model's states and weights; with them `kl` is returned (no gradient reaches them).
-      mesh: where rows lie over ("data", "fsdp") and the vocabulary over `vocabulary_axes`; None on one device.
+      mesh: where rows lie over ("data", "fsdp") and the vocabulary over `vocabulary.axes`; None on one device.
     """
     score = functools.partial(_token_scores, chunk=chunk, softcap=softcap, log_sum_p2=log_sum_p2)
     reference = jax.lax.stop_gradient(reference)
     if mesh is None or mesh.size == 1:
-        return score(policy, reference, target_ids, predictors, scored)
+        return score(policy, reference, targets)
 
-    axes = vocabulary_axes(policy.weights.shape[0], mesh)
+    axes = vocabulary.axes(policy.weights.shape[0], mesh)
 
-    def on_device(policy, reference, target_ids, predictors, scored):
+    def on_device(policy, reference, targets):
         # Said once, here, and not where chunks meet the weights: the gradients then cross devices once, not per chunk.
-        policy, reference = (_spread(head, axes) for head in (policy, reference))
-        return score(policy, reference, target_ids, predictors, scored, axes=axes)
+        policy, reference = (_declare_varying(head, axes) for head in (policy, reference))
+        return score(policy, reference, targets, axes=axes)
 
     rows, table = P(ROW_AXES), P(axes or None, None)
     head = Head(hidden=rows, weights=table)
-    return jax.shard_map(
-        on_device, mesh=mesh, in_specs=(head, head if reference else None, rows, rows, rows), out_specs=rows
-    )(policy, reference, target_ids, predictors, scored)
+    specs = (head, head if reference else None, rows)
+    return jax.shard_map(on_device, mesh=mesh, in_specs=specs, out_specs=rows)(policy, reference, targets)
 
 
-def _spread(head, axes):
+def _declare_varying(head, axes):
     """Declares that weights differ in what they do by row, and states by part of the vocabulary."""
     if head is None:
         return None
@@ -89,21 +98,21 @@ def _spread(head, axes):
     return Head(hidden, jax.lax.pcast(head.weights, uncut, to="varying"))
 
 
-def _token_scores(policy, reference, target_ids, predictors, scored, *, chunk, softcap, log_sum_p2, axes=()):
+def _token_scores(policy, reference, targets, *, chunk, softcap, log_sum_p2, axes=()):
     """One device's rows and its part of the vocabulary, which is cut over the mesh axes `axes`.
 
     Devices along "tensor" hold the same rows, those along "fsdp" others: where "fsdp" cuts, they score their chunks
     together.
     """
-    count, (_, length, width) = target_ids.size, policy.hidden.shape
+    count, (_, length, width) = targets.ids.size, policy.hidden.shape
     chunk = min(chunk, count)
-    flat = scored.reshape(-1)
+    flat = targets.scored.reshape(-1)
     # Scored tokens first: the chunks behind them hold nothing and are skipped.
     order = jnp.pad(jnp.argsort(~flat, stable=True), (0, -count % chunk))
     place = jnp.where(flat, jnp.cumsum(flat), flat.sum() + jnp.cumsum(~flat)) - 1
-    predictors = (predictors + jnp.arange(len(predictors))[:, None] * length).reshape(-1)
+    predictors = (targets.predictors + jnp.arange(len(targets.predictors))[:, None] * length).reshape(-1)
     states = lambda head: head.hidden.reshape(-1, width)[predictors[order]].reshape(-1, chunk, width)
-    ids = target_ids.reshape(-1)[order].reshape(-1, chunk)
+    ids = targets.ids.reshape(-1)[order].reshape(-1, chunk)
     operands = states(policy), states(reference) if reference else None, ids
     # All devices go through as many chunks, as they add up their parts of the vocabulary in each.
     filled = jax.lax.pmax(flat.sum(), ROW_AXES) if axes else flat.sum()
@@ -134,7 +143,8 @@ def _token_scores(policy, reference, target_ids, predictors, scored, *, chunk, s
     # Recomputed as a whole: from inside a cond, every chunk would keep a copy of the weights for its backward pass.
     one_chunk = jax.checkpoint(lambda part: jax.lax.cond(part[0], score, skip, part[1]))
     scores = jax.lax.map(one_chunk, (live, operands))
-    return jax.tree.map(lambda x: jnp.where(scored, x.reshape(-1)[place].reshape(scored.shape), 0), scores)
+    unsort = lambda x: x.reshape(-1)[place].reshape(targets.scored.shape)
+    return jax.tree.map(lambda x: jnp.where(targets.scored, unsort(x), 0), scores)
 
 
 def _logits(states, weights, softcap):
@@ -176,32 +186,3 @@ def response_sums(
     # A masked sum and not a scatter: deterministic on every platform, and fused without the [R, S, G * N] array.
     sums = jnp.where(slots[:, :, None] == slot[None, None], values[:, :, None], 0).sum(1)
     return sums.reshape(group_rows, -1, groups, branches).sum(1)
-
-
-def response_tokens(
-    values: Float[Array, "R S"],
-    slots: Int[Array, "R S"],
-    scored: Bool[Array, "R S"],
-    *,
-    groups: int,
-    branches: int,
-    group_rows: int,
-    length: int,
-) -> Float[Array, "B G N L"]:
-    """Token values by branch slot and place in the branch: what `response_sums` adds up, 0 behind a branch's end.
-
-    A token's place is its rank among the scored tokens of its branch: a branch may hold others between them, as the
-    user's turns between two of the assistant's, and `build_rows` writes all in their order.
-
-    Args:
-      values, slots, scored: per scored token; padding is not scored.
-      group_rows: as in `response_sums`.
-      length: L; a branch's tokens beyond it are left out.
-    """
-    own = (slots[:, :, None] == jnp.arange(groups * branches)[None, None]) & scored[:, :, None]
-    rank = jnp.sum(jnp.cumsum(own, axis=1) * own, axis=-1) - 1
-    place = jnp.where(scored, rank, length)  # those that are not scored fall off the end
-    empty = jnp.zeros((groups * branches, length), values.dtype)
-    put = lambda values, slots, place: empty.at[slots, place].set(values, mode="drop")
-    found = jax.vmap(put)(values, slots, place)
-    return found.reshape(group_rows, -1, groups, branches, length).sum(1)

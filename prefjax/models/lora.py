@@ -14,33 +14,32 @@ import jax
 import jax.numpy as jnp
 
 from prefjax.models import quantized
-
-Params = Any
-QUANTIZE = ("none", *quantized.FORMATS)
+from prefjax.models.parameters import Params
+from prefjax.options import check_ranges, option
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """rank      columns of A and rows of B; 0: no adapters, all parameters are trained.
-    alpha     the product of A and B counts alpha / rank times
-    targets   regular expression searched in "attention/query", "mlp/down", ...; the default adapts every projection
-    quantize  the frozen base's projections: "none", as they are; "int8"; "nf4" (QLoRA, arXiv 2305.14314)
-    """
+    """Adapters: which, how large, and what the frozen base is kept in. Rank 0 trains all parameters instead."""
 
-    rank: int = 0
-    alpha: float = 16.0
-    targets: str = "attention/|mlp/"
-    quantize: str = "none"
+    rank: int = option(0, "columns of A and rows of B; 0: no adapters, all parameters are trained", at_least=0)
+    alpha: float = option(16.0, "the product of A and B counts alpha / rank times", above=0)
+    targets: str = option(
+        "attention/|mlp/",
+        'regular expression searched in "attention/query", "mlp/down", ...; the default adapts every projection',
+    )
+    quantize: str = option(
+        "none",
+        'the frozen base\'s projections: "none", as they are; "int8"; "nf4" (QLoRA, arXiv 2305.14314)',
+        choices=("none", *quantized.FORMATS),
+    )
 
     def __post_init__(self):
+        check_ranges(self, "lora")
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for field in ("alpha", "targets", "quantize"):
             if not self.rank and getattr(self, field) != defaults[field]:
                 raise ValueError(f"lora.{field} has no effect with lora.rank=0: set a rank")
-        if self.rank < 0:
-            raise ValueError(f"lora.rank={self.rank} must be 0 (off) or positive")
-        if self.quantize not in QUANTIZE:
-            raise ValueError(f"lora.quantize={self.quantize!r}: choose one of {QUANTIZE}")
 
 
 def init(config: LoraConfig, base: Params, key: jax.Array) -> Params:

@@ -6,13 +6,13 @@ is formed where it is multiplied, one layer at a time, and again in the backward
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Params = Any
+from prefjax.models.parameters import Params
+
 FORMATS = ("int8", "nf4")
 BLOCK = 64  # weights under one scale, as in QLoRA, section 3; all inputs where 64 does not divide them
 
@@ -40,9 +40,8 @@ def quantize(params: Params, form: str) -> Params:
 
 def dequantize(params: Params) -> Params:
     """Plain parameters with the kernels that a quantised tree computes with, in the dtype of their scales."""
-    if not isinstance(params, dict):
-        return params
-    plain = {name: dequantize(child) for name, child in params.items() if not name.startswith("kernel_")}
+    kept = ((name, child) for name, child in params.items() if not name.startswith("kernel_"))
+    plain = {name: dequantize(child) if isinstance(child, dict) else child for name, child in kept}
     if "kernel_codes" in params:
         plain["kernel"] = decode(params["kernel_codes"], params["kernel_scale"])
     return plain

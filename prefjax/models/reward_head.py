@@ -6,23 +6,30 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from prefjax.models.decoder import ModelConfig, Params
+from prefjax.models.decoder import ModelConfig
+from prefjax.models.parameters import Params
+from prefjax.options import check_ranges, option
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardHead:
-    """width      m: 1 is a scalar reward; an even one an embedding for the general preference model (arXiv 2410.02197)
-    normalize  embeddings have length 1
-    gate       blocks of an embedding are weighted by softmax(W h), h the hidden state of the last prompt token: the
-               eigenvalues of the preference operator depend on the prompt, and sum to 1
-    """
+    """What a reward model says of a response: a scalar, or an embedding."""
 
-    width: int = 1
-    normalize: bool = False
-    gate: bool = False
+    width: int = option(
+        1,
+        "m: 1 is a scalar reward; an even one an embedding for the general preference model (arXiv 2410.02197)",
+        at_least=1,
+    )
+    normalize: bool = option(False, "embeddings have length 1")
+    gate: bool = option(
+        False,
+        "blocks of an embedding are weighted by softmax(W h), h the hidden state of the last prompt token: the "
+        "eigenvalues of the preference operator depend on the prompt, and sum to 1",
+    )
 
     def __post_init__(self):
-        if self.width != 1 and (self.width < 2 or self.width % 2):
+        check_ranges(self, "reward_head")
+        if self.width != 1 and self.width % 2:
             raise ValueError(f"reward_head.width={self.width}: 1 for a scalar reward, or even for an embedding")
         for field in ("normalize", "gate"):
             if self.width == 1 and getattr(self, field):

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from prefjax.models import attention, decoder
-from prefjax.models.attention import ROW_AXES
-from prefjax.models.decoder import ModelConfig, Params
+from prefjax.models import attention, decoder, vocabulary
+from prefjax.models.decoder import ModelConfig
+from prefjax.models.parameters import Params
+from prefjax.models.vocabulary import ROW_AXES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,19 @@ class SamplingOptions:
             raise ValueError("temperature=0 takes the most likely token: top_k and top_p have no effect, drop them")
 
 
+class Prompts(NamedTuple):
+    """What to answer, one sequence a row.
+
+    tokens   [B, P] right-padded token ids
+    lengths  [B] where each ends; 0 marks a row that is padding: it comes back empty and ended, and nothing waits for it
+    keys     [B] one random key per sequence; its token t is drawn with fold_in(key, t)
+    """
+
+    tokens: Int[Array, "B P"]
+    lengths: Int[Array, "B"]
+    keys: Key[Array, "B"]
+
+
 class Samples(NamedTuple):
     """Sampled responses, right-padded.
 
@@ -65,18 +78,18 @@ class Samples(NamedTuple):
 class Prefill:
     """The decoder's view of the prompts: the training's own attention, whose keys and values are kept."""
 
-    plan: attention.MaskPlan
+    mask: attention.Mask
 
     @property
     def positions(self):
-        return self.plan.positions
+        return self.mask.positions
 
     @property
     def mesh(self):
-        return self.plan.mesh
+        return self.mask.mesh
 
-    def spread(self, activations):
-        return self.plan.spread(activations)
+    def pin_to_rows(self, activations):
+        return self.mask.pin_to_rows(activations)
 
     def attend(self, query, key, value, cache, **options):
         """Fills the front of the cache, and attends over the prompts alone; returns (output, cache)."""
@@ -84,7 +97,7 @@ class Prefill:
             jax.lax.dynamic_update_slice(kept, new, (0,) * kept.ndim)
             for kept, new in zip(cache, (key, value), strict=True)
         )
-        return attention.attend(query, key, value, self.plan, **options), cache
+        return attention.attend(query, key, value, self.mask, **options), cache
 
 
 @flax.struct.dataclass
@@ -94,8 +107,8 @@ class DecodingStep:
     positions: Int[Array, "B L"]
     mesh: Mesh | None = flax.struct.field(default=None, pytree_node=False)
 
-    def spread(self, activations):
-        return _pin(activations, self.mesh, ROW_AXES)
+    def pin_to_rows(self, activations):
+        return vocabulary.pin(activations, self.mesh, ROW_AXES)
 
     def attend(self, query, key, value, cache, *, scale, softcap, window):
         """Writes keys and values into the cache at `positions`, then attends over it; returns (output, cache)."""
@@ -117,68 +130,52 @@ class DecodingStep:
         return output.reshape(rows, length, heads, width).astype(query.dtype), (keys, values)
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("max_new_tokens", "stop_ids", "pad_id", "top_k", "mesh"))
 def sample(
     config: ModelConfig,
     params: Params,
-    prompts: Int[Array, "B P"],
-    prompt_lengths: Int[Array, "B"],
-    keys: Key[Array, "B"],
+    prompts: Prompts,
+    options: SamplingOptions = SamplingOptions(),
     *,
-    max_new_tokens: int,
     stop_ids: tuple[int, ...],
     pad_id: int,
-    temperature: Float[Array, ""] | float = 1.0,
-    top_k: int = 0,
-    top_p: Float[Array, ""] | float | None = None,
     mesh: Mesh | None = None,
 ) -> Samples:
-    """Samples one response per prompt from pi(. | prompt). Options as in `SamplingOptions`.
+    """Samples one response per prompt from pi(. | prompt).
 
     A response depends on its own prompt, length and key: not on the prompts beside it, nor on padding or the mesh (up
-    to rounding). Compiled once per shape, `stop_ids` and `top_k`.
+    to rounding). Compiled once per shape, `stop_ids`, `max_new_tokens` and `top_k`, and whether `top_p` cuts.
 
     Args:
-      prompts: right-padded token ids; `prompt_lengths` says where each ends. A length of 0 marks a row that is padding:
-        it comes back empty and ended, and nothing waits for it.
-      keys: one random key per sequence; its token t is drawn with fold_in(key, t).
       stop_ids: any of these ends a response; none: all are `max_new_tokens` long.
-      top_p: None keeps all tokens, and skips sorting the vocabulary.
       mesh: where rows lie over ("data", "fsdp"), heads and cache over "tensor", the vocabulary head over both; B must
         be a multiple of the row shards. None on one device.
     """
-    batch, prompt_length = prompts.shape
+    constants = _Constants(options.max_new_tokens, tuple(stop_ids), pad_id, options.top_k, mesh)
+    top_p = float(options.top_p) if options.top_p < 1 else None  # None skips sorting the vocabulary
+    return _sample(config, params, prompts, float(options.temperature), top_p, constants)
+
+
+class _Constants(NamedTuple):
+    """What a program is compiled for, beside shapes."""
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    top_k: int
+    mesh: Mesh | None
+
+
+@functools.partial(jax.jit, static_argnames=("config", "constants"))
+def _sample(
+    config: ModelConfig, params: Params, prompts: Prompts, temperature, top_p, constants: _Constants
+) -> Samples:
+    max_new_tokens, stop_ids, pad_id, top_k, mesh = constants
+    batch, prompt_length = prompts.tokens.shape
     head = decoder.vocabulary_head(config, params, mesh=mesh)
     cache_shape = (config.num_layers, batch, prompt_length + max_new_tokens, config.num_kv_heads, config.head_width)
-    empty = _pin(jnp.zeros(cache_shape, config.dtype), mesh, None, ROW_AXES, None, "tensor")
-    stops = jnp.asarray(stop_ids, prompts.dtype)
-
-    def forward(tokens, look, cache):
-        return decoder.Decoder(config).apply({"params": params}, tokens, look, cache)
-
-    def choose(hidden, step):
-        """The next token of every sequence and its log-prob."""
-        wide = jnp.promote_types(hidden.dtype, jnp.float32)
-        axes = () if mesh is None else attention.vocabulary_axes(head.shape[0], mesh)
-        # Every device multiplies its part of the vocabulary for all rows that share it, then gets its own rows whole.
-        hidden = _pin(hidden, mesh, "data" if "fsdp" in axes else ROW_AXES)
-        logits = jnp.einsum("bd,vd->bv", hidden, head.astype(hidden.dtype), preferred_element_type=wide)
-        logits = _pin(logits, mesh, ROW_AXES)
-        if config.logit_softcap is not None:
-            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-        cut = restrict(logits / jnp.where(temperature > 0, temperature, 1).astype(wide), top_k=top_k, top_p=top_p)
-        drawn = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in, (0, None))(keys, step), cut)
-        token = jnp.where(temperature > 0, drawn, logits.argmax(-1))
-        logp = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
-        return token.astype(prompts.dtype), logp
-
-    # Positions after a prompt's end hold padding, which no prompt token sees; decoding overwrites each before a query
-    # can see it.
-    positions = jnp.broadcast_to(jnp.arange(prompt_length)[None], prompts.shape)
-    ends = jnp.where(positions < prompt_lengths[:, None], prompt_lengths[:, None], positions + 1)
-    plan = attention.prepare(ends, positions, implementation=config.attention, mesh=mesh)
-    hidden, cache = forward(prompts, Prefill(plan), (empty, empty))
-    last = jnp.take_along_axis(hidden, jnp.maximum(prompt_lengths - 1, 0)[:, None, None], axis=1)[:, 0]
+    empty = vocabulary.pin(jnp.zeros(cache_shape, config.dtype), mesh, None, ROW_AXES, None, "tensor")
+    stops = jnp.asarray(stop_ids, prompts.tokens.dtype)
+    forward = functools.partial(decoder.Decoder(config).apply, {"params": params})
 
     def unfinished(carry):
         step, samples = carry[:2]
@@ -186,22 +183,53 @@ def sample(
 
     def advance(carry):
         step, (tokens, logps, lengths, ended), last, cache = carry
-        token, logp = choose(last, step)
-        token = jnp.where(ended, pad_id, token)
+        logits = _next_logits(config, head, last, mesh)
+        token = _draw(logits, jax.vmap(jax.random.fold_in, (0, None))(prompts.keys, step), temperature, top_k, top_p)
+        logp = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1)
+        token = jnp.where(ended, pad_id, token.astype(tokens.dtype))
         tokens, logps = tokens.at[:, step].set(token), logps.at[:, step].set(jnp.where(ended, 0, logp))
         lengths += ~ended
         ended |= (token[:, None] == stops[None]).any(-1)
-        look = DecodingStep((prompt_lengths + step)[:, None], mesh)
-        hidden, cache = forward(token[:, None], look, cache)
+        hidden, cache = forward(token[:, None], DecodingStep((prompts.lengths + step)[:, None], mesh), cache)
         return step + 1, Samples(tokens, logps, lengths, ended), hidden[:, 0], cache
 
     start = Samples(
-        tokens=jnp.full((batch, max_new_tokens), pad_id, prompts.dtype),
+        tokens=jnp.full((batch, max_new_tokens), pad_id, prompts.tokens.dtype),
         logps=jnp.zeros((batch, max_new_tokens), jnp.promote_types(config.dtype, jnp.float32)),
         lengths=jnp.zeros(batch, jnp.int32),
-        ended=prompt_lengths == 0,
+        ended=prompts.lengths == 0,
     )
+    hidden, cache = forward(prompts.tokens, _prefill(config, prompts, mesh), (empty, empty))
+    last = jnp.take_along_axis(hidden, jnp.maximum(prompts.lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return jax.lax.while_loop(unfinished, advance, (0, start, last, cache))[1]
+
+
+def _prefill(config: ModelConfig, prompts: Prompts, mesh: Mesh | None) -> Prefill:
+    # Positions after a prompt's end hold padding, which no prompt token sees; decoding overwrites each before a query
+    # can see it.
+    positions = jnp.broadcast_to(jnp.arange(prompts.tokens.shape[1])[None], prompts.tokens.shape)
+    ends = jnp.where(positions < prompts.lengths[:, None], prompts.lengths[:, None], positions + 1)
+    return Prefill(attention.prepare(ends, positions, implementation=config.attention, mesh=mesh))
+
+
+def _next_logits(config: ModelConfig, head, hidden, mesh: Mesh | None) -> Float[Array, "B V"]:
+    """Logits of the token after each of a batch of hidden states [B, D]."""
+    axes = () if mesh is None else vocabulary.axes(head.shape[0], mesh)
+    # Every device multiplies its part of the vocabulary for all rows that share it, then gets its own rows whole.
+    hidden = vocabulary.pin(hidden, mesh, "data" if "fsdp" in axes else ROW_AXES)
+    wide = jnp.promote_types(hidden.dtype, jnp.float32)
+    logits = jnp.einsum("bd,vd->bv", hidden, head.astype(hidden.dtype), preferred_element_type=wide)
+    logits = vocabulary.pin(logits, mesh, ROW_AXES)
+    if config.logit_softcap is not None:
+        logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+    return logits
+
+
+def _draw(logits: Float[Array, "B V"], keys: Key[Array, "B"], temperature, top_k: int, top_p) -> Int[Array, "B"]:
+    """One token of each sequence, options as in `SamplingOptions`."""
+    scaled = logits / jnp.where(temperature > 0, temperature, 1).astype(logits.dtype)
+    drawn = jax.vmap(jax.random.categorical)(keys, restrict(scaled, top_k=top_k, top_p=top_p))
+    return jnp.where(temperature > 0, drawn, logits.argmax(-1))
 
 
 def restrict(
@@ -219,7 +247,3 @@ def restrict(
         before = jnp.cumsum(shares, axis=-1) - shares
         least = jnp.where(before < top_p, ranked, jnp.inf).min(-1)
     return jnp.where(logits < least[:, None], -jnp.inf, logits)
-
-
-def _pin(x, mesh, *axes):
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*axes)))

@@ -1,147 +1,276 @@
-"""Checkpoints through Orbax: train state, data position, and the identity of the run and its reference."""
+"""Checkpoints through Orbax that prove themselves: train state, data position, the identity of the run, and a proof.
 
-import dataclasses
+The proof is a JSON item of every checkpoint: fingerprints of all arrays, data position and identity, and a hash over
+all of that. Whoever reads a checkpoint reads it here, and holds what was read to the proof; where that fails, the
+newest checkpoint that is sound is taken, and a line says so.
+"""
+
 import hashlib
 import json
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from prefjax.training.step import TrainState
+from prefjax.options import differences
+from prefjax.training.fingerprints import describe, fingerprints, name_of
+
+T = TypeVar("T")
 
 
-@dataclasses.dataclass
-class DataPosition:
-    """A data iterator's state, in the shape Grain's Orbax handler saves: one JSON file per process."""
+class DamagedCheckpointError(ValueError):
+    """A checkpoint is not what was saved, or was never complete."""
 
-    state: dict
 
-    def get_state(self) -> bytes:
-        return json.dumps(self.state).encode()
+class NonFiniteStateError(RuntimeError):
+    """A state holds NaN or infinite numbers, and is not saved."""
 
-    def set_state(self, state: bytes) -> None:
-        self.state = json.loads(state)
 
-    def start_prefetch(self) -> None:
-        """Nothing runs ahead here; the iterator itself is rebuilt from `state`."""
+class Proof(NamedTuple):
+    """What a checkpoint says of itself.
+
+    identity  what decides the result of the run: equal whenever it is continued
+    facts     further ones of the run: `steps`, its length, and `init_from`, where it started
+    position  of the data
+    arrays    path -> dtype, shape and fingerprint
+    """
+
+    step: int
+    identity: dict[str, Any]
+    facts: dict[str, Any]
+    position: dict[str, Any]
+    arrays: dict[str, str]
+
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self, sort_keys=True).encode()).hexdigest()
+
+
+class Restored(NamedTuple):
+    """What training continues from."""
+
+    state: dict[str, Any]
+    proof: Proof
 
 
 class Checkpointer:
-    """Saves and restores {state, data position, identity} under `directory`, one folder per step.
+    """Saves and restores state and data position of a run under `directory`, one folder per step.
 
     Args:
       keep: how many of the newest checkpoints stay.
-      identity: JSON-able facts that must be equal on resume (initial parameters' hash, reference, data).
+      identity, facts: see `Proof`; JSON-able.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, identity: dict[str, Any]):
+    def __init__(self, directory: Path, *, keep: int = 2, identity: dict[str, Any], facts: dict[str, Any]):
         self.directory = Path(directory).resolve()
-        self.identity = identity
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._identity, self._facts = json.loads(json.dumps((identity, facts)))
+        self._manager = _open(self.directory, max_to_keep=keep)
 
     def latest_step(self) -> int | None:
         """Newest complete step, None when there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data_state: dict) -> None:
-        """Starts saving in the background; `close` (or the next save) waits for it."""
+    def save(self, step: int, state: Mapping[str, Any], position: dict[str, Any]) -> None:
+        """Starts saving in the background; `close` (or the next save) waits for it.
+
+        Raises:
+          NonFiniteStateError: names an array; nothing is saved.
+        """
         if step == self.latest_step():
             return
+        arrays = fingerprints(dict(state))
+        bad = {name: found.not_finite for name, found in arrays.items() if found.not_finite}
+        if bad:
+            name, count = next(iter(bad.items()))
+            raise NonFiniteStateError(
+                f"step {step}: {name} holds {count} numbers that are not finite, as do {len(bad) - 1} other arrays of "
+                f"the state. It is not saved; the newest checkpoint is step {self.latest_step()}"
+            )
+        texts = {name: found.text for name, found in arrays.items()}
+        proof = Proof(step, self._identity, self._facts, position, texts)
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_present(state)),
-                data=grain.checkpoint.CheckpointSave(DataPosition(data_state)),
-                identity=ocp.args.JsonSave(self.identity),
+                state=ocp.args.PyTreeSave(dict(state)),
+                proof=ocp.args.JsonSave({**proof._asdict(), "digest": proof.digest()}),
             ),
         )
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
-        """The newest state, placed as `like` (arrays or shapes with shardings), and the data position.
+    def restore(self, like: Mapping[str, Any]) -> Restored | None:
+        """The newest sound state's parts, placed as those of `like` (arrays or shapes with shardings); None: no step.
+
+        Damaged checkpoints that are newer are put aside as `damaged-STEP`, so that their steps can be saved again.
 
         Raises:
           ValueError: the checkpoint belongs to a run with another identity; names every difference.
+          DamagedCheckpointError: none is sound.
         """
-        step = self.latest_step()
-        saved = self._manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())).identity
-        changed = [
-            f"{name}: checkpoint has {saved.get(name)!r}, this run {self.identity.get(name)!r}"
-            for name in sorted({*saved, *self.identity})
-            if saved.get(name) != self.identity.get(name)
-        ]
-        if changed:
-            raise ValueError(
-                f"{self.directory} was written by another run. Use a new --workdir, or undo: " + "; ".join(changed)
-            )
-        shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, _present(like))
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(shapes),
-                data=grain.checkpoint.CheckpointRestore(DataPosition({})),
-            ),
-        )
-        return TrainState(**restored.state), restored.data.state
+
+        def read(step: int) -> Restored:
+            proof = _read_proof(self._manager, step)
+            require_same(self.directory.parent, proof.identity, self._identity)
+            return Restored(_read_arrays(self._manager, step, proof, dict(like)), proof)
+
+        damaged: list[int] = []
+        restored = _newest_sound(self._manager, read, damaged)
+        if damaged:
+            self._put_aside(damaged)
+        return restored
+
+    def _put_aside(self, steps: list[int]) -> None:
+        for step in steps if jax.process_index() == 0 else ():
+            aside = self.directory / f"damaged-{step}"
+            ocp.path.utils.rmtree(aside) if aside.exists() else None
+            (self.directory / str(step)).rename(aside)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints put aside")
+        self._manager.reload()
 
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
 
-def _present(state: TrainState) -> dict[str, Any]:
-    """The parts of a state that this run has: a run without one of them can be continued by versions without it."""
-    return {name: part for name, part in state._asdict().items() if part is not None}
+def require_same(workdir: Path, there: Any, now: Any, path: str = "") -> None:
+    """Raises ValueError where a run with one identity would continue one with another; names every difference."""
+    changed = [f"{name}: {before!r} there, {after!r} now" for name, before, after in differences(there, now, path)]
+    if changed:
+        raise ValueError(
+            f"{workdir} holds a run with another config ({'; '.join(changed)}). Give the same options to continue it, "
+            "or a new --workdir"
+        )
 
 
-def load_identity(workdir: Path) -> dict[str, Any]:
-    """The identity that a run's newest checkpoint was saved with; empty where there is no checkpoint."""
+def load_proof(workdir: str | Path) -> Proof | None:
+    """What the newest checkpoint of a run says of itself; None where there is no checkpoint."""
     directory = Path(workdir).resolve() / "checkpoints"
     if not directory.is_dir():
-        return {}
-    with ocp.CheckpointManager(directory) as manager:
-        step = manager.latest_step()
-        if step is None:
-            return {}
-        return manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore())).identity
+        return None
+    with _open(directory, read_only=True) as manager:
+        return _newest_sound(manager, lambda step: _read_proof(manager, step), [])
 
 
-def is_finished(workdir: Path) -> bool:
+def is_finished(workdir: str | Path) -> bool:
     """Whether a run's newest checkpoint is that of its last step."""
-    directory = Path(workdir).resolve() / "checkpoints"
-    if not directory.is_dir():
-        return False
-    with ocp.CheckpointManager(directory) as manager:
-        last = manager.latest_step()
-    return last is not None and last == load_identity(workdir)["steps"]
+    proof = load_proof(workdir)
+    return proof is not None and proof.step == proof.facts["steps"]
 
 
-def load_params(workdir: Path, like: Any) -> Any:
-    """Parameters of the newest checkpoint in a run's working directory: the part that `like` names, placed as it says.
+def load_params(workdir: str | Path, like: Any) -> Any:
+    """Parameters of the newest sound checkpoint in a run's working directory: the part that `like` names, placed as it
+    says.
 
     Args:
       like: {"policy": ..., and "value": ... where wanted} of arrays, or of shapes with shardings.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
+      DamagedCheckpointError: none is sound.
+      ValueError: an array is absent or has another shape; names it.
     """
     directory = Path(workdir).resolve() / "checkpoints"
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: it must be the --workdir of an earlier run")
-    with ocp.CheckpointManager(directory) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"{directory} holds no complete checkpoint")
-        shapes = {"params": jax.tree.map(ocp.utils.to_shape_dtype_struct, like)}
-        partial = ocp.args.PyTreeRestore(
-            shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
+    with _open(directory, read_only=True) as manager:
+        read = lambda step: _read_arrays(manager, step, _read_proof(manager, step), {"params": like})["params"]
+        params = _newest_sound(manager, read, [])
+    if params is None:
+        raise FileNotFoundError(f"{directory} holds no complete checkpoint")
+    return params
+
+
+def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
+    # lightweight: reading what Orbax wrote beside every step would fail where one is damaged.
+    return ocp.CheckpointManager(
+        directory, options=ocp.CheckpointManagerOptions(lightweight_initialize=True, **options)
+    )
+
+
+def _newest_sound(manager: ocp.CheckpointManager, read: Callable[[int], T], damaged: list[int]) -> T | None:
+    """What is read of the newest checkpoint that is sound; None where there is none at all. Says what it passed by.
+
+    Args:
+      damaged: gets the steps that are not sound.
+    """
+    said = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            value = read(step)
+        except DamagedCheckpointError as error:
+            damaged.append(step)
+            said.append(f"checkpoint {manager.directory / str(step)} is damaged ({error})")
+            continue
+        if said and jax.process_index() == 0:
+            print(f"{'; '.join(said)}: step {step} is taken instead", file=sys.stderr, flush=True)
+        return value
+    if said:
+        raise DamagedCheckpointError(f"{'; '.join(said)}. No other is there: delete {manager.directory} to start anew")
+    return None
+
+
+def _read_proof(manager: ocp.CheckpointManager, step: int) -> Proof:
+    def read() -> Proof:
+        saved = manager.restore(step, args=ocp.args.Composite(proof=ocp.args.JsonRestore())).proof
+        digest, proof = saved.pop("digest"), Proof(**saved)
+        if digest != proof.digest() or step != proof.step:
+            raise DamagedCheckpointError("its proof is not what was saved")
+        return proof
+
+    return _whole(read, "its proof cannot be read: half-written, or of an earlier version")
+
+
+def _read_arrays(manager: ocp.CheckpointManager, step: int, proof: Proof, like: Any) -> Any:
+    """The arrays that `like` names, held to the proof in the dtype they were saved in, then cast."""
+    wanted = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
+    saved = {name: proof.arrays.get(name, "").rpartition(" ")[0] for name in wanted}  # dtype and shape
+    shape = lambda text: text.partition(" ")[2]
+    other = [name for name, leaf in wanted.items() if shape(saved[name]) != shape(describe(leaf))]
+    if other:
+        raise ValueError(
+            f"{manager.directory / str(step)}: {other[0]} is {saved[other[0]] or 'absent'} there, not "
+            f"{describe(wanted[other[0]])}, and so are {len(other) - 1} other arrays: it was trained with other options"
         )
-        return manager.restore(step, args=ocp.args.Composite(state=partial)).state["params"]
+    shapes = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jax.ShapeDtypeStruct(
+            leaf.shape, np.dtype(saved[name_of(path)].partition(" ")[0]), sharding=leaf.sharding
+        ),
+        jax.tree.map(ocp.utils.to_shape_dtype_struct, like),
+    )
+    partial = ocp.args.PyTreeRestore(
+        shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
+    )
+    read = _whole(
+        lambda: manager.restore(step, args=ocp.args.Composite(state=partial)).state, "its arrays cannot be read"
+    )
+    wrong = [name for name, found in fingerprints(read).items() if found.text != proof.arrays[name]]
+    if wrong:
+        raise DamagedCheckpointError(f"{wrong[0]} and {len(wrong) - 1} other arrays are not what was saved")
+    return jax.tree.map(lambda leaf, want: leaf.astype(want.dtype), read, like)
+
+
+def _whole(read: Callable[[], T], failure: str) -> T:
+    """What is read, by all processes or by none.
+
+    Raises:
+      DamagedCheckpointError: what Orbax and its files raise says nothing about what they were read for.
+    """
+    value, problem = None, None
+    try:
+        value = read()
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1]
+        problem = error if isinstance(error, DamagedCheckpointError) else f"{failure}: {''.join(first)[:200]}"
+    if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(problem is not None)).any():
+        problem = problem or "another process cannot read it"
+    if problem is not None:
+        raise DamagedCheckpointError(str(problem))
+    return value
 
 
 def parameter_hash(params: Any) -> str:

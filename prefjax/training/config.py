@@ -5,43 +5,40 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefjax.data.prepare import DataConfig
-from prefjax.data.records import NUMBERS
-from prefjax.data.rows import MARKS
-from prefjax.losses import OBJECTIVES, Objective
-from prefjax.losses.types import PROVIDED_BY
+from prefjax.losses import Objective, objective
+from prefjax.losses.responses import PROVIDED_BY
 from prefjax.models import ModelConfig
 from prefjax.models.lora import LoraConfig
 from prefjax.models.reward_head import RewardHead
+from prefjax.options import REQUIRED, check_ranges, option
+from prefjax.requirements import PAIR_NUMBERS
+from prefjax.rows.arrays import LAYOUTS
 from prefjax.training.loop import LoopConfig
 from prefjax.training.mesh import MeshConfig
 from prefjax.training.optimizers import OptimizerConfig
-
-BATCHING = ("rows", "prompts")
+from prefjax.training.scoring import REFERENCES, VALUE_NETWORKS
 
 
 @dataclasses.dataclass(frozen=True)
 class RowsConfig:
-    """How trees become the rows of a step.
+    """How trees become the rows of a step."""
 
-    layout            "shared_packed", "shared", "packed_pairs", "pairs"
-    batching          "rows": the same full rows every step, the number of prompts varies and is logged;
-                      "prompts": exactly `prompts_per_step` in every layout, in the same order
-    row_length        T in tokens; 0 takes what `suggest_shape` finds
-    tokens_per_step   positions of all rows of one step, under "rows" and in evaluation
-    prompts_per_step  under "prompts"
-    window            trees packed together by first-fit-decreasing, under "rows"
-    """
-
-    layout: str = "shared_packed"
-    batching: str = "rows"
-    row_length: int = 0
-    tokens_per_step: int = 16_384
-    prompts_per_step: int = 0
-    window: int = 4096
+    layout: str = option("shared_packed", "what a row holds, see docs/benchmarks.md", choices=LAYOUTS)
+    batching: str = option(
+        "rows",
+        'what every step has equally much of: "rows", full ones, where the number of prompts varies and is logged; or '
+        '"prompts", `prompts_per_step` of them in every layout, in the same order',
+        choices=("rows", "prompts"),
+    )
+    row_length: int = option(0, "T in tokens; 0: what `suggest_shape` finds", at_least=0)
+    tokens_per_step: int = option(
+        16_384, "positions of all rows of one step, with batching=rows and in evaluation", at_least=1
+    )
+    prompts_per_step: int = option(0, "with batching=prompts", at_least=0)
+    window: int = option(4096, "trees packed together by first-fit-decreasing, with batching=rows", at_least=1)
 
     def __post_init__(self):
-        if self.batching not in BATCHING:
-            raise ValueError(f"rows.batching={self.batching!r}: choose one of {BATCHING}")
+        check_ranges(self, "rows")
         if (self.batching == "prompts") != (self.prompts_per_step > 0):
             raise ValueError(
                 f"rows.prompts_per_step={self.prompts_per_step} with batching={self.batching!r}: it must be above 0 "
@@ -53,28 +50,41 @@ class RowsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceConfig:
-    """kind: "live", "precomputed" (scored once into `cache`), or "none" for objectives without a reference.
+    """Where the reference log-probs come from. Held-out metrics and the report compare with the reference of the start,
+    whether or not it is updated."""
 
-    init_from  the reference: workdir of a run, or a Hugging Face folder; empty: the policy training starts from
-    cache      folder of score tables that runs may share; empty: inside the workdir
-    update_every  steps after which a live reference follows the policy (TR-DPO, arXiv 2404.09656); 0: it never does
-    update_rate   how far: reference <- rate * policy + (1 - rate) * reference, the soft update; 1 makes it a copy, the
-                  hard one. The authors' values are a rate of 0.6, and 512 steps. Held-out metrics and the report still
-                  compare with the reference of the start.
-    """
-
-    kind: str = "live"
-    init_from: str = ""
-    cache: str = ""
-    update_every: int = 0
-    update_rate: float = 0.0
+    kind: str = option(
+        "live",
+        '"live": a frozen copy scores every step\'s rows; "precomputed": scored once into `cache`; "none": for '
+        "objectives without a reference",
+        choices=REFERENCES,
+    )
+    init_from: str = option(
+        "",
+        "the reference: workdir of a run, or a Hugging Face folder; empty: the policy training starts from",
+        decides=False,
+    )
+    cache: str = option("", "folder of score tables that runs may share; empty: inside the workdir", decides=False)
+    update_every: int = option(
+        0,
+        "steps after which a live reference follows the policy (TR-DPO, arXiv 2404.09656; 512 there); 0: it never does",
+        at_least=0,
+    )
+    update_rate: float = option(
+        0.0,
+        "how far it follows: reference <- rate * policy + (1 - rate) * reference, the soft update (0.6 in TR-DPO); 1 "
+        "makes it a copy, the hard one",
+        at_least=0,
+        at_most=1,
+    )
 
     def __post_init__(self):
+        check_ranges(self, "reference")
         if self.kind != "precomputed" and self.cache:
             raise ValueError(f"reference.cache is only read with kind='precomputed', not {self.kind!r}")
         if self.kind == "none" and self.init_from:
             raise ValueError("reference.init_from is not read with kind='none'")
-        if self.update_every < 0 or not 0 <= self.update_rate <= 1 or (self.update_every > 0) != (self.update_rate > 0):
+        if (self.update_every > 0) != (self.update_rate > 0):
             raise ValueError(
                 f"reference.update_every={self.update_every} with update_rate={self.update_rate}: set both, a number "
                 "of steps and a rate in (0, 1], or neither"
@@ -88,39 +98,45 @@ class ReferenceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StageConfig:
-    """Everything a stage needs besides its working directory.
+    """Everything a stage needs besides its working directory."""
 
-    loss           options of the objective, all of them optional
-    init_from      where training starts: workdir of a run, or a Hugging Face folder, whose architecture `model` then
-                   has (`huggingface.read_config`); empty: fresh parameters from `seed`
-    lora           train adapters on a frozen base, which is the live reference too; rank 0 trains everything
-    reward_head    of objectives that train a reward model
-    value_network  "own" or "trunk" for objectives that read V(x), else "none"
-    accumulation   micro-batches per optimiser step
-    check_start    compare the first loss with the closed form at policy == reference, and stop if it is off
-    model          vocab_size 0 means the tokenizer's
-    """
-
-    objective: str
-    loss: Mapping[str, Any]
-    data: DataConfig
-    rows: RowsConfig
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    train: LoopConfig
-    reference: ReferenceConfig = ReferenceConfig()
-    mesh: MeshConfig = MeshConfig()
-    lora: LoraConfig = LoraConfig()
-    reward_head: RewardHead = RewardHead()
-    init_from: str = ""
-    value_network: str = "none"
-    accumulation: int = 1
-    head_chunk: int = 512
-    check_start: bool = True
-    seed: int = 0
+    objective: str = option(REQUIRED, "what is optimised, of docs/objectives.md")
+    loss: Mapping[str, Any] = option(REQUIRED, "options of the objective, all of them optional; docs/objectives.md")
+    data: DataConfig = option(REQUIRED, "which records, and how they become token trees")
+    rows: RowsConfig = option(REQUIRED, "how trees become the rows of a step")
+    model: ModelConfig = option(
+        REQUIRED, "architecture, which a Hugging Face folder that training starts from decides, and numerics"
+    )
+    optimizer: OptimizerConfig = option(REQUIRED, "the optimiser and its learning-rate schedule")
+    train: LoopConfig = option(REQUIRED, "length, and how often what happens")
+    reference: ReferenceConfig = option(ReferenceConfig(), "where the reference log-probs come from")
+    mesh: MeshConfig = option(MeshConfig(), "devices per axis")
+    lora: LoraConfig = option(LoraConfig(), "adapters on a frozen base, which is the live reference too")
+    reward_head: RewardHead = option(RewardHead(), "of objectives that train a reward model")
+    init_from: str = option(
+        "",
+        "where training starts: workdir of a run, or a Hugging Face folder, whose architecture `model` then has; "
+        "empty: fresh parameters from `seed`",
+        decides=False,
+    )
+    value_network: str = option(
+        "none",
+        'V(x), for objectives that read it: "own", a second network that sees prompts only, or "trunk", a head on the '
+        "policy",
+        choices=VALUE_NETWORKS,
+    )
+    accumulation: int = option(1, "micro-batches per optimiser step", at_least=1)
+    head_chunk: int = option(
+        512, "scored tokens of a device that go through the vocabulary head at once", at_least=1, decides=False
+    )
+    check_start: bool = option(
+        True, "compare the first loss with the closed form at policy == reference, and stop if it is off", decides=False
+    )
+    seed: int = option(0, "of parameters, order, and what an objective draws", at_least=0, at_most=2**31 - 1)
 
     def __post_init__(self):
-        objective = find_objective(self.objective)
+        check_ranges(self, "")
+        requires, name = objective_of(self).requires, self.objective
         if self.lora.rank and self.reference.kind == "live" and self.reference.init_from:
             raise ValueError(
                 "reference.init_from with lora.rank above 0: the adapters' base is the live reference. Leave it empty, "
@@ -131,40 +147,40 @@ class StageConfig:
                 "reference.update_every with lora.rank above 0: the reference is the adapters' base, which does not "
                 "move. Train all parameters, or drop the updates"
             )
-        if "auxiliary_logp" in objective.needs:
+        if "auxiliary_logp" in requires.inputs:
             raise ValueError(
-                f"objective {objective.name} scores a rationale after a context that shows the pair, but an auxiliary "
+                f"objective {name} scores a rationale after a context that shows the pair, but an auxiliary "
                 "response follows the bare prompt and is scored whole: no data provides it, call the loss by yourself"
             )
-        if objective.name == "sft":
+        if requires.imitates:
             return  # it takes the data of the stage after it
         data = self.data.format
-        if self.data.normalize_targets and objective.reads != "rewards":
-            detail = ", but scores, which are left as they are" if objective.reads == "scores" else ""
-            raise ValueError(f"data.normalize_targets has no effect: {objective.name} reads no rewards{detail}")
-        if data.auxiliary_field and "auxiliary_logp" not in objective.optional:
-            raise ValueError(f"data.format.auxiliary_field has no effect: {objective.name} reads no auxiliary response")
-        reads_spans = any(field.removesuffix("s") in objective.needs for field in MARKS)
-        if reads_spans and data.spans_field is None:
+        if self.data.normalize_targets and requires.reads != "rewards":
+            detail = ", but scores, which are left as they are" if requires.reads == "scores" else ""
+            raise ValueError(f"data.normalize_targets has no effect: {name} reads no rewards{detail}")
+        if data.auxiliary_field and "auxiliary_logp" not in requires.optional:
+            raise ValueError(f"data.format.auxiliary_field has no effect: {name} reads no auxiliary response")
+        if requires.token_labels and data.spans_field is None:
             raise ValueError(
-                f"objective {objective.name} needs token_weight, {PROVIDED_BY['token_weight']}: set "
+                f"objective {name} needs token_weight, {PROVIDED_BY['token_weight']}: set "
                 "data.format.spans_field to their column"
             )
-        if data.spans_field is not None and not reads_spans:
-            raise ValueError(f"data.format.spans_field has no effect: {objective.name} reads no weights of tokens")
-        for name in NUMBERS:
-            field, column = f"data.format.{name}_field", getattr(data, f"{name}_field")
-            if column is None and name in objective.needs and not self.data.methods:
+        if data.spans_field is not None and not requires.token_labels:
+            raise ValueError(f"data.format.spans_field has no effect: {name} reads no weights of tokens")
+        for number in PAIR_NUMBERS:
+            field, column = f"data.format.{number}_field", getattr(data, f"{number}_field")
+            if column is None and number in requires.inputs and not self.data.methods:
                 raise ValueError(
-                    f"objective {objective.name} needs {name}, {PROVIDED_BY[name]}: set {field} to its column, or make "
+                    f"objective {name} needs {number}, {PROVIDED_BY[number]}: set {field} to its column, or make "
                     "it by data.methods"
                 )
-            if column is not None and name not in objective.needs:
-                raise ValueError(f"{field} has no effect: {objective.name} reads no {name}")
+            if column is not None and number not in requires.inputs:
+                raise ValueError(f"{field} has no effect: {name} reads no {number}")
 
 
-def find_objective(name: str) -> Objective:
-    """Raises ValueError that lists the names there are."""
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective={name!r}: choose one of {', '.join(sorted(OBJECTIVES))}")
-    return OBJECTIVES[name]
+def objective_of(config: StageConfig) -> Objective:
+    """The objective of a stage, with its options. Raises ValueError as `losses.objective` does."""
+    try:
+        return objective(config.objective, **config.loss)
+    except ValueError as error:
+        raise ValueError(f"loss: {error}" if config.loss else str(error)) from error

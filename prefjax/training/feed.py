@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from prefjax.data.rows import Rows
+from prefjax.rows.arrays import Rows
 from prefjax.training.mesh import row_sharding
 
 

@@ -12,7 +12,8 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from prefjax.models.attention import ROW_AXES
+from prefjax.models.vocabulary import ROW_AXES
+from prefjax.options import check_ranges, option
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -32,11 +33,16 @@ RULES = (
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices per axis. -1 (one axis at most) takes all that are left."""
+    """Devices per axis. -1, for one axis at most, takes all that are left."""
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = option(-1, "rows are spread over them, parameters copied", choices=(-1,), at_least=1, decides=False)
+    fsdp: int = option(1, "rows are spread over them, parameters cut", choices=(-1,), at_least=1, decides=False)
+    tensor: int = option(1, "heads, MLP and vocabulary are cut", choices=(-1,), at_least=1, decides=False)
+
+    def __post_init__(self):
+        check_ranges(self, "mesh")
+        if [self.data, self.fsdp, self.tensor].count(-1) > 1:
+            raise ValueError(f"mesh {dataclasses.asdict(self)}: one axis may be -1")
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -50,8 +56,6 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
     fixed = 1
     for size in sizes:
         fixed *= max(size, 1)
-    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
-        raise ValueError(f"mesh {dict(zip(AXES, sizes, strict=True))}: sizes are positive, and one axis may be -1")
     sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
     total = sizes[0] * sizes[1] * sizes[2]
     if total != len(devices):
@@ -70,6 +74,16 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 def row_shards(mesh: Mesh) -> int:
     """How many shards the leading axis of `Rows` has; B must be a multiple of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def host_share(mesh: Mesh) -> tuple[int, int]:
+    """(which part of a step's rows this process holds, of how many). Processes that hold the same rows, as those that a
+    tensor axis joins, have the same part."""
+    parts: dict[int, set[int]] = {}
+    for device, (rows,) in row_sharding(mesh).devices_indices_map((row_shards(mesh),)).items():
+        parts.setdefault(device.process_index, set()).add(rows.start or 0)
+    distinct = sorted({tuple(sorted(part)) for part in parts.values()})
+    return distinct.index(tuple(sorted(parts[jax.process_index()]))), len(distinct)
 
 
 def parameter_shardings(mesh: Mesh, params: Any) -> Any:

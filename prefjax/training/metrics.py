@@ -1,9 +1,10 @@
 """Metrics: names, formulas, units.
 
 Inside the step a metric is a pair (sum, count), so that micro-batches, devices and evaluation batches combine exactly;
-`finish` divides. Reward means the log-ratio log pi(y|x) - log ref(y|x) in nats (log pi(y|x) without a reference);
-multiply by beta for DPO's implicit reward. Of a reward model it is what its head says, and where that is an embedding
-a margin is the preference score of the two. A pair is two valid responses of one prompt with different targets.
+`Metrics` divides when a number is read. Reward means the log-ratio log pi(y|x) - log ref(y|x) in nats (log pi(y|x)
+without a reference); multiply by beta for DPO's implicit reward. Of a reward model it is what its head says, and where
+that is an embedding a margin is the preference score of the two. A pair is two valid responses of one prompt with
+different targets.
 
     loss                   weighted per-prompt loss / counted prompts
     reward_accuracy        share of pairs whose better response has the higher reward; a tie counts one half
@@ -24,18 +25,22 @@ a margin is the preference score of the two. A pair is two valid responses of on
     fill                   real tokens / all positions
     grad_norm              global gradient norm before clipping
     learning_rate          of the step
+    skipped                updates left out so far (`train.skip_non_finite`); metrics are those of the others
 Added by the loop from the wall time of stepping, data loading included; compilation, evaluation and saving excluded:
     prompts_per_second, tokens_per_second (real tokens), seconds_per_step
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from prefjax.data.rows import Rows
 from prefjax.losses import Responses
 from prefjax.losses.reward_models import preference_scores
+from prefjax.rows.arrays import Rows
 
 Ratios = dict[str, tuple[Array, Array]]
 TOTALS = ("prompts", "responses", "pairs", "tokens", "scored_tokens")
@@ -89,19 +94,52 @@ def row_metrics(rows: Rows) -> Ratios:
     }
 
 
-def combine(batches: list[Mapping[str, tuple]]) -> dict[str, tuple[float, float]]:
-    """Adds the sums and counts of several batches (NumPy or float); totals stay totals."""
-    combined = {}
-    for name in batches[0]:
-        sums = sum(float(batch[name][0]) for batch in batches)
-        counts = sum(float(batch[name][1]) for batch in batches)
-        combined[name] = (sums, 1.0 if name in TOTALS else counts)
-    return combined
+@jax.tree_util.register_pytree_node_class
+class Metrics(Mapping):  # of names to floats; said so, a run-time type checker would read them inside of jit
+    """Metrics of one or several batches, as numbers that are fetched from the devices when they are first read.
 
+    A metric without a sample, as the margin of a batch without pairs, is not there; it is never reported as 0.
 
-def finish(metrics: Mapping[str, tuple]) -> dict[str, float]:
-    """sum / count of every metric; a metric with no sample in this batch is left out, never reported as 0."""
-    return {name: float(total) / float(count) for name, (total, count) in metrics.items() if float(count) > 0}
+    ratios  name -> (sum, count), of which the step is made
+    """
+
+    def __init__(self, ratios: Any):
+        self.ratios = ratios
+
+    @functools.cached_property
+    def _finished(self) -> dict[str, float]:
+        fetched = jax.device_get(self.ratios)
+        return {name: float(total) / float(count) for name, (total, count) in fetched.items() if float(count) > 0}
+
+    def __getitem__(self, name: str) -> float:
+        return self._finished[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._finished)
+
+    def __len__(self) -> int:
+        return len(self._finished)
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{name} {value:.4g}" for name, value in self.items())
+
+    def tree_flatten(self) -> tuple[tuple[Any], None]:
+        return (self.ratios,), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> "Metrics":
+        return cls(*children)
+
+    @classmethod
+    def combine(cls, batches: Iterable["Metrics"]) -> "Metrics":
+        """Adds the sums and counts of several batches up; totals stay totals. Waits for all of them."""
+        fetched = [batch.ratios for batch in jax.device_get(list(batches))]
+        combined = {}
+        for name in fetched[0]:
+            sums = sum(float(ratios[name][0]) for ratios in fetched)
+            counts = sum(float(ratios[name][1]) for ratios in fetched)
+            combined[name] = (sums, 1.0 if name in TOTALS else counts)
+        return cls(combined)
 
 
 def _mean(values, where):

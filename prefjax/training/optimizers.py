@@ -1,40 +1,15 @@
 """Optimisers and learning-rate schedules: optax chains from one frozen config."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from prefjax.options import check_ranges, option
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-    """name: adamw | adafactor | rmsprop | sgd.  schedule: constant | linear | cosine, after a linear warm-up.
-
-    `final_scale` is the share of the peak learning rate that linear and cosine decay to at the last step.
-    b1, b2, epsilon, weight_decay and mu_dtype belong to adamw; momentum to sgd and rmsprop. Optimiser state is float32
-    whatever the parameters are; mu_dtype="bfloat16" halves the first moment. The second one stays: with b2 = 0.999 its
-    changes are below what bfloat16 resolves, so it would stand still.
-    """
-
-    name: str = "adamw"
-    learning_rate: float = 1e-6
-    schedule: str = "constant"
-    warmup_steps: int = 0
-    final_scale: float = 0.0
-    clip_norm: float = 1.0  # global gradient norm; 0 turns clipping off
-    b1: float = 0.9
-    b2: float = 0.999
-    epsilon: float = 1e-8
-    weight_decay: float = 0.0
-    mu_dtype: str = "float32"
-    momentum: float = 0.0
-
-    def __post_init__(self):
-        if self.mu_dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"optimizer.mu_dtype={self.mu_dtype!r}: choose float32 or bfloat16")
-
-
+# name -> the options that only it, or it and some others, take
 _OWN_OPTIONS = {
     "adamw": {"b1", "b2", "epsilon", "weight_decay", "mu_dtype"},
     "adafactor": set(),
@@ -43,25 +18,57 @@ _OWN_OPTIONS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimiser and its learning-rate schedule.
+
+    Optimiser state is float32 whatever the parameters are, but for what mu_dtype says.
+    """
+
+    name: str = option("adamw", "the optimiser", choices=_OWN_OPTIONS)
+    learning_rate: float = option(1e-6, "at its peak, after the warm-up", at_least=0)
+    schedule: str = option("constant", "after the warm-up", choices=("constant", "linear", "cosine"))
+    warmup_steps: int = option(0, "steps of a linear warm-up from 0", at_least=0)
+    final_scale: float = option(
+        0.0, "share of the peak that linear and cosine decay to at the last step", at_least=0, at_most=1
+    )
+    clip_norm: float = option(1.0, "global norm that gradients are clipped to; 0: not clipped", at_least=0)
+    b1: float = option(0.9, "decay of adamw's first moment", at_least=0, below=1)
+    b2: float = option(0.999, "decay of adamw's second moment", at_least=0, below=1)
+    epsilon: float = option(1e-8, "of adamw", above=0)
+    weight_decay: float = option(0.0, "of adamw; norms and biases are left alone", at_least=0)
+    mu_dtype: str = option(
+        "float32",
+        "of adamw's first moment, which bfloat16 halves; the second one stays: with b2 = 0.999 its changes are below "
+        "what bfloat16 resolves, so it would stand still",
+        choices=("float32", "bfloat16"),
+    )
+    momentum: float = option(0.0, "of sgd and rmsprop; 0: none", at_least=0, below=1)
+
+    def __post_init__(self):
+        check_ranges(self, "optimizer")
+
+
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: warm-up from 0, then the schedule down to `final_scale` at `steps`.
 
     Raises:
-      ValueError: unknown schedule, warm-up as long as the run, or a `final_scale` that nothing reads.
+      ValueError: warm-up as long as the run, or a `final_scale` that nothing reads.
     """
     peak, decay_steps = config.learning_rate, steps - config.warmup_steps
     if decay_steps <= 0:
-        raise ValueError(f"warmup_steps={config.warmup_steps} leaves no step of {steps}: lower it or train longer")
+        raise ValueError(
+            f"optimizer.warmup_steps={config.warmup_steps} is not below the {steps} steps of the run: lower it or "
+            "train longer"
+        )
     if config.schedule == "constant":
         if config.final_scale:
-            raise ValueError("final_scale has no effect on schedule='constant': set it to 0 or pick linear or cosine")
+            raise ValueError("optimizer.final_scale has no effect on schedule='constant': set it to 0, or take another")
         after = optax.constant_schedule(peak)
     elif config.schedule == "linear":
         after = optax.linear_schedule(peak, peak * config.final_scale, decay_steps)
-    elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay_steps, config.final_scale)
     else:
-        raise ValueError(f"schedule={config.schedule!r}: choose constant, linear or cosine")
+        after = optax.cosine_decay_schedule(peak, decay_steps, config.final_scale)
     if not config.warmup_steps:
         return after
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
@@ -72,14 +79,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     """Clip by global norm, then the optimiser under its schedule.
 
     Raises:
-      ValueError: unknown name, or an option set that this optimiser does not take.
+      ValueError: an option is set that this optimiser does not take.
     """
-    if config.name not in _OWN_OPTIONS:
-        raise ValueError(f"optimizer name={config.name!r}: choose one of {tuple(_OWN_OPTIONS)}")
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for option in set.union(*_OWN_OPTIONS.values()) - _OWN_OPTIONS[config.name]:
-        if getattr(config, option) != defaults[option]:
-            raise ValueError(f"optimizer {config.name} takes no {option}: leave it at {defaults[option]}")
+    for name in set.union(*_OWN_OPTIONS.values()) - _OWN_OPTIONS[config.name]:
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(f"optimizer {config.name} takes no {name}: leave it at {defaults[name]}")
     rate = make_schedule(config, steps)
     rule = {
         "adamw": lambda: optax.adamw(
@@ -96,7 +101,33 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
         "sgd": lambda: optax.sgd(rate, momentum=config.momentum or None),
     }[config.name]()
     clip = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    return _at_least_float32(optax.chain(*clip, rule))
+    return _at_least_float32(optax.chain(*clip, rule, _told(rate)))
+
+
+class LearningRate(NamedTuple):
+    """What `_told` keeps: the next step, and the learning rate of the last one."""
+
+    count: jax.Array
+    learning_rate: jax.Array
+
+
+def _told(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Leaves updates alone, and keeps the learning rate where `learning_rate` finds it."""
+
+    def update(updates, state, params=None):
+        rate = jnp.asarray(schedule(state.count), jnp.float32)
+        return updates, LearningRate(optax.safe_increment(state.count), rate)
+
+    return optax.GradientTransformation(
+        lambda params: LearningRate(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)), update
+    )
+
+
+def learning_rate(opt_state: Any) -> jax.Array | None:
+    """The learning rate of the last step, where an optimiser's state says it: those of `make_optimizer`, and any under
+    `optax.inject_hyperparams`. None where it does not, or says several."""
+    found = optax.tree.get_all_with_path(opt_state, "learning_rate")
+    return found[0][1] if len(found) == 1 else None
 
 
 def _at_least_float32(inner: optax.GradientTransformation) -> optax.GradientTransformation:

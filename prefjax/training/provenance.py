@@ -1,6 +1,7 @@
 """run.json: what a stage's run is made of, and every session that worked on it, with the code of each.
 
     objective, seed, steps, config    the stage as it was asked for
+    context                           positions that the policy was made for, as its Hugging Face folder says; or null
     data                              of either split: folder, source, number of trees, content hash
     initial_policy, reference         where they came from, and a hash of their parameters
     start_check                       loss of the first batch, its closed form, largest |log pi - log ref|; null: none
@@ -28,6 +29,7 @@ from typing import Any
 import jax
 
 import prefjax
+from prefjax.state_files import read_or_put_aside, write_whole
 
 PACKAGES = tuple(
     "jax jaxlib flax optax orbax-checkpoint grain numpy tensorflow-datasets array-record transformers tokenizers "
@@ -49,9 +51,7 @@ class Session:
     def save(self) -> None:
         if jax.process_index():
             return
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._record, indent=1, default=str, ensure_ascii=False) + "\n")
-        partial.rename(self._path)
+        write_whole(self._path, json.dumps(self._record, indent=1, default=str, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -62,12 +62,12 @@ def session(workdir: Path, facts: Mapping[str, Any], *, from_step: int) -> Itera
       facts: of the run, JSON-able; a fact that is None leaves that of an earlier session.
     """
     path = workdir / "run.json"
-    old = json.loads(path.read_text()) if path.exists() else {}
+    old = {} if jax.process_index() else read_or_put_aside(path)
     now = {name: value for name, value in facts.items() if value is not None}
     entry = {"started": _time(), "ended": None, "from_step": from_step, "to_step": None, "outcome": None}
     if not jax.process_index():
         workdir.mkdir(parents=True, exist_ok=True)
-        entry |= machine() | {"code": code_state(workdir)}
+        entry |= session_facts() | {"code": code_state(workdir)}
     record = dict.fromkeys(facts) | old | now
     record["sessions"] = [*old.get("sessions", []), entry]
     current = Session(path, record)
@@ -82,7 +82,7 @@ def session(workdir: Path, facts: Mapping[str, Any], *, from_step: int) -> Itera
         current.save()
 
 
-def machine() -> dict[str, Any]:
+def session_facts() -> dict[str, Any]:
     """The command of this process, and what it runs on."""
     devices = jax.devices()
     versions = {}
@@ -98,6 +98,20 @@ def machine() -> dict[str, Any]:
         "cpu_cores": os.cpu_count(),
         "python": platform.python_version(),
         "packages": versions,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "grain")
+    }
+    devices = jax.devices()
+    return {
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "CPU cores": os.cpu_count(),
+        "Python": platform.python_version(),
+        **versions,
     }
 
 

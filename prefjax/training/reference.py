@@ -1,7 +1,7 @@
 """A precomputed reference: every branch scored once by the step's own path, or found in a cache and checked there."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,13 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from prefjax.data.planning import InOrder, Planner, simulate
-from prefjax.data.rows import Rows, RowShape
-from prefjax.data.store import SelectedTrees, TreeSource
-from prefjax.training.batches import host_rows
-from prefjax.training.feed import to_devices
+from prefjax.rows.arrays import Rows, RowShape
+from prefjax.rows.steps import InOrder, StepSampler, simulate
+from prefjax.rows.store import SelectedTrees, TreeSource
 from prefjax.training.mesh import parameter_shardings, row_sharding
 from prefjax.training.score_cache import Facts, ScoreCache, model_facts, sequence_keys
 from prefjax.training.scoring import Setup, branch_logps
+from prefjax.training.tables import over_trees
 
 # Nats by which log-probs of one token may differ between two programs that are both right; those of L tokens differ by
 # sqrt(L) times that, as rounding has no preferred sign. Two layouts of SmolLM2-135M in bfloat16 differ by 0.11 at most.
@@ -26,49 +25,18 @@ TOLERANCE = {"float64": 1e-6, "float32": 2e-3, "bfloat16": 0.4, "float16": 0.05}
 _CHECKED = 8  # examples scored again when scores come from a cache
 _PART_STEPS = 32  # what a killed command does again, at most
 
-Scorer = Callable[[Rows], tuple[np.ndarray, np.ndarray]]
-
 
 class ReferenceMismatchError(ValueError):
     """Scores of a cache are not what the reference says now."""
 
 
-def make_scorer(setup: Setup, params: Any) -> Scorer:
-    """Rows of this process -> (example ids [m], log-probs [m, N] in nats) of all processes' rows. Compiled once."""
+def make_scorer(setup: Setup, params: Any) -> Callable[[Rows], jax.Array]:
+    """Rows on the devices -> log-probs [B, G, N] of all branches, nats. Compiled once."""
     score = jax.jit(
         lambda params, rows: branch_logps(setup, params, rows),
         in_shardings=(parameter_shardings(setup.mesh, params), row_sharding(setup.mesh)),
     )
-
-    def scorer(rows: Rows) -> tuple[np.ndarray, np.ndarray]:
-        on_devices = to_devices(setup.mesh, rows)
-        pair = (score(params, on_devices), on_devices.example_id)
-        logps, ids = multihost_utils.process_allgather(pair, tiled=True)
-        real = ids >= 0
-        return ids[real], logps[real].astype(np.float32)
-
-    return scorer
-
-
-def score_table(
-    setup: Setup, reference_params: Any, batches: Iterable[Rows], *, examples: int, steps: int
-) -> Float32[np.ndarray, "n N"]:
-    """[n, N] log pi_ref of every branch of every example, nats; 0 for a branch an example lacks.
-
-    Args:
-      batches: NumPy rows of this process that cover every example once.
-      examples: n.
-      steps: number of batches, for the progress bar.
-
-    Raises:
-      ValueError: some example was never scored, or a score is not finite.
-    """
-    table = np.full((examples, setup.branches.count), np.nan, np.float32)
-    scorer = make_scorer(setup, reference_params)
-    for rows in tqdm(batches, total=steps, desc="scoring the reference", unit="batch", disable=None):
-        ids, logps = scorer(rows)
-        table[ids] = logps
-    return _complete(table)
+    return lambda rows: score(params, rows)
 
 
 def open_scores(directory: Path, setup: Setup, parameter_hash: str) -> ScoreCache:
@@ -93,7 +61,6 @@ def reference_table(
     *,
     extend: bool = False,
     seed: int = 0,
-    part_steps: int = _PART_STEPS,
 ) -> Float32[np.ndarray, "n N"]:
     """[n, N] log pi_ref of every branch of every example, nats; 0 for a branch an example lacks.
 
@@ -106,7 +73,6 @@ def reference_table(
       facts: see `score_cache.set_facts`.
       extend: score also where the cache was made with another model, tokenizer, template or truncation.
       seed: of the choice of examples that are scored again.
-      part_steps: steps between two writes.
 
     Raises:
       ReferenceMismatchError: an example scored again differs from the cache.
@@ -114,21 +80,21 @@ def reference_table(
         finite.
     """
     shape = dataclasses.replace(shape, rows=shape.rows // setup.accumulation)
-    keys, present = sequence_keys(trees, setup.branches)
+    keys, present = sequence_keys(trees, shape.branches)
     found = np.where(present, cache.lookup(keys), np.float32(0))
     done = np.isfinite(found).all(axis=1)
     if not done.all() and not extend:
         cache.check_unchanged(facts, missing=int(np.isnan(found).sum()), total=int(present.sum()))
     scorer = make_scorer(setup, params)
     if done.any():
-        _check_again(setup, scorer, trees, shape, found, np.flatnonzero(done), cache, seed)
+        _check_again(setup, scorer, (trees, found), shape, np.flatnonzero(done), cache, seed)
     if done.all():
         return found
     first = jax.process_index() == 0
     if first:
         cache.begin_set(facts)
-    steps = simulate(Planner(trees.lengths, shape, InOrder())).steps
-    part = max(1, part_steps * len(trees) // steps)
+    steps = simulate(StepSampler(trees.lengths, shape, InOrder())).steps
+    part = max(1, _PART_STEPS * len(trees) // steps)
     bar = tqdm(total=len(trees), initial=int(done.sum()), desc="scoring the reference", unit=" prompts", disable=None)
     with bar:
         for start in range(0, len(trees), part):
@@ -145,19 +111,11 @@ def reference_table(
     return _complete(np.where(present, cache.lookup(keys), np.float32(0)))
 
 
-def _score(setup: Setup, scorer: Scorer, trees: TreeSource, shape: RowShape, bar: tqdm | None = None) -> np.ndarray:
-    """[n, N] of all trees of a source."""
-    table = np.full((len(trees), setup.branches.count), np.nan, np.float32)
-    batches = host_rows(trees, shape, InOrder())
-    try:
-        for rows in batches:
-            ids, logps = scorer(rows)
-            table[ids] = logps
-            if bar is not None:
-                bar.update(len(ids))
-    finally:
-        batches.close()
-    return _complete(table)
+def _score(
+    setup: Setup, scorer: Callable[[Rows], jax.Array], trees: TreeSource, shape: RowShape, bar: tqdm | None = None
+) -> Float32[np.ndarray, "n N"]:
+    """Log-probs of all trees of a source."""
+    return _complete(over_trees(scorer, setup.mesh, trees, shape, bar=bar))
 
 
 def _tolerance(setup: Setup) -> float:
@@ -181,18 +139,18 @@ def _complete(table: np.ndarray) -> np.ndarray:
 
 def _check_again(
     setup: Setup,
-    scorer: Scorer,
-    trees: TreeSource,
+    scorer: Callable[[Rows], jax.Array],
+    held: tuple[TreeSource, Float32[np.ndarray, "n N"]],
     shape: RowShape,
-    found: np.ndarray,
     done: np.ndarray,
     cache: ScoreCache,
     seed: int,
 ) -> None:
-    """Scores a few examples again that the cache holds, and compares."""
+    """Scores a few examples again that the cache holds, and compares. `held`: all trees, and what it holds of them."""
+    trees, found = held
     chosen = np.sort(np.random.default_rng(seed).choice(done, min(_CHECKED, len(done)), replace=False))
     selected = SelectedTrees(trees, chosen)
-    live, lengths = _score(setup, scorer, selected, shape), selected.lengths.branches(setup.branches)
+    live, lengths = _score(setup, scorer, selected, shape), selected.lengths.branches(shape.branches)
     gaps = np.abs(live - found[chosen])
     wrong = gaps > _tolerance(setup) * np.sqrt(lengths)
     if not wrong.any():

@@ -23,9 +23,10 @@ import numpy as np
 from jaxtyping import Bool, Float32, UInt64
 from tqdm import tqdm
 
-from prefjax.data.rows import Branches
-from prefjax.data.store import TreeSource
 from prefjax.models.families import architecture
+from prefjax.rows.arrays import Branches
+from prefjax.rows.store import TreeSource
+from prefjax.state_files import read_object
 from prefjax.training.scoring import Setup
 
 Facts = Mapping[str, Any]
@@ -151,7 +152,7 @@ class ScoreCache:
         """The decisive differences to the nearest set in the cache, of any model; none where there is no set."""
         found = []
         for path in sorted(self.directory.glob("*/set-*.json")):
-            there = {"model": json.loads((path.parent / "model.json").read_text()), **json.loads(path.read_text())}
+            there = {"model": read_object(path.parent / "model.json"), **read_object(path)}
             now = {"model": self.model, **facts}
             differing = [name for name in now if there.get(name) != now[name]]
             decisive = [name for name in differing if name in DECISIVE]

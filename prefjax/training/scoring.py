@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +9,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from prefjax.data.rows import Branches, Rows
 from prefjax.losses import Objective, Responses
 from prefjax.models import decoder, logprobs, lora, reward_head
 from prefjax.models.decoder import ModelConfig
 from prefjax.models.lora import LoraConfig
 from prefjax.models.reward_head import RewardHead
+from prefjax.rows.arrays import Rows
+from prefjax.training.mesh import MeshConfig, make_mesh
 
 REFERENCES = ("live", "precomputed", "none")
 VALUE_NETWORKS = ("none", "own", "trunk")
@@ -30,24 +30,27 @@ LIVE_ONLY = {
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything static about a step: what is compiled.
+    """Everything static about a step: what is compiled. Shapes are not here: rows say them.
 
-    reference      "live": a frozen copy scores the same rows; "precomputed": rows carry it; "none".
-    value_network  "own": a second decoder fed prompts only (DRO-V, as in the paper); "trunk": a head on the policy.
+    objective      with its options.
+    reference      "live": a frozen copy scores the same rows; "precomputed": rows carry it; "none". None: what the
+                   objective needs.
+    value_network  "own": a second decoder fed prompts only (DRO-V, as in the paper); "trunk": a head on the policy;
+                   "none". None: what the objective needs.
     reward_head    what a reward model's objective reads.
     lora           adapters that are trained instead of the policy's own parameters, which stay as the reference's.
     accumulation   micro-batches per optimiser step.
     head_chunk     scored tokens of a device that go through the vocabulary head at once.
     seed           of what an objective draws for every token.
     update_every, update_rate  when and how far a live reference follows the policy, see `ReferenceConfig`.
+    skip_non_finite  whether an update is left out where its loss or gradient is NaN or infinite.
+    mesh           where arrays lie; None: the first device alone.
     """
 
     model: ModelConfig
     objective: Objective
-    branches: Branches
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    reference: str = "live"
-    value_network: str = "none"
+    reference: str | None = None
+    value_network: str | None = None
     reward_head: RewardHead = RewardHead()
     lora: LoraConfig = LoraConfig()
     accumulation: int = 1
@@ -55,48 +58,45 @@ class Setup:
     seed: int = 0
     update_every: int = 0
     update_rate: float = 0.0
+    skip_non_finite: bool = False
     mesh: Mesh | None = None
 
     def __post_init__(self):
+        requires, name = self.objective.requires, self.objective.name
+        if self.reference is None:
+            object.__setattr__(self, "reference", "live" if requires.reference else "none")
+        if self.value_network is None:
+            object.__setattr__(self, "value_network", "own" if requires.value else "none")
+        if self.mesh is None:
+            object.__setattr__(self, "mesh", make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
         if self.reference not in REFERENCES:
             raise ValueError(f"reference={self.reference!r}: choose one of {REFERENCES}")
         if self.value_network not in VALUE_NETWORKS:
             raise ValueError(f"value_network={self.value_network!r}: choose one of {VALUE_NETWORKS}")
-        needs = self.objective.needs
-        if self.objective.needs_reference == (self.reference == "none"):
-            wanted = "live or precomputed" if self.objective.needs_reference else "none"
-            raise ValueError(f"objective {self.objective.name} with reference={self.reference!r}: set it to {wanted}")
-        if ("value" in needs) == (self.value_network == "none"):
-            wanted = "own or trunk" if "value" in needs else "none"
-            raise ValueError(
-                f"objective {self.objective.name} with value_network={self.value_network!r}: set it to {wanted}"
-            )
+        if requires.reference == (self.reference == "none"):
+            wanted = "live or precomputed" if requires.reference else "none"
+            raise ValueError(f"objective {name} with reference={self.reference!r}: set it to {wanted}")
+        if requires.value == (self.value_network == "none"):
+            wanted = "own or trunk" if requires.value else "none"
+            raise ValueError(f"objective {name} with value_network={self.value_network!r}: set it to {wanted}")
         if self.value_network == "own" and self.lora.quantize != "none":
             raise ValueError(
                 f"lora.quantize={self.lora.quantize!r} with value_network='own': a value network of its own is the "
                 "whole model, trained, and codes have no gradient. Set value_network='trunk', or quantize='none'"
             )
-        if self.reward_head != RewardHead() and not self.objective.trains_reward_model:
-            raise ValueError(f"reward_head has no effect: objective {self.objective.name} trains no reward model")
-        if ("baseline_logp" in needs) != self.branches.baseline:
-            raise ValueError(f"objective {self.objective.name}: the rows' baseline branch must match what it needs")
-        if self.objective.reads_tokens != (self.branches.longest > 0):
-            wanted = "tokens of the longest response" if self.objective.reads_tokens else "0"
-            raise ValueError(
-                f"objective {self.objective.name} with branches.longest={self.branches.longest}: it must be {wanted}"
-            )
-        if self.mesh is not None and self.model.num_kv_heads % self.mesh.shape["tensor"]:
+        if self.reward_head != RewardHead() and not requires.reward_head:
+            raise ValueError(f"reward_head has no effect: objective {name} trains no reward model")
+        if self.model.num_kv_heads % self.mesh.shape["tensor"]:
             raise ValueError(
                 f"mesh.tensor={self.mesh.shape['tensor']} does not divide model.num_kv_heads="
                 f"{self.model.num_kv_heads}: lower it and give the devices to mesh.fsdp"
             )
-        for field in sorted(LIVE_ONLY.keys() & needs):
+        for field in sorted(LIVE_ONLY.keys() & requires.inputs):
             if self.reference != "live":
                 raise ValueError(
-                    f"objective {self.objective.name} needs {LIVE_ONLY[field]}, which a table of log-probs of whole "
-                    f"responses does not hold: reference={self.reference!r} must be live"
+                    f"objective {name} needs {LIVE_ONLY[field]}, which a table of log-probs of whole responses does "
+                    f"not hold: reference={self.reference!r} must be live"
                 )
-        self.objective.check_options(self.options)
 
 
 class Scores(NamedTuple):
@@ -142,7 +142,7 @@ def response_states(setup: Setup, params: Any, rows: Rows) -> tuple[Float[Array,
     hidden = decoder.apply(trunk, params, rows.tokens, rows.positions, rows.visible_until, mesh=setup.mesh)
     first = hidden.reshape(len(rows.prompt_ends), -1, *hidden.shape[1:])[:, 0]
     prompts = jnp.take_along_axis(first, rows.prompt_ends[:, :, None], axis=1)
-    return reward_head.last_states(hidden, rows.response_ends, setup.branches.responses), prompts
+    return reward_head.last_states(hidden, rows.response_ends, rows.valid.shape[-1]), prompts
 
 
 def response_features(setup: Setup, params: Any, rows: Rows) -> Float[Array, "B G K m"]:
@@ -155,9 +155,7 @@ def scored_tokens(setup: Setup, head: logprobs.Head, rows: Rows, **statistics: A
     """Scores of every scored token, each [R, S] in nats; `statistics` as in `logprobs.token_scores`."""
     return logprobs.token_scores(
         head,
-        rows.target_ids,
-        rows.predictors,
-        rows.target_weights != 0,
+        logprobs.Targets(rows.target_ids, rows.predictors, rows.target_weights != 0),
         chunk=setup.head_chunk,
         softcap=setup.model.logit_softcap,
         mesh=setup.mesh,
@@ -165,41 +163,34 @@ def scored_tokens(setup: Setup, head: logprobs.Head, rows: Rows, **statistics: A
     )
 
 
-def branch_sums(setup: Setup, tokens: logprobs.TokenScores, rows: Rows) -> logprobs.TokenScores:
+def branch_sums(tokens: logprobs.TokenScores, rows: Rows) -> logprobs.TokenScores:
     """Token scores summed per branch, each [B, G, N] in nats."""
-    return jax.tree.map(lambda x: _sum(setup, x * rows.target_weights, rows), tokens)
+    return jax.tree.map(lambda x: _sum(x * rows.target_weights, rows), tokens)
 
 
 def by_token(setup: Setup, x: Array | None, rows: Rows, field: str) -> Float[Array, "B G K L"] | None:
     """A number of every scored token laid out by response, where the objective reads this field; else None."""
-    if field not in setup.objective.needs or x is None:
+    if field not in setup.objective.requires.inputs or x is None:
         return None
-    group_rows, groups, responses = rows.valid.shape
-    tokens = logprobs.response_tokens(
-        jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)),
-        rows.response_slots,
-        rows.target_weights != 0,
-        groups=groups,
-        branches=setup.branches.count,
-        group_rows=group_rows,
-        length=setup.branches.longest,
-    )
-    return tokens[:, :, :responses]
+    places = rows.response_tokens
+    own = jnp.asarray(x, jnp.promote_types(x.dtype, jnp.float32)).reshape(len(places), -1)
+    found = jnp.take_along_axis(own, jnp.maximum(places, 0).reshape(len(places), -1), axis=1)
+    return jnp.where(places >= 0, found.reshape(places.shape), 0)
 
 
 def branch_logps(setup: Setup, params: Any, rows: Rows) -> Float[Array, "B G N"]:
     """Sums of log pi(token | everything before it) per branch, nats."""
-    return branch_sums(setup, scored_tokens(setup, head_inputs(setup, params, rows), rows), rows).logp
+    return branch_sums(scored_tokens(setup, head_inputs(setup, params, rows), rows), rows).logp
 
 
 def score(setup: Setup, params: Any, rows: Rows, reference: Reference) -> Scores:
     """Scores rows with the trained parameters {"policy": ..., "value": ... (own value network only)}."""
-    if setup.objective.trains_reward_model:
+    if setup.objective.requires.reward_head:
         return Scores(features=response_features(setup, params["policy"], rows))
     head = head_inputs(setup, params["policy"], rows)
-    hidden, wanted = head.hidden, setup.objective.needs
+    hidden, wanted = head.hidden, setup.objective.requires.inputs
     tokens = scored_tokens(setup, head, rows, log_sum_p2="log_sum_p2" in wanted, reference=reference.head)
-    sums = branch_sums(setup, tokens, rows)
+    sums = branch_sums(tokens, rows)
     value = None
     if setup.value_network == "own":
         prompts = rows.prompts
@@ -231,8 +222,8 @@ def score_reference(setup: Setup, reference_params: Any, rows: Rows) -> Referenc
     if setup.reference == "live":
         head = head_inputs(setup, reference_params, rows)
         tokens = scored_tokens(setup, head, rows)
-        logp, single = branch_sums(setup, tokens, rows).logp, by_token(setup, tokens.logp, rows, "token_reference_logp")
-        whole = setup.objective.needs & {"kl", "token_kl"}
+        logp, single = branch_sums(tokens, rows).logp, by_token(setup, tokens.logp, rows, "token_reference_logp")
+        whole = setup.objective.requires.inputs & {"kl", "token_kl"}
         return jax.lax.stop_gradient(Reference(logp, single, head if whole else None))
     if setup.reference == "precomputed":
         if rows.reference_logp is None:
@@ -242,22 +233,31 @@ def score_reference(setup: Setup, reference_params: Any, rows: Rows) -> Referenc
 
 
 def assemble(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> Responses:
-    """Puts sums, targets and validity together as the objective's input, prompts flattened to one axis."""
-    branches = setup.branches
-    k = branches.responses
+    """Puts sums, targets and validity together as the objective's input, prompts flattened to one axis.
+
+    The branches of a prompt are its K responses, then the baseline, then the auxiliary response, where there are such.
+    """
+    k, branches = rows.valid.shape[-1], rows.response_ends.shape[-1]
+    baseline = setup.objective.requires.baseline
+    if branches not in (k + baseline, k + baseline + 1):
+        raise ValueError(
+            f"objective {setup.objective.name}: rows of {k} responses have {branches} branches a prompt; the baseline "
+            f"branch is {'missing' if baseline else 'not read'}"
+        )
     flat = lambda x: None if x is None else x.reshape(-1, *x.shape[2:])
     slot = lambda x, n, present: None if x is None or not present else x[..., n].reshape(-1)
+    auxiliary = branches > k + baseline
     ones = (rows.target_weights != 0).astype(jnp.float32)
     return Responses(
         logp=None if scores.logp is None else flat(scores.logp[..., :k]),
         reference_logp=None if reference.logp is None else flat(reference.logp[..., :k]),
-        length=flat(_sum(setup, ones, rows)[..., :k]),
+        length=flat(_sum(ones, rows)[..., :k]),
         target=flat(rows.target),
         valid=flat(rows.valid),
         value=flat(scores.value),
-        baseline_logp=slot(scores.logp, branches.baseline_slot, branches.baseline),
-        baseline_reference_logp=slot(reference.logp, branches.baseline_slot, branches.baseline),
-        auxiliary_logp=slot(scores.logp, branches.auxiliary_slot, branches.auxiliary),
+        baseline_logp=slot(scores.logp, k, baseline),
+        baseline_reference_logp=slot(reference.logp, k, baseline),
+        auxiliary_logp=slot(scores.logp, branches - 1, auxiliary),
         margin=flat(rows.margin),
         target_probability=flat(rows.target_probability),
         features=flat(scores.features),
@@ -265,9 +265,9 @@ def assemble(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> 
         token_logp=flat(scores.token_logp),
         token_reference_logp=flat(reference.token_logp),
         token_kl=flat(scores.token_kl),
-        token_weight=flat(by_token(setup, rows.token_weights, rows, "token_weight")),
-        token_segment=flat(by_token(setup, rows.token_segments, rows, "token_segment")),
-        token_draw=flat(_draws(setup, rows) if "token_draw" in setup.objective.needs else None),
+        token_weight=flat(by_token(setup, rows.token_weight, rows, "token_weight")),
+        token_segment=flat(by_token(setup, rows.token_segment, rows, "token_segment")),
+        token_draw=flat(_draws(setup, rows) if "token_draw" in setup.objective.requires.inputs else None),
     )
 
 
@@ -279,7 +279,7 @@ def counted_prompts(setup: Setup, rows: Rows) -> Bool[Array, "P"]:
 
 def _draws(setup: Setup, rows: Rows) -> Float[Array, "B G K L"]:
     """Uniform numbers that depend on the seed, the example, the response and the token's place in it, nothing else."""
-    shape = (*rows.valid.shape, setup.branches.longest)
+    shape = rows.response_tokens.shape
     key = jax.random.key(setup.seed)
 
     def draw(*place):
@@ -290,8 +290,6 @@ def _draws(setup: Setup, rows: Rows) -> Float[Array, "B G K L"]:
     return jax.vmap(draw)(example.ravel(), response.ravel(), token.ravel()).reshape(shape)
 
 
-def _sum(setup: Setup, values, rows: Rows):
-    group_rows, groups = rows.valid.shape[:2]
-    return logprobs.response_sums(
-        values, rows.response_slots, groups=groups, branches=setup.branches.count, group_rows=group_rows
-    )
+def _sum(values, rows: Rows):
+    group_rows, groups, branches = rows.response_ends.shape
+    return logprobs.response_sums(values, rows.response_slots, groups=groups, branches=branches, group_rows=group_rows)

@@ -2,19 +2,22 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from prefjax.data.rows import Rows
 from prefjax.models import decoder, lora, reward_head
+from prefjax.rows.arrays import Rows
 from prefjax.training import mesh as mesh_lib
-from prefjax.training import metrics as metrics_lib
+from prefjax.training.metrics import Metrics, Ratios, response_metrics, row_metrics
+from prefjax.training.optimizers import learning_rate
+from prefjax.training.parameters import Policy
 from prefjax.training.scoring import (
     Reference,
     Scores,
@@ -27,17 +30,35 @@ from prefjax.training.scoring import (
 )
 
 
-class TrainState(NamedTuple):
-    """All that training changes. params: {"policy": ..., and "value": ... with a value network of its own}.
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes, and what it leaves alone.
 
-    With LoRA "policy" holds the adapters only (and a value or reward head on the trunk). A reward model is a "policy"
-    with a reward head in place of the vocabulary's.
+    params     {"policy": ..., and "value": ... with a value network of its own}. With LoRA "policy" holds the adapters
+               only (and a value or reward head on the trunk). A reward model is a "policy" with a reward head in place
+               of the vocabulary's.
+    skipped    int32 scalar: updates left out, where the setup skips those that are not finite
+    opt_state  of the optimiser `tx`
+    reference  parameters of a reference that follows the policy; None where it stays as it is
+    frozen     the reference that training started with, where one is live, or the adapters' base; else None
     """
 
     step: Any  # int32 scalar
     params: Any
-    optimizer: Any
-    reference: Any = None  # parameters of a reference that follows the policy; None where it stays as it is
+    opt_state: Any
+    reference: Any = None
+    frozen: Any = None
+    skipped: Any = None
+    tx: optax.GradientTransformation | None = flax.struct.field(pytree_node=False, default=None)
+
+    def changing(self) -> "TrainState":
+        """The state without what stays as it is: what a compiled step takes and returns."""
+        return self.replace(frozen=None, tx=None)
+
+    def saved(self) -> dict[str, Any]:
+        """The parts that a checkpoint holds: those that training changes, where this run has them."""
+        names = ("step", "params", "opt_state", "reference", "skipped")
+        return {name: part for name in names if (part := getattr(self, name)) is not None}
 
 
 def init_params(setup: Setup, policy: Any, *, seed: int = 0) -> Any:
@@ -51,7 +72,7 @@ def init_params(setup: Setup, policy: Any, *, seed: int = 0) -> Any:
     """
     key = jax.random.key(seed)
     trained = lora.init(setup.lora, policy, key) if setup.lora.rank else policy
-    if setup.objective.trains_reward_model:
+    if setup.objective.requires.reward_head:
         head = reward_head.init(setup.reward_head, setup.model, jax.random.fold_in(key, 1))
         return {"policy": {name: leaf for name, leaf in trained.items() if name != "head"} | head}
     if setup.value_network == "none":
@@ -62,42 +83,75 @@ def init_params(setup: Setup, policy: Any, *, seed: int = 0) -> Any:
     return {"policy": trained, "value": jax.tree.map(jnp.copy, policy) | head}
 
 
-def state_shardings(
-    mesh: Mesh, optimizer: optax.GradientTransformation, params: Any, reference: Any = None
-) -> TrainState:
-    """Shardings of a TrainState for parameters of these shapes."""
+def state_shardings(setup: Setup, state: TrainState) -> TrainState:
+    """Shardings of what changes of a state of these shapes."""
+    place = lambda tree: None if tree is None else mesh_lib.parameter_shardings(setup.mesh, tree)
     return TrainState(
-        step=NamedSharding(mesh, P()),
-        params=mesh_lib.parameter_shardings(mesh, params),
-        optimizer=mesh_lib.optimizer_shardings(mesh, optimizer, params),
-        reference=None if reference is None else mesh_lib.parameter_shardings(mesh, reference),
+        step=NamedSharding(setup.mesh, P()),
+        params=place(state.params),
+        opt_state=mesh_lib.optimizer_shardings(setup.mesh, state.tx, state.params),
+        reference=place(state.reference),
+        skipped=NamedSharding(setup.mesh, P()),
     )
 
 
-def init_state(mesh: Mesh, optimizer: optax.GradientTransformation, params: Any, reference: Any = None) -> TrainState:
-    """Step 0 with fresh optimiser state, placed on the mesh.
+def init_state(
+    setup: Setup,
+    policy: Policy | Any,
+    tx: optax.GradientTransformation,
+    *,
+    reference: Policy | Any = None,
+    seed: int | None = None,
+) -> TrainState:
+    """Step 0 with fresh optimiser state, placed on the mesh. What is given is copied, and stays usable.
 
     Args:
-      reference: where it follows the policy, the one to start with; it is copied.
+      policy: a policy that was opened, or the parameters of one: where training starts.
+      tx: any optax transformation.
+      reference: what a live reference is; None: the policy. With LoRA it is the adapters' base, always.
+      seed: of adapters and reward head; None: the setup's.
     """
-    shardings = state_shardings(mesh, optimizer, params, reference)
+    policy, reference = (given.params if isinstance(given, Policy) else given for given in (policy, reference))
+    policy = lora.freeze(setup.lora, policy)
+    policy = jax.device_put(policy, mesh_lib.parameter_shardings(setup.mesh, policy))
+    frozen = None
+    if setup.lora.rank:
+        frozen = policy
+    elif setup.reference == "live":
+        frozen = policy if reference is None else reference
+        frozen = jax.device_put(frozen, mesh_lib.parameter_shardings(setup.mesh, frozen))
+    copy = functools.partial(jax.tree.map, jnp.copy)
+    params = copy(init_params(setup, policy, seed=setup.seed if seed is None else seed))
+    return place_state(setup, params, tx, frozen=frozen, follows=copy(frozen) if setup.update_every else None)
+
+
+def place_state(
+    setup: Setup, params: Any, tx: optax.GradientTransformation, *, frozen: Any = None, follows: Any = None
+) -> TrainState:
+    """Step 0 of trained parameters as they are, with fresh optimiser state. They belong to the state from here on.
+
+    Args:
+      frozen: see `TrainState`; on the mesh already.
+      follows: the reference that follows the policy, as it starts.
+    """
+    shardings = state_shardings(setup, TrainState(None, params, None, follows, tx=tx))
     params = jax.device_put(params, shardings.params)
-    moments = jax.jit(optimizer.init, out_shardings=shardings.optimizer)(params)
-    step = jax.device_put(jnp.zeros((), jnp.int32), shardings.step)
-    own = None if reference is None else jax.tree.map(jnp.copy, jax.device_put(reference, shardings.reference))
-    return TrainState(step=step, params=params, optimizer=moments, reference=own)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    step, skipped = (jax.device_put(jnp.zeros((), jnp.int32), shardings.step) for _ in range(2))
+    follows = None if follows is None else jax.device_put(follows, shardings.reference)
+    return TrainState(step, params, opt_state, follows, frozen, skipped, tx)
 
 
 def batch_loss(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> tuple[Float[Array, ""], Any]:
     """Sum of weight * loss over counted prompts (the caller divides by their global number), and its ingredients."""
     responses = assemble(setup, scores, reference, rows)
     setup.objective.check_inputs(responses)
-    losses = setup.objective.loss(responses, **setup.options)
+    losses = setup.objective.loss(responses)
     counted = counted_prompts(setup, rows)
     return jnp.where(counted, rows.weight.reshape(-1) * losses, 0).sum(), (responses, losses, counted)
 
 
-def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: Rows) -> tuple[Any, metrics_lib.Ratios]:
+def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: Rows) -> tuple[Any, Ratios]:
     """Gradients of (sum of weight * loss) / (counted prompts) over the global batch, and its metrics.
 
     The result does not depend on how prompts fall into rows, micro-batches or devices. A coupled objective under
@@ -144,72 +198,111 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
     return gradients, _metrics(setup, *_merge((scores, reference, micro)))
 
 
-def make_train_step(
-    setup: Setup, optimizer: optax.GradientTransformation, schedule: optax.Schedule, state: TrainState
-) -> Callable[[TrainState, Any, Rows], tuple[TrainState, metrics_lib.Ratios]]:
-    """(state, reference parameters or None, rows) -> (state, metrics). The state is donated: use the returned one.
+def jit_train_step(setup: Setup, state: TrainState) -> jax.stages.Wrapped:
+    """(what changes of a state, what is frozen, rows) -> (what changes, metrics), for states of these shapes.
 
-    Where the reference follows the policy it is the state's, and the one given is not read.
+    What changes is donated, what is frozen is not: it may be the caller's own.
     """
-    shardings = state_shardings(setup.mesh, optimizer, state.params, state.reference)
+    shardings, tx = state_shardings(setup, state), state.tx
 
-    def train_step(state: TrainState, reference_params: Any, rows: Rows):
-        frozen = state.reference if setup.update_every else reference_params
-        gradients, metrics = loss_and_gradients(setup, state.params, frozen, rows)
-        updates, moments = optimizer.update(gradients, state.optimizer, state.params)
+    def train_step(state: TrainState, frozen: Any, rows: Rows) -> tuple[TrainState, Metrics]:
+        reference_params = state.reference if setup.update_every else frozen
+        gradients, metrics = loss_and_gradients(setup, state.params, reference_params, rows)
+        updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         one = jnp.ones((), jnp.int32)
         metrics["grad_norm"] = (optax.global_norm(gradients), one)
-        metrics["learning_rate"] = (jnp.asarray(schedule(state.step), jnp.float32), one)
+        rate = learning_rate(opt_state)
+        if rate is not None:
+            metrics["learning_rate"] = (jnp.asarray(rate, jnp.float32), one)
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         reference = _followed(setup, state.reference, params["policy"], step)
-        return TrainState(step=step, params=params, optimizer=moments, reference=reference), metrics
+        new = state.replace(step=step, params=params, opt_state=opt_state, reference=reference)
+        if setup.skip_non_finite:
+            new, metrics = _unless_finite(state, new, metrics)
+        return new, Metrics(metrics)
 
-    replicated = NamedSharding(setup.mesh, P())
     return jax.jit(
         train_step,
-        in_shardings=(shardings, _reference_shardings(setup), mesh_lib.row_sharding(setup.mesh)),
-        out_shardings=(shardings, replicated),
+        in_shardings=(shardings, _frozen_shardings(setup, state.frozen), mesh_lib.row_sharding(setup.mesh)),
+        out_shardings=(shardings, NamedSharding(setup.mesh, P())),
         donate_argnums=0,
     )
 
 
-def make_eval_step(setup: Setup, params: Any) -> Callable[[Any, Any, Rows], metrics_lib.Ratios]:
-    """(parameters, reference parameters or None, rows) -> metrics, and two numbers for the start check.
+class TrainStep:
+    """(state, rows) -> (state, metrics). The state given is donated: go on with the one returned.
+
+    Compiled at the first call, and again for rows of another shape. Metrics are fetched from the devices when they are
+    read, so that a loop that does not read them runs ahead.
+
+    program  what is compiled; None before the first call
+    """
+
+    def __init__(self, setup: Setup):
+        self._setup = setup
+        self.program: jax.stages.Wrapped | None = None
+
+    def __call__(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
+        if self.program is None:
+            self.program = jit_train_step(self._setup, state)
+        changed, metrics = self.program(state.changing(), state.frozen, rows)
+        return changed.replace(frozen=state.frozen, tx=state.tx), metrics
+
+
+def make_train_step(setup: Setup) -> TrainStep:
+    """The train step of a setup, for any optimiser and any rows."""
+    return TrainStep(setup)
+
+
+def make_eval_step(setup: Setup) -> Callable[[Any, Any, Rows], Metrics]:
+    """(parameters, what is frozen or None, rows) -> metrics, and two numbers for the start check.
 
     start_gap is max |log pi - log ref| over valid responses; expected_loss the objective's closed form at pi = ref.
     """
 
-    def eval_step(params: Any, reference_params: Any, rows: Rows):
-        scores, reference = _forward(setup, params, reference_params, rows)
+    def eval_step(params: Any, frozen: Any, rows: Rows) -> Metrics:
+        scores, reference = _forward(setup, params, frozen, rows)
         metrics = _metrics(setup, scores, reference, rows)
         _, (responses, _, counted) = batch_loss(setup, scores, reference, rows)
-        if setup.objective.at_init is not None:
-            expected = setup.objective.at_init(responses, **setup.options)
+        if setup.objective.start is not None:
+            expected = setup.objective.at_init(responses)
             weighted = jnp.where(counted, rows.weight.reshape(-1) * expected, 0)
             metrics["expected_loss"] = (weighted.sum(), counted.sum())
         if reference.logp is not None:
             gap = jnp.where(responses.valid, jnp.abs(responses.logp - responses.reference_logp), 0)
             metrics["start_gap"] = (gap.max(), jnp.ones((), jnp.int32))
-        return metrics
+        return Metrics(metrics)
 
-    trained = mesh_lib.parameter_shardings(setup.mesh, params)
-    return jax.jit(
-        eval_step,
-        in_shardings=(trained, _reference_shardings(setup), mesh_lib.row_sharding(setup.mesh)),
-        out_shardings=NamedSharding(setup.mesh, P()),
-    )
+    compiled: list[jax.stages.Wrapped] = []
+
+    def step(params: Any, frozen: Any, rows: Rows) -> Metrics:
+        if not compiled:
+            trained = mesh_lib.parameter_shardings(setup.mesh, params)
+            rows_at = mesh_lib.row_sharding(setup.mesh)
+            compiled.append(
+                jax.jit(
+                    eval_step,
+                    in_shardings=(trained, _frozen_shardings(setup, frozen), rows_at),
+                    out_shardings=NamedSharding(setup.mesh, P()),
+                )
+            )
+        return compiled[0](params, frozen, rows)
+
+    return step
 
 
-def _reference_shardings(setup: Setup):
-    if setup.reference != "live" and not setup.lora.rank:
-        return None
-    return mesh_lib.parameter_shardings(setup.mesh, frozen_shapes(setup))
+def _frozen_shardings(setup: Setup, frozen: Any) -> Any:
+    return None if frozen is None else mesh_lib.parameter_shardings(setup.mesh, frozen)
 
 
-def frozen_shapes(setup: Setup) -> Any:
-    """Shapes of the parameters a step gets besides the trained ones: a live reference, or the adapters' base."""
-    return jax.eval_shape(functools.partial(lora.freeze, setup.lora), decoder.shapes(setup.model))
+def _unless_finite(old: TrainState, new: TrainState, metrics: Ratios) -> tuple[TrainState, Ratios]:
+    """The new state and its metrics; where loss or gradient is not finite, the old state one step on and no metrics."""
+    finite = jnp.isfinite(metrics["loss"][0]) & jnp.isfinite(metrics["grad_norm"][0])
+    kept = old.replace(step=new.step, skipped=old.skipped + 1)
+    choose = functools.partial(jnp.where, finite)
+    nothing = jax.tree.map(jnp.zeros_like, metrics)
+    return jax.tree.map(choose, new, kept), jax.tree.map(choose, metrics, nothing)
 
 
 def _followed(setup: Setup, reference: Any, policy: Any, step: Array) -> Any:
@@ -240,13 +333,13 @@ def _forward(setup, params, reference_params, rows):
 
 def _metrics(setup, scores, reference, rows):
     _, (responses, losses, counted) = batch_loss(setup, scores, reference, rows)
-    metrics = metrics_lib.response_metrics(responses, losses, counted, rows.weight.reshape(-1))
-    return metrics | metrics_lib.row_metrics(rows)
+    metrics = response_metrics(responses, losses, counted, rows.weight.reshape(-1))
+    return metrics | row_metrics(rows)
 
 
 def _split(setup: Setup, rows: Rows) -> Rows:
     """[R, ...] -> [A, R / A, ...]: every device keeps its own rows, so nothing moves between devices."""
-    shards, parts = mesh_lib.row_shards(setup.mesh) if setup.mesh is not None else 1, setup.accumulation
+    shards, parts = mesh_lib.row_shards(setup.mesh), setup.accumulation
     if rows.valid.shape[0] % (shards * parts):
         raise ValueError(
             f"{rows.valid.shape[0]} rows of groups do not divide into accumulation={parts} micro-batches on "
@@ -255,8 +348,6 @@ def _split(setup: Setup, rows: Rows) -> Rows:
 
     def split(x):
         x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
-        if setup.mesh is None:
-            return x
         return jax.lax.with_sharding_constraint(
             x, NamedSharding(setup.mesh, P(None, *mesh_lib.row_sharding(setup.mesh).spec))
         )

@@ -4,11 +4,14 @@ import importlib.util
 import json
 import os
 import secrets
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+
+from prefjax.state_files import read_or_put_aside, write_whole
 
 # name -> (the package it needs, the command that installs it)
 WRITERS = {
@@ -22,18 +25,6 @@ class Writer(Protocol):
     """Takes metrics of increasing steps, by split: "train" or "eval"."""
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None: ...
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Raises ValueError for a name that is no writer, or given twice."""
-    unknown = [name for name in names if name not in WRITERS]
-    if unknown:
-        raise ValueError(
-            f"train.writers={tuple(names)!r}: no writer {unknown[0]!r}; choose of {tuple(WRITERS)!r} "
-            "(metrics.jsonl is always written)"
-        )
-    if len(set(names)) < len(names):
-        raise ValueError(f"train.writers={tuple(names)!r} names a writer twice")
 
 
 def check_installed(names: Sequence[str]) -> None:
@@ -56,19 +47,22 @@ class Writers:
     """
 
     def __init__(self, names: Sequence[str], workdir: Path, *, resume_step: int, config: Mapping[str, Any]):
-        check_names(names)
         check_installed(names)
         self._writers: list[MetricsFile | TensorBoard | WeightsAndBiases] = []
+        self._there: set[tuple[int, str]] = set()
         if jax.process_index():
             return
-        self._writers.append(MetricsFile(workdir / "metrics.jsonl", resume_step=resume_step))
+        file = MetricsFile(workdir / "metrics.jsonl", resume_step=resume_step)
+        self._writers.append(file)
+        self._there = {(line["step"], line["split"]) for line in file.kept if line["step"] == resume_step}
         if "tensorboard" in names:
             self._writers.append(TensorBoard(workdir / "tensorboard", resume_step=resume_step))
         if "wandb" in names:
             self._writers.append(WeightsAndBiases(workdir, config=config))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        for writer in self._writers:
+        """What metrics.jsonl has from the session before, as an evaluation that comes again, is not written twice."""
+        for writer in self._writers if (step, split) not in self._there else ():
             writer.write(step, split, values)
 
     def __enter__(self):
@@ -82,17 +76,19 @@ class Writers:
 class MetricsFile:
     """metrics.jsonl: one object per line, {"step": int, "split": "train" | "eval", name: value, ...}.
 
-    On resume, lines past the restored step are cut, so that a repeated step is never written twice.
+    On resume, lines past the restored step are cut, so that a repeated step is never written twice; damaged ones, as a
+    last one that is not whole, are left out and named.
     """
 
     def __init__(self, path: Path, *, resume_step: int = 0):
         self.path = path
-        kept = []
-        if path.exists():
-            lines = path.read_text().splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= resume_step]
+        lines = [_metrics_of(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        if None in lines:
+            numbers = ", ".join(str(number) for number, line in enumerate(lines, start=1) if line is None)
+            print(f"{path}: damaged and left out: line {numbers}", file=sys.stderr, flush=True)
+        self.kept = [line for line in lines if line is not None and line["step"] <= resume_step]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in kept))
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in self.kept))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         with self.path.open("a") as file:
@@ -100,6 +96,16 @@ class MetricsFile:
 
     def close(self, *, failed: bool) -> None:
         """Every line is already on disk."""
+
+
+def _metrics_of(line: bytes) -> dict[str, Any] | None:
+    """None where it is no line of metrics."""
+    try:
+        values = json.loads(line)
+    except ValueError:
+        return None
+    whole = isinstance(values, dict) and type(values.get("step")) is int and values.get("split") in ("train", "eval")
+    return values if whole else None
 
 
 class TensorBoard:
@@ -138,7 +144,7 @@ class WeightsAndBiases:
 
         self._path = workdir / "wandb.json"
         workdir.mkdir(parents=True, exist_ok=True)
-        saved = json.loads(self._path.read_text()) if self._path.exists() else {"id": secrets.token_hex(6), "sent": {}}
+        saved = read_or_put_aside(self._path) or {"id": secrets.token_hex(6), "sent": {}}
         self._id, self._sent = saved["id"], saved["sent"]  # id of the run; split -> newest step sent
         self._save()
         self._run = wandb.init(
@@ -162,4 +168,4 @@ class WeightsAndBiases:
         self._run.finish(exit_code=int(failed))
 
     def _save(self) -> None:
-        self._path.write_text(json.dumps({"id": self._id, "sent": self._sent}) + "\n")
+        write_whole(self._path, json.dumps({"id": self._id, "sent": self._sent}) + "\n")

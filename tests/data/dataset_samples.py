@@ -1,7 +1,7 @@
 """A few invented rows of every named dataset in its real schema, and the records they must become.
 
 FILES      dataset -> {path below manual_dir/<dataset>: rows}; a path ends as the published file does
-EXPECTED   "<name>:<split>" -> records as `told` tells them, or for a row that is dropped, its reason
+EXPECTED   "<name>:<split>" -> records as `contents` gives them, or for a row that is dropped, its reason
 """
 
 import csv
@@ -32,7 +32,7 @@ def write_samples(folder: Path, dataset: str) -> None:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def told(record) -> tuple:
+def contents(record) -> tuple:
     """(prompt, responses, scores if there are any, else targets), chats as "role: content / role: content"."""
 
     def text(said) -> str:

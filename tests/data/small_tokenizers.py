@@ -23,9 +23,6 @@ NO_END = (
     "{% for m in messages %}{{ m.role + '>' + m.content }}{% endfor %}"
     "{% if add_generation_prompt %}assistant>{% endif %}"
 )
-# Opens a thought only when asked to speak, so a finished answer does not continue the rendered prompt.
-UNSTABLE = NO_END.replace("assistant>{% endif", "assistant>(think){% endif")
-
 KINDS = ("bytes", "metaspace", "prepend")
 
 

@@ -5,17 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
+from prefjax.data.account import Finding, Rejection
 from prefjax.data.encoding import EncodingPolicy, encode, encode_all
 from prefjax.data.formats import parse
-from prefjax.data.layout import build_rows
+from prefjax.data.jsonl import to_row
 from prefjax.data.records import Message, Record
-from prefjax.data.report import Finding, Rejection
-from prefjax.data.rows import Branches, RowShape
-from prefjax.data.store import MemoryTrees, write_trees
 from prefjax.data.tokenizers import ByteTokenizer
-from prefjax.data.trees import is_scored, token_ids
-from prefjax.data.writers import to_row
-from tests.data.small_tokenizers import CHATML, TOOLS, UNSTABLE, small_tokenizer
+from prefjax.rows.arrays import Branches, RowShape
+from prefjax.rows.layout import build_rows
+from prefjax.rows.store import MemoryTrees, write_trees
+from prefjax.rows.trees import is_scored, token_ids
+from tests.data.small_tokenizers import CHATML, TOOLS, small_tokenizer
 
 BYTE = ByteTokenizer()
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
@@ -74,14 +74,16 @@ def test_what_follows_the_last_answer_changes_nothing():
     np.testing.assert_array_equal(with_question.responses[0], without.responses[0])
 
 
-def test_a_template_that_changes_what_it_has_rendered_is_refused(make_tokenizer):
+def test_a_turn_that_the_template_shows_otherwise_later_is_read_and_not_scored(make_tokenizer):
     """Here earlier turns lose their thought, as in Qwen 3."""
     forgets = CHATML.replace("m.content", "(m.content.split('|')[-1] if not loop.last else m.content)")
     tokenizer = make_tokenizer(forgets)
-    assert isinstance(encode(several("a:yes", "u:why", "a:sure|no"), tokenizer), type(encode(several("a:yes"), BYTE)))
-    refused = encode(several("a:yes|sure", "u:why", "a:sure"), tokenizer)
-    assert isinstance(refused, Rejection) and refused.reason == "unstable_template"
-    assert encode(several("a:yes"), make_tokenizer(UNSTABLE)).reason == "unstable_template"
+    tree = encode(several("a:yes", "u:why", "a:sure|no"), tokenizer)
+    text = marked(tree.responses[0], tokenizer)
+    assert text.startswith("yes<|end|>{") and text.endswith("}sure|no<|end|>")
+    trees, account = encode_all([several("a:yes|sure", "u:why", "a:sure")], tokenizer, progress=False)
+    expected = "{sure<|end|>\n<|start|>user\nwhy<|end|>\n<|start|>assistant\n}sure<|end|>"
+    assert marked(trees[0].responses[0], tokenizer) == expected and account["encode"].found == {"changed_turn": 1}
 
 
 def test_rows_read_what_they_do_not_score(tmp_path):
@@ -152,8 +154,8 @@ def test_malformed_chats_are_counted(change, reason, field):
 
 
 def test_a_template_without_tools_is_said(make_tokenizer):
-    _, report = encode_all([read({**ROW, "chosen": "yes"})], make_tokenizer(CHATML), progress=False)
-    assert report["encode"].found == {"tools_not_shown": 1} and report["encode"].kept == 1
+    _, account = encode_all([read({**ROW, "chosen": "yes"})], make_tokenizer(CHATML), progress=False)
+    assert account["encode"].found == {"tools_not_shown": 1} and account["encode"].kept == 1
     assert encode(read(ROW), BYTE).reason == "template_error", "the plain template shows no calls"
 
 

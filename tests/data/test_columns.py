@@ -19,10 +19,10 @@ def test_rows_of_several_files_are_one_table_with_none_where_a_row_has_no_value(
     assert columns == {"x": [1, 2, None, 5], "y": [[1, 2], None, None, [3.0, 4.0]], "z": [None, None, "c", None]}
 
 
-@pytest.mark.parametrize("line, detail", [("[1]", "got list"), ("{", "a.jsonl:1: a row must be an object")])
-def test_what_is_no_object_is_refused_by_its_line(line, detail, tmp_path):
+@pytest.mark.parametrize("line", ["[1]", "{"])
+def test_what_is_no_object_is_refused(line, tmp_path):
     (tmp_path / "a.jsonl").write_text(line + "\n")
-    with pytest.raises(ValueError, match=detail):
+    with pytest.raises(ValueError, match="a.jsonl is JSON over the whole file"):
         read_columns(tmp_path / "a.jsonl", progress=False)
 
 

@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from docs import write_datasets
+from prefjax.data.account import Rejection, collect
+from prefjax.data.dataset_builder import build
+from prefjax.data.dataset_entry import File, HubParquet, Split, Variant, local_files, pair
+from prefjax.data.dataset_files import read_raw
 from prefjax.data.datasets import DATASETS, find
-from prefjax.data.datasets.builder import build
-from prefjax.data.datasets.entry import File, HubParquet, Split, Variant, local_files, pair
-from prefjax.data.datasets.raw_files import read_raw
 from prefjax.data.formats import RecordFormat, parse
 from prefjax.data.readers import read_records
 from prefjax.data.records import Record
-from prefjax.data.report import Rejection, collect
 from prefjax.data.sources import OpenSource
-from tests.data.dataset_samples import EXPECTED, FILES, told, write_samples
+from tests.data.dataset_samples import EXPECTED, FILES, contents, write_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,15 +46,15 @@ def test_every_dataset_has_a_sample():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_sample_rows_become_these_records(name, manual_dir, data_dir):
     source = OpenSource(name, data_dir=str(data_dir), manual_dir=str(manual_dir))
-    records, report = source.read(RecordFormat())
-    made = {record.source: told(record) for record in records}
+    records, account = source.read(RecordFormat())
+    made = {record.source: contents(record) for record in records}
     for number, expected in enumerate(EXPECTED[name], 1):
         if isinstance(expected, str):
-            assert report["read"].examples[expected][0].startswith(f"{name}:{number}:")
+            assert account["read"].examples[expected][0].startswith(f"{name}:{number}:")
         else:
             assert made.pop(f"{name}:{number}") == expected
-    assert not made and report["read"].read == len(EXPECTED[name])
-    assert "unread_column" not in report["read"].found, "an entry leaves out what no record needs"
+    assert not made and account["read"].read == len(EXPECTED[name])
+    assert "unread_column" not in account["read"].found, "an entry leaves out what no record needs"
 
 
 def test_the_registry_is_consistent():
@@ -77,6 +77,7 @@ def test_docs_are_generated_from_the_registry():
 # Real sets: a file path and the builder read the same.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, found",
     [
@@ -94,12 +95,12 @@ def test_real_sets_through_a_builder(real_data, tmp_path, name, found):
     path = real_data / f"{name}.jsonl.gz"
     dataset = local_files(name, {"train": path})
     rows = build(dataset, dataset.variants[0], data_dir=str(tmp_path)).as_data_source("train")
-    by_name, report = collect(
+    by_name, account = collect(
         "read", range(len(rows)), lambda i: parse(json.loads(rows[i]["record"]), f"{path}:{i + 1}")
     )
     by_path, expected = read_records(path, progress=False)
-    assert by_name == by_path and report.as_dict() == expected.as_dict()
-    assert found.items() <= report["read"].found.items()
+    assert by_name == by_path and account.as_dict() == expected.as_dict()
+    assert found.items() <= account["read"].found.items()
 
 
 def test_real_hh_transcripts_are_split_as_the_set_was(real_data, tmp_path):
@@ -122,9 +123,9 @@ def test_real_hh_transcripts_are_split_as_the_set_was(real_data, tmp_path):
             file.writelines(json.dumps(row) + "\n" for row in whole)
     name = "hh_rlhf/harmless-base:test"
     source = OpenSource(name, data_dir=str(tmp_path / "tfds"), manual_dir=str(tmp_path / "manual"))
-    records, report = source.read(RecordFormat())
+    records, account = source.read(RecordFormat())
     expected, _ = read_records(path, progress=False)
-    assert report["read"].dropped == {"empty_response": 4} and report["read"].found["several_messages"] == 5
+    assert account["read"].dropped == {"empty_response": 4} and account["read"].found["several_messages"] == 5
     assert [(r.prompt, r.responses) for r in records] == [(r.prompt, r.responses) for r in expected]
 
 

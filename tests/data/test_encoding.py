@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefjax.data.account import Rejection
 from prefjax.data.encoding import EncodingPolicy, encode, encode_all, encode_prompt, end_id
+from prefjax.data.prompts import Prompt, encode_prompts
 from prefjax.data.readers import read_records
 from prefjax.data.records import Message, Record
-from prefjax.data.report import Rejection
 from prefjax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
-from prefjax.data.trees import TokenTree, token_ids
-from tests.data.small_tokenizers import CHATML, KINDS, NO_END, UNSTABLE, WITH_BOS, small_tokenizer
+from prefjax.rows.trees import TokenTree, token_ids
+from tests.data.small_tokenizers import CHATML, KINDS, NO_END, WITH_BOS, small_tokenizer
 
 BYTE = ByteTokenizer()
 
@@ -60,7 +61,7 @@ def test_plain_chat_with_bytes():
         " yes<eos>",
         " no\n\nuser: why\n\nassistant: so<eos>",
     ]
-    assert tree.weight == 0.5 and end_id(BYTE, chat=True) == BYTE.eos_id
+    assert tree.weight == 0.5 and end_id(record.prompt, BYTE) == BYTE.eos_id
     assert encode_prompt(record.prompt, BYTE) == tree.prompt.tolist()
 
 
@@ -73,8 +74,8 @@ def test_chat_template_with_an_end_of_turn(make_tokenizer):
         "yes, sure<|end|>",
         "no<|end|>",
     ]
-    assert tree.responses[0][-1] == end_id(tokenizer, chat=True) == 4
-    assert end_id(tokenizer, chat=False) == tokenizer.eos_id == 2
+    assert tree.responses[0][-1] == end_id(CHAT.prompt, tokenizer) == 4
+    assert end_id("", tokenizer) == tokenizer.eos_id == 2
     tree = encode(pair(CHAT.prompt, chat("a:yes \n"), chat("a:no", "u:why", "a:so")), tokenizer)
     assert texts(tree, tokenizer)[1:] == [
         "yes \n<|end|>",
@@ -100,11 +101,9 @@ def test_a_template_without_an_end_gets_eos(make_tokenizer):
 
 def test_refusals_of_templates_are_counted(make_tokenizer):
     system = pair(chat("s:Be kind.", "u:hello"), chat("a:yes"), chat("a:no"))
-    trees, report = encode_all([system, CHAT], make_tokenizer(WITH_BOS), progress=False)
-    assert len(trees) == 1 and report["encode"].dropped == {"template_error": 1}
-    assert "f:1:prompt: no system messages" in str(report)
-    unstable = encode(CHAT, make_tokenizer(UNSTABLE))
-    assert isinstance(unstable, Rejection) and unstable.reason == "unstable_template"
+    trees, account = encode_all([system, CHAT], make_tokenizer(WITH_BOS), progress=False)
+    assert len(trees) == 1 and account["encode"].dropped == {"template_error": 1}
+    assert "f:1:prompt: no system messages" in str(account)
 
 
 def test_messages_without_a_template_name_the_fix(make_tokenizer):
@@ -123,10 +122,10 @@ def test_text_that_spells_a_special_token(make_tokenizer):
         rejection = encode(record, tokenizer)
         assert (rejection.reason, rejection.detail) in {("special_text", "</s>"), ("special_text", "<|start|>")}
     rendered = pair("<s><|start|>user\nhello<|end|>\n<|start|>assistant\n", "yes</s>", "no")
-    trees, report = encode_all([rendered], tokenizer, EncodingPolicy(special_text="parse"), progress=False)
+    trees, account = encode_all([rendered], tokenizer, EncodingPolicy(special_text="parse"), progress=False)
     assert texts(trees[0], tokenizer)[1:] == ["yes</s>", "no</s>"]  # the end that is spelled is not doubled
     assert trees[0].prompt.tolist()[:2] == [1, 3] and trees[0].prompt.tolist().count(1) == 1
-    assert report["encode"].found == {"special_text": 2} and not report["encode"].dropped
+    assert account["encode"].found == {"special_text": 2} and not account["encode"].dropped
 
 
 def test_an_unknown_character_is_not_an_end(make_tokenizer):
@@ -145,10 +144,10 @@ def test_auxiliary_is_encoded_like_a_response():
 def test_trees_may_have_different_numbers_of_responses():
     ranking = Record("Q:", ("a", "b", "c"), (3.0, 1.0, 2.0), "ranked", source="f:2")
     single = Record("Q:", ("a",), (0.25,), "unpaired", source="f:3")
-    trees, report = encode_all([ranking, single, TEXT], BYTE, progress=False)
+    trees, account = encode_all([ranking, single, TEXT], BYTE, progress=False)
     assert [len(tree.responses) for tree in trees] == [3, 1, 2]
     assert [tree.example_id for tree in trees] == [0, 1, 2]
-    assert trees[0].targets.tolist() == [3.0, 1.0, 2.0] and report["encode"].kept == 3
+    assert trees[0].targets.tolist() == [3.0, 1.0, 2.0] and account["encode"].kept == 3
 
 
 # Truncation. TEXT has a prompt of 9 tokens and responses of 11 and 4.
@@ -195,10 +194,10 @@ def test_truncation(policy, expected):
 def test_truncation_is_counted():
     policy = EncodingPolicy(max_length=10, max_response_length=4, truncation="trim_both")
     longer = pair("Q: hi A:", " yes, sure", " no, never")
-    _, report = encode_all([TEXT, longer], BYTE, policy, progress=False)
-    assert report["encode"].found == {"trimmed_prompt": 2, "trimmed_response": 3} and report["encode"].kept == 2
-    _, report = encode_all([TEXT, longer], BYTE, EncodingPolicy(max_length=19), progress=False)
-    assert report["encode"].dropped == {"sequence_too_long": 2} and "9 + 11 tokens" in str(report)
+    _, account = encode_all([TEXT, longer], BYTE, policy, progress=False)
+    assert account["encode"].found == {"trimmed_prompt": 2, "trimmed_response": 3} and account["encode"].kept == 2
+    _, account = encode_all([TEXT, longer], BYTE, EncodingPolicy(max_length=19), progress=False)
+    assert account["encode"].dropped == {"sequence_too_long": 2} and "9 + 11 tokens" in str(account)
 
 
 def test_a_trimmed_chat_keeps_more_than_the_header(make_tokenizer):
@@ -254,6 +253,24 @@ def test_nothing_but_special_tokens_is_empty():
     assert encode(pair("Q:", " yes", ""), BYTE).reason == "empty_response"
 
 
+def test_tokens_that_the_model_has_no_embedding_for(tmp_path):
+    """As the image token of Gemma 3 1B: the tokenizer is longer than the embedding, and hardly a record says so."""
+    own = small_tokenizer(tmp_path, CHATML)
+    last = next(i for i in range(own.vocab_size - 1, 0, -1) if own.encode(own.decode([i]), continues=True) == [i])
+    tokenizer = load_tokenizer(tmp_path, vocab_size=last)
+    spells = pair(chat(f"u:{own.decode([last])}"), chat("a:yes"), chat("a:no"))
+    trees, account = encode_all([CHAT, spells], tokenizer, progress=False)
+    assert len(trees) == 1 and account["encode"].dropped == {"beyond_vocabulary": 1}
+    assert f"f:1:prompt: {own.decode([last])} is id {last} of {last}" in str(account)
+    assert tokenizer.fingerprint != own.fingerprint == load_tokenizer(tmp_path, vocab_size=10**6).fingerprint
+    prompts, account = encode_prompts([Prompt(spells.prompt, "f:2")], tokenizer, chat=True)
+    assert not prompts and account["encode"].dropped == {"beyond_vocabulary": 1}
+    with pytest.raises(ValueError, match="model.vocab_size=2, but .* begins or ends sequences with id 2: raise it"):
+        load_tokenizer(tmp_path, vocab_size=2)
+    with pytest.raises(ValueError, match="model.vocab_size=258, but byte"):
+        load_tokenizer("byte", vocab_size=258)
+
+
 # Real files
 
 
@@ -275,24 +292,26 @@ def test_small_real_tokenizer(stories):
     assert [*tree.prompt, *tree.responses[1][:-1]] == own("Once upon a time a dog sat.\n")["input_ids"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hh_harmless_base_test", "oasst_en100_ranked", "kto_en_demo"])
 def test_real_sets_with_a_real_tokenizer(real_data, stories, name):
     tokenizer = load_tokenizer(stories, "plain")
     records, _ = read_records(real_data / f"{name}.jsonl.gz", progress=False)
     records = records[:200]
-    trees, report = encode_all(records, tokenizer, progress=False)
+    trees, account = encode_all(records, tokenizer, progress=False)
     # One KTO completion runs on after a spelled "</s>": taken as text it would end a response in its middle.
-    assert report["encode"].dropped == ({"special_text": 1} if name == "kto_en_demo" else {})
+    assert account["encode"].dropped == ({"special_text": 1} if name == "kto_en_demo" else {})
     for tree in trees:
         assert tree.prompt.tolist().count(tokenizer.bos_id) == 1 and tree.prompt[0] == tokenizer.bos_id
         assert all(response.tolist().index(tokenizer.eos_id) == response.size - 1 for response in tree.responses)
 
 
+@pytest.mark.slow
 def test_real_sets_with_bytes(real_data):
     records, _ = read_records(real_data / "hh_harmless_base_test.jsonl.gz", progress=False)
     policy = EncodingPolicy(max_length=1024, max_response_length=256, truncation="trim_both")
-    trees, report = encode_all(records[:500], BYTE, policy, progress=False)
-    stage = report["encode"]
+    trees, account = encode_all(records[:500], BYTE, policy, progress=False)
+    stage = account["encode"]
     assert stage.kept == 500 and stage.found["trimmed_prompt"] > 0 and stage.found["trimmed_response"] > 0
     assert all(tree.prompt.size + max(r.size for r in tree.responses) <= 1024 for tree in trees)
     assert all(BYTE.decode(tree.prompt).endswith("\n\nassistant:") for tree in trees)

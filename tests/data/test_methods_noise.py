@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefjax.data.account import Notice, Rejection
 from prefjax.data.methods.noise import bradley_terry_labels, flip_labels
 from prefjax.data.records import Record
-from prefjax.data.report import Notice, Rejection
 
 
 def pair(n=0, scores=None, **more):

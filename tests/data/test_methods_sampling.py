@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefjax.data.account import Notice, Rejection
 from prefjax.data.methods.sampling import rejection_sample, rso
 from prefjax.data.records import Record
-from prefjax.data.report import Notice, Rejection
 
 
 def ranking(scores, texts=None, **more):
@@ -69,6 +69,7 @@ def test_limits_of_beta(reward, count, seed):
     assert rejection_sample(reward, count, 1e12, np.random.default_rng(seed)) == list(range(count))
 
 
+@pytest.mark.slow
 def test_the_first_accepted_follows_the_tilted_law():
     """One accepted of exchangeable candidates: P(i) is proportional to the candidates' weights exp(r / beta)."""
     rng, draws = np.random.default_rng(0), 20_000

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from prefjax.data.encoding import EncodingPolicy, encode
-from prefjax.data.prepare import DataConfig, Need, prepare, records_of
+from prefjax.data.prepare import DataConfig, prepare, records_of
 from prefjax.data.preview import legend, preview_tree, render, spans
 from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import ByteTokenizer
+from prefjax.requirements import Requirements
 from tests.data.small_tokenizers import CHATML, KINDS, small_tokenizer
 
 BYTE, NO_LIMITS = ByteTokenizer(), EncodingPolicy()
@@ -96,7 +97,7 @@ def test_records_come_back_with_their_trees(tmp_path):
     rows.insert(3, '{"prompt": "long", "completions": ["' + "x" * 99 + '", "b"], "scores": [2, 1]}')
     file.write_text("\n".join(rows) + "\n")
     config = DataConfig(train=str(file), holdout=0.3, rankings="all", encoding=EncodingPolicy(max_length=40))
-    need = Need(2)
+    need = Requirements(2)
     for split in ("train", "eval"):
         trees = prepare(config, need, BYTE, tmp_path, split=split, progress=False)
         pairs = list(records_of(config, need, BYTE, tmp_path, trees))

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from prefjax.data.formats import RecordFormat
+from experiments.chaos.records import fuzzed_file, fuzzed_lines, outcome
+from prefjax.data.account import REASONS
+from prefjax.data.formats import Columns, RecordFormat
 from prefjax.data.readers import find_files, read_records
 from prefjax.data.records import Message, inspect
-from prefjax.data.report import REASONS
 
 ROWS = [
     {"prompt": [{"role": "user", "content": "Hé"}], "chosen": [{"role": "assistant", "content": "a"}],
@@ -34,10 +35,10 @@ def write_parquet(path, rows) -> None:
 def test_one_content_in_every_container(tmp_path, suffix):
     path = tmp_path / f"pairs{suffix}"
     (write_parquet if suffix == ".parquet" else write_jsonl)(path, ROWS)
-    records, report = read_records(path, RecordFormat(ties="keep"))
+    records, account = read_records(path, RecordFormat(ties="keep"))
     assert [record.source for record in records] == [f"{path}:1", f"{path}:2"]
     assert records[0].prompt == (Message("user", "Hé"),) and records[1].responses[0] == (Message("assistant", "c\n"),)
-    assert records[0].scores == (2.0, 1.0) and report["read"].found == {"tie": 1}
+    assert records[0].scores == (2.0, 1.0) and account["read"].found == {"tie": 1}
     assert read_records(path)[1]["read"].dropped == {"tie": 1}
 
 
@@ -55,22 +56,22 @@ def test_parquet_shapes(tmp_path):
 
 def test_malformed_lines_are_counted_with_their_number(tmp_path):
     path = tmp_path / "f.jsonl"
-    good = json.dumps(ROWS[0]).encode()
+    good = json.dumps(ROWS[0], ensure_ascii=False).encode()
     path.write_bytes(b"\n".join([good, b"", b'{"prompt": ', b'"\xff"', b"[1]", b"null", good]))
-    records, report = read_records(path)
+    records, account = read_records(path)
     assert [record.source for record in records] == [f"{path}:1", f"{path}:7"]
-    assert report["read"].dropped == {"malformed_json": 2, "wrong_type": 2}
-    assert report["read"].examples["malformed_json"][0].startswith(f"{path}:3: ")
-    assert report["read"].read == 6
+    assert account["read"].dropped == {"malformed_json": 2, "wrong_type": 2}
+    assert account["read"].examples["malformed_json"][0].startswith(f"{path}:3: ")
+    assert account["read"].read == 6
 
 
 def test_several_files_and_patterns(tmp_path):
     for name in ("b.jsonl", "a.jsonl", "c.jsonl.gz"):
         write_jsonl(tmp_path / name, ROWS[:1])
     assert [path.name for path in find_files(str(tmp_path / "*.jsonl"))] == ["a.jsonl", "b.jsonl"]
-    records, report = read_records([tmp_path / "c.jsonl.gz", str(tmp_path / "?.jsonl")])
+    records, account = read_records([tmp_path / "c.jsonl.gz", str(tmp_path / "?.jsonl")])
     assert [record.source.split("/")[-1] for record in records] == ["c.jsonl.gz:1", "a.jsonl:1", "b.jsonl:1"]
-    assert report["read"].read == 3
+    assert account["read"].read == 3
     (tmp_path / "[x].jsonl").write_text("")
     assert [path.name for path in find_files(tmp_path / "[x].jsonl")] == ["[x].jsonl"]
     with pytest.raises(ValueError, match="named twice"):
@@ -88,6 +89,90 @@ def test_a_damaged_archive_is_an_error_not_a_short_data_set(tmp_path):
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(ValueError, match="f.jsonl.gz is damaged"):
         read_records(path)
+
+
+CHAT = {"prompt": "p", "completion": "a"}
+REFUSED = {
+    "f.jsonl": [
+        (json.dumps(CHAT).encode("utf-16"), "is UTF-16, not UTF-8: convert it"),
+        (json.dumps(CHAT).encode("utf-16-be"), "is UTF-16, not UTF-8"),
+        (json.dumps(CHAT).encode("utf-32"), "is UTF-32, not UTF-8"),
+        (b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xe9", "completion": "b"}', ":2 is not UTF-8 but JSON"),
+        (json.dumps([CHAT]).encode(), "is JSON over the whole file"),
+        (json.dumps(CHAT, indent=1).encode(), "is JSON over the whole file"),
+        (b"prompt,chosen,rejected\np,a,b\n", r"is a table with separators \(CSV\)"),
+        (gzip.compress(b"{}"), "is gzip: name it .jsonl.gz"),
+        (b"PAR1\0", "is Parquet: name it"),
+        (b"\n" * 150_000, ":100001: 100000 blank lines"),
+    ],
+    "f.jsonl.gz": [
+        (gzip.compress(b" " * 2**26), "expands to more than 200 times its size: unpack it first"),
+        (gzip.compress(b"\n" * 2**24), ":100001: 100000 blank lines"),
+        (gzip.compress(b"{}" * 999)[:20], "is damaged"),
+        (b"{}", "is damaged: Not a gzipped file"),
+        # A byte of the compressed stream itself, which no checksum finds.
+        (gzip.compress(b"{}")[:10] + b"\xff" * 20, "is damaged: Error -3"),
+    ],
+    "f.parquet": [(b"{}", "cannot be read as Parquet"), (b"PAR1" * 9, "cannot be read as Parquet")],
+}
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [pytest.param(name, *case, id=f"{name} {case[1]}") for name in REFUSED for case in REFUSED[name]],
+)
+def test_a_file_of_another_kind_is_refused_by_name(tmp_path, name, content, message):
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{tmp_path / name}.*{message}"):
+        read_records(tmp_path / name)
+
+
+def test_a_line_that_cannot_be_taken_is_counted_alone(tmp_path):
+    path = tmp_path / "f.jsonl"
+    lines = [
+        b"\xef\xbb\xbf" + json.dumps(CHAT).encode(),  # with a byte order mark
+        b"[" * 100_000 + b"]" * 100_000,
+        json.dumps(CHAT | {"reward": 10**400}).encode(),
+        json.dumps(CHAT | {"reward": 1e39}).encode(),
+        json.dumps(CHAT | {"weight": -1e39}).encode(),
+        b'{"reward": ' + b"9" * 5000 + b"}",
+        json.dumps({"prompt": [{"role": "\ud800", "content": "a"}], "completion": "b"}).encode(),
+        json.dumps(CHAT | {"\udfff": 1}).encode(),
+        b'{"prompt": "' + b"a" * 2**24 + b'"}',
+        json.dumps(CHAT | {"id": "\U0001f600"}).encode(),
+    ]
+    path.write_bytes(b"\n".join(lines))
+    records, account = read_records(path)
+    assert [record.source for record in records] == [f"{path}:1", f"{path}:10"]
+    dropped = {"too_deep": 1, "not_finite": 3, "malformed_json": 3, "line_too_long": 1}
+    assert account["read"].dropped == dropped and account["read"].read == 10
+    assert account["read"].examples["malformed_json"][1] == f"{path}:7: half of a character: '\\ud800'"
+
+
+def test_columns_that_nobody_asked_for_are_not_read(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "f.parquet"
+    table = pyarrow.table({"prompt": ["p"], "completion": ["a"], "at": pyarrow.array([1], pyarrow.timestamp("ns"))})
+    parquet.write_table(table, path)
+    records, account = read_records(path)
+    assert len(records) == 1 and account["read"].examples["unread_column"] == [f"{path}:1: at"]
+    with pytest.raises(ValueError, match="f.parquet cannot be read as Parquet, after 0 rows: .*[Nn]anosecond"):
+        read_records(path, more=Columns(record=("at",)))
+    parquet.write_table(table.select(["at"]), path)
+    assert read_records(path)[1]["read"].dropped == {"missing_field": 1}
+
+
+def test_fuzzed_records_and_files_are_counted_or_refused_by_name(tmp_path):
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "f.jsonl"
+    path.write_bytes(b'{"prompt": "\xc3\xa9", "completion": "b"}\n' + b"\n".join(fuzzed_lines(seed=1, count=300)))
+    kept, dropped = outcome(path)
+    assert kept > 20 and len(dropped) > 12, "most kinds of faults are among them"
+    outcomes = [outcome(fuzzed_file(tmp_path, seed)) for seed in range(150)]
+    refused = {found.partition(" ")[2][:30] for found in outcomes if isinstance(found, str)}
+    assert sum(not isinstance(found, str) for found in outcomes) > 20 and len(refused) > 5
 
 
 def test_a_missing_pyarrow_is_named(tmp_path, monkeypatch):
@@ -119,20 +204,21 @@ def test_a_missing_pyarrow_is_named(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_real_sets(real_data, name, read, kinds, dropped, found):
-    records, report = read_records(real_data / f"{name}.jsonl.gz", progress=False)
-    stage = report["read"]
+    records, account = read_records(real_data / f"{name}.jsonl.gz", progress=False)
+    stage = account["read"]
     assert stage.read == read and {record.kind for record in records} == {kinds}
     assert (stage.dropped, stage.found) == (dropped, found)
     assert stage.kept == len(records) == read - sum(dropped.values())
-    assert all(reason in str(report) and REASONS[reason] in str(report) for reason in found)
+    assert all(reason in str(account) and REASONS[reason] in str(account) for reason in found)
 
 
+@pytest.mark.slow
 def test_hh_edge_cases_lie_where_they_are_known_to_lie(real_data):
     path = real_data / "hh_harmless_base_test.jsonl.gz"
-    records, report = read_records(path, progress=False)
+    records, account = read_records(path, progress=False)
     rows = {int(record.source.rsplit(":", 1)[1]) - 1: record for record in records}
     assert set(range(2312)) - rows.keys() == {86, 516, 925, 1103}  # an empty completion
-    assert report["read"].examples["empty_response"][0] == f"{path}:87:chosen"
+    assert account["read"].examples["empty_response"][0] == f"{path}:87:chosen"
     notices = [(row, notice.reason, notice.field) for row, record in rows.items() for notice in inspect(record)]
     several = {row for row, reason, _ in notices if reason == "several_messages"}
     assert several == {1254, 1688, 1950, 1952, 2036}

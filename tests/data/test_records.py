@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefjax.data.account import Account, Finding, Notice, Rejection, collect
+from prefjax.data.boundaries import split_messages, split_text
 from prefjax.data.formats import RecordFormat, parse
-from prefjax.data.prompts import split_messages, split_text
 from prefjax.data.records import Message, Record, inspect
-from prefjax.data.report import Finding, Notice, Rejection, Report, collect
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
@@ -328,7 +328,7 @@ def test_records_made_in_memory_are_checked(broken):
 # Counting
 
 
-def counted(rows) -> Report:
+def counted(rows) -> Account:
     return collect("read", enumerate(rows), lambda row: parse(row[1], f"f:{row[0]}", RecordFormat()))[1]
 
 
@@ -344,14 +344,14 @@ def test_every_record_is_charged_once_and_overlaps_are_found():
     assert stage.found == {"tie": 3, "identical_responses": 2}
 
 
-def test_reports_add_up_and_print_a_table():
+def test_accounts_add_up_and_print_a_table():
     first, second = counted([TIED, GOOD]), counted([GOOD, SAME, SAME, SAME, SAME])
     whole = counted([TIED, GOOD, GOOD, SAME, SAME, SAME, SAME])
     both = first + second
     assert both["read"].found == whole["read"].found and both["read"].dropped == whole["read"].dropped
     assert (both["read"].read, both["read"].kept) == (7, 2)
     assert len(both["read"].examples["identical_responses"]) == 3
-    assert list((first + Report()).stages) == ["read"] and first["read"].read == 2
+    assert list((first + Account()).stages) == ["read"] and first["read"].read == 2
     lines = str(both).splitlines()
     assert lines[0] == "read: 7 in, kept 2, dropped 5"
     assert any(line.split()[:3] == ["tie", "5", "1"] for line in lines)

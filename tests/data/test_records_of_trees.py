@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from prefjax.data.prepare import DataConfig, Need, prepare, records_of
+from prefjax.data.prepare import DataConfig, prepare, records_of
 from prefjax.data.tokenizers import ByteTokenizer
+from prefjax.requirements import Requirements
 
-PAIRS = Need(2)
+PAIRS = Requirements(2)
 
 
 def rows():

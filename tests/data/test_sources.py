@@ -8,15 +8,16 @@ import types
 import numpy as np
 import pytest
 
-from experiments.door import build as dataclass_from
 from prefjax.data.formats import RecordFormat
-from prefjax.data.prepare import DataConfig, Need, WorldOptions, full_report, prepare
+from prefjax.data.prepare import DataConfig, WorldOptions, full_account, prepare
 from prefjax.data.readers import read_records
 from prefjax.data.sources import OpenSource, Source, parse_sources, take_shares
 from prefjax.data.tokenizers import load_tokenizer
+from prefjax.options import build as dataclass_from
+from prefjax.requirements import Requirements
 from tests.data.dataset_samples import write_samples
 
-PAIRS = Need(group_size=2)
+PAIRS = Requirements(2)
 
 
 def write_pairs(path, count: int, word: str = "pair", ties: int = 0) -> str:
@@ -29,7 +30,7 @@ def write_pairs(path, count: int, word: str = "pair", ties: int = 0) -> str:
     return str(path)
 
 
-def prepared(config: DataConfig, directory, split: str = "train", need: Need = PAIRS):
+def prepared(config: DataConfig, directory, split: str = "train", need: Requirements = PAIRS):
     return prepare(config, need, load_tokenizer("byte", None), directory, split=split, progress=False)
 
 
@@ -71,11 +72,11 @@ def test_the_synthetic_world_is_not_mixed():
 def test_shares_are_the_largest_mixture_without_repeats(tmp_path):
     records = [read_records(write_pairs(tmp_path / f"{n}.jsonl", n), progress=False)[0] for n in (40, 30, 7)]
     sources = [Source("a", 0.5), Source("b", 0.3), Source("c", 0.2)]
-    kept, reports = take_shares(records, sources, 0)
+    kept, accounts = take_shares(records, sources, 0)
     assert [len(own) for own in kept] == [17, 10, 7]  # 7 / 0.2 = 35 in all, and the smallest is kept whole
-    for own, chosen, report in zip(records, kept, reports, strict=True):
+    for own, chosen, account in zip(records, kept, accounts, strict=True):
         assert [record for record in own if record in chosen] == chosen  # in the order they had
-        assert report["mix"].read == len(own) and report["mix"].dropped["not_drawn"] == len(own) - len(chosen)
+        assert account["mix"].read == len(own) and account["mix"].dropped["not_drawn"] == len(own) - len(chosen)
     assert take_shares(records, sources, 0)[0] == kept
     other = take_shares(records, sources, 1)[0]
     assert other[0] != kept[0] and [len(own) for own in other] == [17, 10, 7]
@@ -100,7 +101,7 @@ def test_draws_are_uniform(tmp_path):
     assert counts.sum() == 600 and np.abs(counts - 60).max() < 4 * 6.5
 
 
-def test_every_source_is_counted_in_report_and_manifest(tmp_path):
+def test_every_source_is_counted_in_account_and_manifest(tmp_path):
     a = write_pairs(tmp_path / "a.jsonl", 20, "alpha", ties=4)
     b = write_pairs(tmp_path / "b.jsonl", 30, "beta")
     held_out = write_pairs(tmp_path / "e.jsonl", 3, "gamma")
@@ -109,13 +110,13 @@ def test_every_source_is_counted_in_report_and_manifest(tmp_path):
     first, second = trees.manifest["sources"]
     assert (first["name"], first["share"], first["trees"]) == (a, 0.8, 16)
     assert (second["name"], second["trees"]) == (b, 4)
-    assert first["report"]["read"]["dropped"] == {"tie": 4} and second["report"]["read"]["dropped"] == {}
-    assert second["report"]["mix"]["dropped"] == {"not_drawn": 26}
-    total = trees.manifest["report"]
+    assert first["account"]["read"]["dropped"] == {"tie": 4} and second["account"]["read"]["dropped"] == {}
+    assert second["account"]["mix"]["dropped"] == {"not_drawn": 26}
+    total = trees.manifest["account"]
     assert total["read"]["read"] == 50 and total["mix"]["kept"] == total["encode"]["outputs"] == len(trees) == 20
     texts = prompts(trees)
     assert all("alpha" in text for text in texts[:16]) and all("beta" in text for text in texts[16:])
-    lines = full_report(trees).splitlines()
+    lines = full_account(trees).splitlines()
     assert [line.split()[1:] for line in lines if line.startswith((f"{a} ", f"{b} "))] == [
         ["80.0%", "20", "16", "16", "80.0%"], ["20.0%", "30", "30", "4", "20.0%"],
     ]  # fmt: skip
@@ -126,9 +127,9 @@ def test_all_records_without_shares_and_the_order_of_the_names(tmp_path):
     config = DataConfig(train=f"{a} + {b}", eval=a)
     trees = prepared(config, tmp_path / "prepared")
     assert [source["trees"] for source in trees.manifest["sources"]] == [5, 7]
-    assert "mix" not in trees.manifest["report"]
+    assert "mix" not in trees.manifest["account"]
     single = prepared(DataConfig(train=a, eval=a), tmp_path / "prepared")
-    assert "asked" not in full_report(single) and "asked" in full_report(trees)
+    assert "asked" not in full_account(single) and "asked" in full_account(trees)
     assert single.manifest["sources"][0]["trees"] == 5
 
 
@@ -168,7 +169,7 @@ def test_rewards_of_a_mixture_are_normalised_together(tmp_path):
         )
         (tmp_path / f"{name}.jsonl").write_text(text)
     train = " + ".join(str(tmp_path / f"{name}.jsonl") for name in rows)
-    need = Need(group_size=None, reads="rewards")
+    need = Requirements(reads="rewards")
     config = DataConfig(train=train, eval=train, normalize_targets=True)
     trees = prepared(config, tmp_path / "prepared", need=need)
     targets = np.array([trees[i].targets[0] for i in range(4)])
@@ -177,7 +178,7 @@ def test_rewards_of_a_mixture_are_normalised_together(tmp_path):
 
 
 def test_a_file_without_the_number_that_is_read_is_refused_with_the_count(tmp_path):
-    file, need = write_pairs(tmp_path / "mine.jsonl", 6), Need(group_size=2, numbers=("margin",))
+    file, need = write_pairs(tmp_path / "mine.jsonl", 6), Requirements(2, inputs=frozenset({"margin"}))
     said = r"(?s)no record of the train split is left.*missing_field +6 +6.*margin_field"
     with pytest.raises(ValueError, match=said):
         prepared(DataConfig(train=file, eval=file), tmp_path, need=need)
@@ -192,10 +193,10 @@ def test_a_file_without_the_number_that_is_read_is_refused_with_the_count(tmp_pa
 @pytest.mark.parametrize(
     "need,responses,numbers",
     [
-        (Need(2, "scores"), 2, (True, True)),
-        (Need(2, numbers=("margin",)), 2, (True, True)),
-        (Need(None, "scores", least=2), 4, (False, False)),
-        (Need(None, "scores"), 4, (False, False)),
+        (Requirements(2, reads="scores"), 2, (True, True)),
+        (Requirements(2, inputs=frozenset({"margin"})), 2, (True, True)),
+        (Requirements(min_responses=2, reads="scores"), 4, (False, False)),
+        (Requirements(reads="scores"), 4, (False, False)),
         (PAIRS, 2, (False, False)),
     ],
 )
@@ -215,7 +216,7 @@ def test_the_synthetic_world_feeds_every_need(need, responses, numbers, split, t
 
 
 def test_the_synthetic_world_says_which_words_explain_a_preference(tmp_path):
-    need = Need(2, spans=True)
+    need = Requirements(2, inputs=frozenset({"token_weight"}))
     trees = prepared(
         DataConfig(world=WorldOptions(8, 4), format=RecordFormat(spans_field="spans")), tmp_path, need=need
     )
@@ -226,7 +227,7 @@ def test_the_synthetic_world_says_which_words_explain_a_preference(tmp_path):
 
 
 def marks_of(tree):
-    return tree.token_weights, tree.token_segments
+    return tree.token_weight, tree.token_segment
 
 
 def test_a_name_and_a_file_together_offline(tmp_path):
@@ -242,9 +243,9 @@ def test_a_name_and_a_file_together_offline(tmp_path):
     )
     trees = prepared(config, tmp_path / "prepared")
     assert [source["trees"] for source in trees.manifest["sources"]] == [6 * 3, 4]  # three rated responses, three pairs
-    assert trees.manifest["sources"][0]["report"]["adapt"]["outputs"] == 18
+    assert trees.manifest["sources"][0]["account"]["adapt"]["outputs"] == 18
     held_out = prepared(config, tmp_path / "prepared", "eval")
-    assert held_out.manifest["report"]["read"]["dropped"] == {"tie": 1} and len(held_out) == 2
+    assert held_out.manifest["account"]["read"]["dropped"] == {"tie": 1} and len(held_out) == 2
 
 
 def fake_hub(monkeypatch, rows):
@@ -259,11 +260,11 @@ def test_the_hub_through_its_library(monkeypatch):
     rows = [{"prompt": "p", "chosen": "a", "rejected": "b"}, {"prompt": "p", "chosen": "a"}]
     calls = fake_hub(monkeypatch, rows)
     source = OpenSource("hf:owner/name:train[:10%]")
-    records, report = source.read(RecordFormat())
+    records, account = source.read(RecordFormat())
     assert calls == [(("owner/name", None), {"split": "train[:10%]"})]
     assert [record.source for record in records] == ["hf:owner/name:train[:10%]:1"]
-    assert report["read"].dropped == {"missing_field": 1}
-    assert report["read"].examples["missing_field"][0].startswith("hf:owner/name:train[:10%]:2:rejected")
+    assert account["read"].dropped == {"missing_field": 1}
+    assert account["read"].examples["missing_field"][0].startswith("hf:owner/name:train[:10%]:2:rejected")
     before = source.fingerprint()
     assert OpenSource("hf:owner/name/config:train").fingerprint() == before  # the content, not its name
     assert calls[1] == (("owner/name", "config"), {"split": "train"})
@@ -309,3 +310,10 @@ def test_flags_reach_the_sources():
     assert (config.mixture_seed, config.tfds_dir, config.manual_dir) == (3, "t", "m")
     names = [source.name for source in itertools.chain(parse_sources(config.train))]
     assert names == ["a.jsonl", "b.jsonl"]
+
+
+def test_a_split_of_which_holding_out_leaves_nothing_says_what_to_change(tmp_path):
+    config = DataConfig(train=write_pairs(tmp_path / "a.jsonl", 3), holdout=1e-4)
+    said = "split eval: 0 of 3 records; .*: data.holdout=0.0001 may be too small for it, or too large"
+    with pytest.raises(ValueError, match=f"no record of the eval split is left\n{said}"):
+        prepared(config, tmp_path / "data", "eval")

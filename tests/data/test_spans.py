@@ -6,19 +6,20 @@ import re
 import numpy as np
 import pytest
 
+from prefjax.data.account import Rejection
 from prefjax.data.encoding import EncodingPolicy, encode
 from prefjax.data.formats import RecordFormat, parse
-from prefjax.data.layout import build_rows
+from prefjax.data.jsonl import to_row
 from prefjax.data.records import Message, Record
-from prefjax.data.report import Rejection
-from prefjax.data.rows import LAYOUTS, Branches, RowShape
-from prefjax.data.spans import read_spans, token_marks
-from prefjax.data.store import MemoryTrees, write_trees
+from prefjax.data.spans import read_spans, token_labels
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.data.transforms import adapt
-from prefjax.data.writers import to_row
-from tests.data.random_trees import random_trees
+from prefjax.requirements import Requirements
+from prefjax.rows.arrays import LAYOUTS, Branches, RowShape
+from prefjax.rows.layout import build_rows
+from prefjax.rows.store import MemoryTrees, write_trees
 from tests.data.small_tokenizers import CHATML, KINDS, NO_END, WITH_BOS, small_tokenizer
+from tests.rows.random_trees import random_trees
 
 SPANS = RecordFormat(spans_field="spans")
 PAIR = {"prompt": "Why?", "chosen": "yes and no", "rejected": "no to the fox"}
@@ -59,9 +60,9 @@ def test_a_selection_takes_its_spans_along():
         ([[[-1, 3, 1.0]], None], "not a part"),
         ([[[0, 2.5, 1.0]], None], "not a part"),
         ([[[0, 3, 1.0], [2, 5, 1.0]], None], "a span begins at 2"),
-        ([[[0, 3]], None], "three numbers"),
-        ([[[0, 3, True]], None], "three numbers"),
-        ([[[0, 3, float("nan")]], None], "the weight of"),
+        ([[[0, 3]], None], "three finite numbers"),
+        ([[[0, 3, True]], None], "three finite numbers"),
+        ([[[0, 3, float("nan")]], None], "three finite numbers"),
         ([{}, None], "list of \\[start, end, weight\\]"),
     ],
 )
@@ -78,8 +79,8 @@ def test_as_many_lists_as_responses():
 def marked(record, tokenizer, **limits):
     tree = encode(record, tokenizer, EncodingPolicy(**limits))
     assert not isinstance(tree, Rejection), tree
-    for marks in (tree.token_weights, tree.token_segments):
-        assert [len(x) for x in marks] == [len(response) for response in tree.responses]
+    for labels in (tree.token_weight, tree.token_segment):
+        assert [len(x) for x in labels] == [len(response) for response in tree.responses]
     return tree
 
 
@@ -87,11 +88,11 @@ def test_bytes_by_hand():
     """Bytes of a character that takes several are all in its span; EOS goes with the last character."""
     row = {"prompt": "Q", "chosen": "aé-z", "rejected": "no", "spans": [[[1, 2, 2.0], [3, 4, 0.5]], []]}
     tree = marked(parsed(row), ByteTokenizer())
-    np.testing.assert_array_equal(tree.token_weights[0], np.float32([0, 2, 2, 0, 0.5, 0.5]))
-    np.testing.assert_array_equal(tree.token_segments[0], [0, 1, 1, 0, 2, 2])
-    np.testing.assert_array_equal(tree.token_weights[1], np.float32([0, 0, 0]))
+    np.testing.assert_array_equal(tree.token_weight[0], np.float32([0, 2, 2, 0, 0.5, 0.5]))
+    np.testing.assert_array_equal(tree.token_segment[0], [0, 1, 1, 0, 2, 2])
+    np.testing.assert_array_equal(tree.token_weight[1], np.float32([0, 0, 0]))
     whole = marked(parsed(row | {"spans": [None, [[0, 2, 1.0]]]}), ByteTokenizer())
-    for weights, segments in zip(whole.token_weights, whole.token_segments, strict=True):
+    for weights, segments in zip(whole.token_weight, whole.token_segment, strict=True):
         assert (weights == 1).all() and (segments == 1).all()
 
 
@@ -102,17 +103,17 @@ def test_spans_count_from_where_the_template_puts_the_text():
     record = Record((Message("user", "Q"),), (chat("abc"), chat("no")), (1.0, 0.0), "pair", spans=spans)
     tree = marked(record, ByteTokenizer())
     assert ByteTokenizer().decode(tree.responses[0]) == " abc<eos>"
-    np.testing.assert_array_equal(tree.token_weights[0], np.float32([1, 1, 0, 5, 5]))
+    np.testing.assert_array_equal(tree.token_weight[0], np.float32([1, 1, 0, 5, 5]))
 
 
 def test_a_token_belongs_to_the_span_that_holds_most_of_it():
     offsets = [(0, 4), (4, 6), (6, 7), (7, 12)]
-    weights, segments = token_marks(((0, 3, 1.0), (3, 5, 2.0), (5, 6, 3.0), (8, 9, 4.0)), offsets, 12, 5)
+    weights, segments = token_labels(((0, 3, 1.0), (3, 5, 2.0), (5, 6, 3.0), (8, 9, 4.0)), offsets, 12, 5)
     # The second token lies half in the second span and half in the third; the end of the turn in none.
     np.testing.assert_array_equal(weights, np.float32([1, 3, 0, 4, 0]))
     # The second span holds no token of its own: numbers stay without gaps.
     np.testing.assert_array_equal(segments, [1, 2, 0, 3, 0])
-    trimmed, numbers = token_marks(((0, 3, 1.0), (8, 9, 4.0)), offsets, 12, 2)
+    trimmed, numbers = token_labels(((0, 3, 1.0), (8, 9, 4.0)), offsets, 12, 2)
     np.testing.assert_array_equal(trimmed, np.float32([1, 0]))
     np.testing.assert_array_equal(numbers, [1, 0])
 
@@ -128,12 +129,12 @@ def test_the_tokens_of_a_span_spell_it(kind, template, tmp_path):
     # "and" of the first; of the second "fox", and everything before it.
     spans = (((4, 7, 2.0),), ((0, 10, 0.25), (10, 13, 4.0)))
     tree = marked(Record(prompt, responses, (1.0, 0.0), "pair", spans=spans), tokenizer)
-    inside = lambda k, number: tokenizer.decode(tree.responses[k][tree.token_segments[k] == number]).strip()
+    inside = lambda k, number: tokenizer.decode(tree.responses[k][tree.token_segment[k] == number]).strip()
     assert inside(0, 1) == "and"
     assert inside(1, 1).replace(" ", "") == "notothe"
     assert inside(1, 2).startswith("fox")
-    assert tree.token_segments[1].all() and tree.token_segments[1][-1] == 2, "the end goes with the last character"
-    np.testing.assert_array_equal(tree.token_weights[1], np.where(tree.token_segments[1] == 2, 4, 0.25))
+    assert tree.token_segment[1].all() and tree.token_segment[1][-1] == 2, "the end goes with the last character"
+    np.testing.assert_array_equal(tree.token_weight[1], np.where(tree.token_segment[1] == 2, 4, 0.25))
 
 
 def test_a_template_that_changes_the_text_is_refused(tmp_path):
@@ -144,44 +145,44 @@ def test_a_template_that_changes_the_text_is_refused(tmp_path):
     found = encode(record, tokenizer)
     assert (found.reason, found.field) == ("unlocated_span", "chosen")
     nothing = encode(dataclasses.replace(record, spans=(None, None)), tokenizer)
-    assert all((weights == 1).all() for weights in nothing.token_weights)
+    assert all((weights == 1).all() for weights in nothing.token_weight)
 
 
-def test_trimmed_responses_keep_the_marks_of_what_is_left():
+def test_trimmed_responses_keep_the_labels_of_what_is_left():
     tree = marked(parsed(WEIGHTED), ByteTokenizer(), max_response_length=9, truncation="trim_responses")
-    np.testing.assert_array_equal(tree.token_weights[0], np.float32([1, 1, 1, 0, 0, 0, 0, 0, -2.5]))
+    np.testing.assert_array_equal(tree.token_weight[0], np.float32([1, 1, 1, 0, 0, 0, 0, 0, -2.5]))
 
 
 def test_a_record_without_spans_is_rejected_where_they_are_read():
-    records, report = adapt([parsed(WEIGHTED), parsed(PAIR)], group_size=2, spans=True)
+    records, account = adapt([parsed(WEIGHTED), parsed(PAIR)], Requirements(2, inputs=frozenset({"token_weight"})))
     assert [record.spans is not None for record in records] == [True]
-    assert "missing_field" in str(report) and "spans" in str(report)
+    assert "missing_field" in str(account) and "spans" in str(account)
 
 
-def with_marks(trees, seed=0):
+def with_labels(trees, seed=0):
     rng = np.random.default_rng(seed)
     draw = lambda tree, make: tuple(make(len(response)) for response in tree.responses)
     return [
         dataclasses.replace(
             tree,
-            token_weights=draw(tree, lambda n: rng.normal(size=n).astype(np.float32)),
-            token_segments=draw(tree, lambda n: np.cumsum(rng.random(n) < 0.5).astype(np.int32)),
+            token_weight=draw(tree, lambda n: rng.normal(size=n).astype(np.float32)),
+            token_segment=draw(tree, lambda n: np.cumsum(rng.random(n) < 0.5).astype(np.int32)),
         )
         for tree in trees
     ]
 
 
-def test_marks_are_stored_and_part_of_the_content(tmp_path):
+def test_labels_are_stored_and_part_of_the_content(tmp_path):
     trees = random_trees(6)
-    marked_trees = [*with_marks(trees[:4]), *trees[4:]]
+    marked_trees = [*with_labels(trees[:4]), *trees[4:]]
     stored, memory = write_trees(tmp_path / "trees", marked_trees, manifest={}), MemoryTrees(marked_trees)
     assert stored.content_hash == memory.content_hash != MemoryTrees(trees).content_hash
-    for name in ("token_weights", "token_segments"):
+    for name in ("token_weight", "token_segment"):
         changed = dataclasses.replace(marked_trees[0], **{name: tuple(x + 1 for x in getattr(marked_trees[0], name))})
         assert memory.content_hash != MemoryTrees([changed, *marked_trees[1:]]).content_hash, name
     for index, tree in enumerate(marked_trees):
         for source in (stored, memory):
-            for name in ("token_weights", "token_segments"):
+            for name in ("token_weight", "token_segment"):
                 got, given = getattr(source[index], name), getattr(tree, name)
                 assert (got is None) == (given is None)
                 for a, b in zip(got or (), given or (), strict=True):
@@ -190,15 +191,15 @@ def test_marks_are_stored_and_part_of_the_content(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_rows_carry_every_mark_beside_its_token(layout):
+def test_rows_carry_every_label_beside_its_token(layout):
     branches, packed = (
         Branches(3, baseline=True, auxiliary=True, longest=9),
         layout.endswith(("packed", "packed_pairs")),
     )
-    trees = with_marks(random_trees(7))
+    trees = with_labels(random_trees(7))
     groups = 3 if packed else 1
-    marks = ("token_weights", "token_segments")
-    shape = RowShape(layout, 7, 300, 300, groups, branches, marks=marks)
+    labels = ("token_weight", "token_segment")
+    shape = RowShape(layout, 7, 300, 300, groups, branches, carries=labels)
     rows = build_rows([trees[i : i + groups] for i in range(0, len(trees), groups)], shape)
     copies, seen = len(rows.tokens) // 7, 0
     for row, slot in np.ndindex(len(rows.tokens), groups * branches.count):
@@ -207,15 +208,15 @@ def test_rows_carry_every_mark_beside_its_token(layout):
         example = rows.example_id[row // copies, group]
         if not here.any():
             continue
-        for name in marks:
+        for name in labels:
             found = getattr(rows, name)[row][here]
             expected = getattr(trees[example], name)[branch] if branch < 3 else np.zeros(len(found))
             np.testing.assert_array_equal(found, expected)
         seen += branch < 3
     assert seen == sum(len(tree.responses) for tree in trees)
-    assert not rows.token_weights[rows.target_weights == 0].any()
-    assert build_rows([trees[:groups]], dataclasses.replace(shape, marks=())).token_weights is None
-    with pytest.raises(ValueError, match="example 0 has no token_weights, but shape.marks asks for it"):
+    assert not rows.token_weight[rows.target_weights == 0].any()
+    assert build_rows([trees[:groups]], dataclasses.replace(shape, carries=())).token_weight is None
+    with pytest.raises(ValueError, match="example 0 has no token_weight, but shape.carries asks for it"):
         build_rows([random_trees(7)[:groups]], shape)
 
 

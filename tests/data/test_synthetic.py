@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prefjax.data import synthetic
-from prefjax.data.synthetic import GARBLED_REWARD, World, preference_probability, write_jsonl
+from prefjax.data.synthetic import GARBLED_REWARD, World, preference_probability
 
 WORLD = World()
 SNOWY_SEAL = "Snow. A muddy seal knocks.\n"
@@ -223,9 +223,3 @@ def test_unpaired_labels_compare_with_the_mean_reward():
     assert 0.35 < np.mean([record["label"] for record in clean]) < 0.65  # both labels are common
     flipped = list(WORLD.unpaired(2000, flip_rate=0.25))
     assert np.mean([r["label"] != above(r) for r in flipped]) == pytest.approx(0.25, abs=0.04)
-
-
-def test_write_jsonl_round_trips(tmp_path):
-    records = list(WORLD.rankings(20, 3))
-    assert write_jsonl(tmp_path / "r.jsonl", iter(records)) == 20
-    assert [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()] == records

@@ -1,11 +1,16 @@
 """The byte tokenizer and Hugging Face folders behind one protocol."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefjax.data import tokenizers
 from prefjax.data.encoding import encode_prompt
-from prefjax.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from prefjax.data.records import Message
+from prefjax.data.tokenizer_files import write_tokenizer
+from prefjax.data.tokenizers import ByteTokenizer, TemplateError, Tokenizer, load_tokenizer
 from tests.data.small_tokenizers import CHATML, KINDS, WITH_BOS, small_tokenizer
 
 BYTE = ByteTokenizer()
@@ -37,6 +42,65 @@ def test_both_tokenizers_keep_the_protocol(make_tokenizer):
         assert isinstance(tokenizer, Tokenizer)
         assert {tokenizer.bos_id, tokenizer.eos_id} <= tokenizer.special_ids
         assert max(tokenizer.special_ids) < tokenizer.vocab_size
+
+
+def test_code_of_a_tokenizer_never_runs_and_nobody_is_asked(tmp_path, monkeypatch):
+    """With or without somebody who would say yes."""
+    settings = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}, "eos_token": "</s>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.C"}}))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\nclass C: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    with pytest.raises(ValueError, match=f"^{tmp_path}: its tokenizer cannot be read: "):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_tokenizer_is_named(tmp_path, name):
+    small_tokenizer(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:50])
+    with pytest.raises(ValueError, match=f"^{tmp_path}: its tokenizer cannot be read: "):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "template,message",
+    [
+        ("{{ 1 // 0 }}", "ZeroDivisionError"),
+        ("{{ range(10 ** 9) | list }}", "OverflowError: Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "RecursionError"),
+        ("{{ 'a'.index('b') }}", "ValueError: substring"),
+        ("{{ '%2000d' % 1 }}", "2000 characters of one conversation"),
+        ("{{ '\\ud800' }}", "UnicodeEncodeError"),
+        ("{{ messages.x.y }}", "has no attribute 'x'"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{% if %}", "Expected an expression"),
+    ],
+)
+def test_a_template_that_fails_rejects_the_conversation(make_tokenizer, monkeypatch, template, message):
+    monkeypatch.setattr(tokenizers, "_RENDERED", 1000)
+    tokenizer = make_tokenizer(template)
+    with pytest.raises(TemplateError, match=message):
+        tokenizer.render((Message("user", "a"),), generate=True)
+
+
+@pytest.mark.parametrize("body", ["{{ messages[0].content }}", ""])
+def test_a_template_that_does_not_end_is_refused(make_tokenizer, monkeypatch, body):
+    monkeypatch.setattr(tokenizers, "_RENDERING", 0.2)
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}"
+    tokenizer = make_tokenizer(loops + body + "{% endfor %}" * 3)
+    with pytest.raises(ValueError, match="its chat template ran for more than 0.2 s on one conversation: give"):
+        tokenizer.render((Message("user", ""),), generate=True)
+
+
+def test_named_templates_go_with_an_export(make_tokenizer, tmp_path):
+    folder = make_tokenizer(CHATML)._folder
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "brief.jinja").write_text("{{ messages[0].content }}")
+    write_tokenizer(tmp_path, folder)
+    assert load_tokenizer(tmp_path).fingerprint == load_tokenizer(folder).fingerprint
+    assert load_tokenizer(folder).fingerprint != make_tokenizer(CHATML).fingerprint
 
 
 def test_fingerprint_is_of_the_content(make_tokenizer):

@@ -9,19 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefjax.data.prepare import DataConfig, Need, prepare
+from prefjax.data import transforms
+from prefjax.data.account import Finding, Notice, Rejection
+from prefjax.data.prepare import DataConfig, prepare
 from prefjax.data.readers import read_records
 from prefjax.data.records import Record
-from prefjax.data.report import Finding, Notice, Rejection
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.data.transforms import (
     Normalization,
-    adapt,
     keep_best,
     normalize_targets,
     rankings_to_pairs,
     targets_from_scores,
 )
+from prefjax.requirements import Requirements
 
 PAIR = Record("p", ("good", "bad"), (1.0, 0.0), "pair", scores=(9.0, 7.0), weight=2.0, source="f:1")
 PLAIN_PAIR = Record("p", ("good", "bad"), (1.0, 0.0), "pair", source="f:2")
@@ -29,6 +30,12 @@ UP = Record("p", ("good",), (1.0,), "unpaired", source="f:3")
 DOWN = Record("p", ("bad",), (0.0,), "unpaired", source="f:4")
 REWARD = Record("p", ("fair",), (0.7,), "unpaired", scores=(0.7,), source="f:5")
 SHOWN = Record("p", ("good",), (1.0,), "demonstration", source="f:6")
+
+
+def adapt(records, *, rankings=None, pair_targets="labels", inputs=(), **facts):
+    """Under requirements with these facts."""
+    requires = Requirements(inputs=frozenset(inputs), **facts)
+    return transforms.adapt(records, requires, rankings=rankings, pair_targets=pair_targets)
 
 
 def ranking(*scores: float, texts=None) -> Record:
@@ -123,24 +130,24 @@ def test_targets_from_scores():
 
 
 def test_a_pairwise_objective_takes_pairs_and_rankings():
-    records, report = adapt([PAIR, PLAIN_PAIR, ranking(1, 3, 2), ranking(1, 1)], group_size=2)
+    records, account = adapt([PAIR, PLAIN_PAIR, ranking(1, 3, 2), ranking(1, 1)], group_size=2)
     assert [record.responses for record in records] == [("good", "bad"), ("good", "bad"), ("r1", "r0")]
     assert all(record.targets == (1.0, 0.0) for record in records)
-    assert report["adapt"].dropped == {"tie": 1} and report["adapt"].kept == 3
-    records, report = adapt([ranking(1, 3, 2)], group_size=2, rankings="all")
-    assert (len(records), report["adapt"].kept, report["adapt"].outputs) == (3, 1, 3)
+    assert account["adapt"].dropped == {"tie": 1} and account["adapt"].kept == 3
+    records, account = adapt([ranking(1, 3, 2)], group_size=2, rankings="all")
+    assert (len(records), account["adapt"].kept, account["adapt"].outputs) == (3, 1, 3)
 
 
 def test_single_responses_under_a_pairwise_objective_are_told_what_it_needs():
-    records, report = adapt([UP, DOWN, REWARD, SHOWN], group_size=2)
-    assert not records and report["adapt"].dropped == {"wrong_kind": 4}
-    assert "needs a chosen and a rejected response" in str(report) and "f:3:completion" in str(report)
+    records, account = adapt([UP, DOWN, REWARD, SHOWN], group_size=2)
+    assert not records and account["adapt"].dropped == {"wrong_kind": 4}
+    assert "needs a chosen and a rejected response" in str(account) and "f:3:completion" in str(account)
 
 
 def test_pair_targets_from_scores():
-    records, report = adapt([PAIR, PLAIN_PAIR, UP], group_size=None, reads="rewards", pair_targets="scores")
+    records, account = adapt([PAIR, PLAIN_PAIR, UP], group_size=None, reads="rewards", pair_targets="scores")
     assert [record.targets for record in records] == [(9.0, 7.0), (1.0,)]
-    assert report["adapt"].dropped == {"missing_field": 1}
+    assert account["adapt"].dropped == {"missing_field": 1}
     records, _ = adapt([ranking(1, 3, 2)], group_size=2, pair_targets="scores")
     assert records[0].targets == (3.0, 1.0)
 
@@ -148,44 +155,46 @@ def test_pair_targets_from_scores():
 def test_any_number_of_responses():
     everything = [PAIR, UP, REWARD, ranking(1, 3, 2), SHOWN]
     assert adapt(everything, group_size=None)[0] == everything
-    records, report = adapt(everything, group_size=None, reads="rewards")
-    assert records == everything[:-1] and report["adapt"].dropped == {"wrong_kind": 1}
+    records, account = adapt(everything, group_size=None, reads="rewards")
+    assert records == everything[:-1] and account["adapt"].dropped == {"wrong_kind": 1}
     records, _ = adapt([ranking(1, 3, 2), UP], group_size=None, rankings="best_worst")
     assert [record.targets for record in records] == [(1.0, 0.0), (1.0,)]
 
 
 def test_rankings_keep_all_responses_where_they_are_compared():
     ranked = ranking(1, 3, 2, 0)
-    records, report = adapt([ranked, PAIR, UP, SHOWN], group_size=None, least=2, reads="scores")
-    assert records == [ranked, PAIR] and report["adapt"].dropped == {"wrong_kind": 2}
-    assert "compares at least 2 responses to a prompt, this record has 1" in str(report)
+    records, account = adapt([ranked, PAIR, UP, SHOWN], group_size=None, min_responses=2, reads="scores")
+    assert records == [ranked, PAIR] and account["adapt"].dropped == {"wrong_kind": 2}
+    assert "compares at least 2 responses to a prompt, this record has 1" in str(account)
     records, _ = adapt([ranked, PAIR, UP], group_size=None, reads="scores", pair_targets="scores")
     assert [record.targets for record in records] == [(1.0, 3.0, 2.0, 0.0), (9.0, 7.0), (1.0,)]
     with pytest.raises(ValueError, match="would change scores"):
-        prepare(DataConfig(normalize_targets=True), Need(None, "scores"), ByteTokenizer(), Path(), split="train")
+        prepare(
+            DataConfig(normalize_targets=True), Requirements(reads="scores"), ByteTokenizer(), Path(), split="train"
+        )
 
 
 def test_a_pair_without_the_number_that_is_read_is_counted():
     graded = dataclasses.replace(PAIR, margin=1.5)
-    records, report = adapt([graded, PLAIN_PAIR, ranking(3, 1)], group_size=2, numbers=("margin",))
-    assert records == [graded] and report["adapt"].dropped == {"missing_field": 2}
-    assert "f:2:margin: this objective reads a margin of every pair" in str(report)
-    assert "format.margin_field" in str(report)
+    records, account = adapt([graded, PLAIN_PAIR, ranking(3, 1)], group_size=2, inputs=("margin",))
+    assert records == [graded] and account["adapt"].dropped == {"missing_field": 2}
+    assert "f:2:margin: this objective reads a margin of every pair" in str(account)
+    assert "format.margin_field" in str(account)
     assert adapt([graded, PLAIN_PAIR], group_size=2)[0] == [graded, PLAIN_PAIR]
 
 
 def test_labels_must_be_labels():
-    records, report = adapt(
+    records, account = adapt(
         [PAIR, UP, DOWN, ranking(1, 0, 0), ranking(0, -1, -2), REWARD], group_size=None, reads="labels"
     )
-    assert len(records) == 4 and report["adapt"].dropped == {"bad_label": 2}
-    assert "got 0, -1, -2: make pairs of rankings (rankings='best_worst')" in str(report)
+    assert len(records) == 4 and account["adapt"].dropped == {"bad_label": 2}
+    assert "got 0, -1, -2: make pairs of rankings (rankings='best_worst')" in str(account)
 
 
-def test_best_only():
-    records, report = adapt([PAIR, UP, DOWN, ranking(1, 3)], group_size=None, best_only=True)
+def test_an_objective_that_imitates_keeps_the_best():
+    records, account = adapt([PAIR, UP, DOWN, ranking(1, 3)], group_size=None, imitates=True)
     assert [record.responses for record in records] == [("good",), ("good",), ("r1",)]
-    assert report["adapt"].dropped == {"undesirable": 1}
+    assert account["adapt"].dropped == {"undesirable": 1}
 
 
 @pytest.mark.parametrize(
@@ -196,11 +205,10 @@ def test_best_only():
         {"group_size": 2, "rankings": "worst"},
         {"group_size": None, "rankings": "worst"},
         {"group_size": None, "reads": "targets"},
-        {"group_size": 2, "numbers": ("weight",)},
         {"group_size": None, "pair_targets": "score"},
-        {"group_size": 2, "best_only": True},
-        {"group_size": None, "best_only": True, "rankings": "all"},
-        {"group_size": None, "best_only": True, "pair_targets": "scores"},
+        {"group_size": 2, "imitates": True},
+        {"group_size": None, "imitates": True, "rankings": "all"},
+        {"group_size": None, "imitates": True, "pair_targets": "scores"},
     ],
 )
 def test_contradicting_options_are_errors(options):
@@ -227,10 +235,11 @@ def test_normalize_targets():
 # Real sets
 
 
+@pytest.mark.slow
 def test_real_rankings_as_pairs(real_data):
     graded, _ = read_records(real_data / "gsm8k_solutions_k4.jsonl.gz", progress=False)
-    pairs, report = adapt(graded, group_size=2)
-    assert len(pairs) == 731 and report["adapt"].dropped == {"tie": 588}
+    pairs, account = adapt(graded, group_size=2)
+    assert len(pairs) == 731 and account["adapt"].dropped == {"tie": 588}
     assert all(pair.scores == (1.0, 0.0) for pair in pairs)
     assert len(adapt(graded, group_size=None, reads="labels")[0]) == 1319
 
@@ -239,6 +248,6 @@ def test_real_rankings_as_pairs(real_data):
     sizes = [len(record.responses) for record in ranked]
     assert len(adapt(ranked, group_size=2, rankings="all")[0]) == sum(k * (k - 1) // 2 for k in sizes)
     assert len(adapt(ranked, group_size=2, rankings="adjacent")[0]) == sum(k - 1 for k in sizes)
-    records, report = adapt(ranked, group_size=None, reads="labels")
+    records, account = adapt(ranked, group_size=None, reads="labels")
     # Scores are minus ranks: (0, -1) is not a pair of labels, and no ranking has labels by accident.
-    assert not records and report["adapt"].dropped == {"bad_label": 212}
+    assert not records and account["adapt"].dropped == {"bad_label": 212}

@@ -6,10 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from experiments.policies import load_function, load_scorer, open_mesh, open_policy
 from prefjax.data.readers import read_records
-from prefjax.training.generation import Candidates
-from prefjax.training.rollouts import sequence_logps
+from prefjax.policies.open import open_mesh, open_policy
+from prefjax.policies.rollouts import sequence_logps
+from prefjax.policies.scorers import Candidates, load_function, load_scorer
 from tests.experiments.test_commands import run, train
 from tests.training.examples import setup_for
 
@@ -33,6 +33,7 @@ def workdir(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_best_of_several_by_a_run_and_pairs_made_of_them(workdir, tmp_path):
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl.gz"
     prompts.write_text("".join(json.dumps({"prompt": f"What about {i}?", "id": f"p{i}"}) + "\n" for i in range(6)))
@@ -91,6 +92,7 @@ def test_contradictions_are_errors(options, message):
     assert done.returncode != 0 and message in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_evaluation_by_subset_and_judge(workdir, tmp_path):
     data, output = tmp_path / "pairs.jsonl", tmp_path / "evaluation.json"
     row = lambda i: {"prompt": f"Q {i}", "chosen": f"yes {i}" * (1 + i % 3), "rejected": "no", "source": "ab"[i % 2]}
@@ -124,6 +126,7 @@ def test_evaluation_by_subset_and_judge(workdir, tmp_path):
     assert json.loads(output.read_text())["win_rate"]["wins"] == 3
 
 
+@pytest.mark.slow
 def test_smollm2_says_paris(real_models):
     """Greedy, both as text that goes on and, through its chat template, as an answer; as transformers does."""
     folder = next((path for path in sorted(real_models.iterdir()) if path.name.lower().startswith("smollm2")), None)

@@ -28,13 +28,15 @@ def test_options_are_checked_by_type_and_completed():
 @pytest.mark.parametrize(
     "text, hints",
     [
-        ("best_of_m", ["no tool 'best_of_m'", "best_of_n", "docs/analysis.md"]),
-        ("best_of_n(n=4)", ["best_of_n.n is not an option", "sizes"]),
+        ("best_of_m", ["no tool named 'best_of_m'", "best_of_n", "docs/analysis.md"]),
+        ("best_of_n(n=4)", ["best_of_n takes no option 'n'", "sizes"]),
         ("best_of_n('reward')", ["name(option=value"]),
         ("best_of_n(", ["never closed"]),
-        ("ranking_accuracy(beta='x')", ["ranking_accuracy.beta='x' must be of type float"]),
-        ("ranking_accuracy(beta=x)", ["x is no number"]),
-        ("aspect_conflict", ["aspect_conflict.aspects is missing"]),
+        ("best_of_n | best_of_n", ["one tool at a time"]),
+        ("best_of_n(sizes=[2, 4.0])", ["best_of_n(sizes=...): [2, 4.0] must be a list of integers"]),
+        ("ranking_accuracy(beta='x')", ["ranking_accuracy(beta=...): 'x' must be a number"]),
+        ("ranking_accuracy(beta=x)", ["beta=x is no number"]),
+        ("aspect_conflict", ["aspect_conflict needs the option 'aspects'"]),
     ],
 )
 def test_what_cannot_be_read_is_refused(text, hints):

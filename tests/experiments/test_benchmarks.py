@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,19 @@ import jax
 import matplotlib.figure
 import numpy as np
 import pytest
+from absl import flags
 
-from experiments.benchmarks import attention, core, grid, lengths, pipeline, responses, throughput
-from experiments.benchmarks.training import BASELINE, Gains, Training, check_equal, ideal_gains, place
+from experiments.benchmarks import attention, grid, lengths, pipeline, responses, sweep, throughput, tune_attention
+from experiments.benchmarks.shapes import MODELS
+from experiments.benchmarks.training import BASELINE, Gains, Training, ideal_gains, place
 from prefjax.data.encoding import EncodingPolicy
-from prefjax.data.rows import LAYOUTS, Branches
-from prefjax.data.statistics import describe
 from prefjax.models import ModelConfig, init
+from prefjax.rows.arrays import LAYOUTS, Branches
+from prefjax.rows.lengths import summarize_lengths
 from prefjax.training.mesh import MeshConfig, make_mesh
+from tests.commands import forget_flags
 
-TINY = core.MODELS["tiny"]
+TINY = MODELS["tiny"]
 PACKED = ("packed_pairs", "shared_packed")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,8 +44,8 @@ def training():
 def measured(training):
     """All layouts with a live reference, micro-batches included, and the packed ones with a precomputed reference."""
     trees = trees_of((30, 6, 9), (12, 20, 5), (7, 3, 4), (40, 10, 10))
-    measure = functools.partial(throughput.measure, trees, training, repeats=2, micro_batch=128)
-    return trees, measure(LAYOUTS, ["live"]) + measure(PACKED, ["precomputed"])
+    of = functools.partial(throughput.Throughput, trees, training, micro_batch=128)
+    return trees, of(LAYOUTS, ["live"]).measure(2) + of(PACKED, ["precomputed"]).measure(2)
 
 
 def is_drawn(figure: matplotlib.figure.Figure, path):
@@ -49,13 +53,15 @@ def is_drawn(figure: matplotlib.figure.Figure, path):
     return path.stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_attention_measures_equal_work(tmp_path):
-    rows = [row for length in (640, 768) for row in attention.measure(length, repeats=1)]
+    compared = attention.Attention((640, 768))
+    rows = compared.measure(repeats=1)
     assert [row["length"] for row in rows] == [640, 640, 768, 768]
     assert all(row["milliseconds"] > 0 and row["temporary_mb"] > 0 for row in rows)
-    text = attention.table(rows)
+    text = compared.table(rows)
     assert len(re.findall(r"^\| \d+ ", text, re.M)) == 2
-    assert is_drawn(attention.plot(rows), tmp_path / "plot.png")
+    assert is_drawn(compared.plot(rows), tmp_path / "plot.png")
 
 
 def test_attention_refuses_to_time_a_wrong_implementation(monkeypatch):
@@ -67,8 +73,8 @@ def test_attention_refuses_to_time_a_wrong_implementation(monkeypatch):
         return functions | {"live tiles": lambda q, k, v: tiled(q, k, 1.01 * v)}
 
     monkeypatch.setattr(attention, "implementations", wrong)
-    with pytest.raises(AssertionError, match="disagree"):
-        attention.measure(640, repeats=1)
+    with pytest.raises(AssertionError, match="not the same work"):
+        attention.Attention([640]).measure(repeats=1)
 
 
 def test_ideal_gains_equal_a_hand_computed_case():
@@ -94,6 +100,7 @@ def test_speed_ups_are_ratios_to_the_layout_without_sharing():
     assert "s_time" not in throughput.compare(rows[3:], Gains(1.6, 1.25))[0]
 
 
+@pytest.mark.slow
 def test_every_cell_holds_the_same_pairs(measured):
     trees, rows = measured
     cells = [(layout, "live") for layout in LAYOUTS] + [(layout, "precomputed") for layout in PACKED]
@@ -110,20 +117,23 @@ def test_every_cell_holds_the_same_pairs(measured):
     assert by_layout["pairs"]["micro_batches"] > by_layout["shared_packed"]["micro_batches"]
 
 
+@pytest.mark.slow
 def test_tables_and_plots(measured, tmp_path):
     _, rows = measured
-    text = throughput.table(rows, "paper:hh")
+    shown = functools.partial(throughput.Throughput, [], None, LAYOUTS, ["live"], 128)
+    text = shown(data="paper:hh").table(rows)
     assert len(text.splitlines()) == 2 + len(rows)
     live = next(line for line in text.splitlines() if line.startswith("| shared_packed | live"))
     assert live.endswith("| 1.48x | 1.41x |")  # Tables 1 and 2 of the paper's README
-    assert "paper" not in throughput.table(rows, "mine.jsonl")
-    figure = throughput.plot(rows, "title")
-    core.write(tmp_path, {"rows": rows}, text, figure)
+    assert "paper" not in shown(data="mine.jsonl").table(rows)
+    figure = shown(title="title").plot(rows)
+    sweep.write(tmp_path, {"rows": rows}, text, figure)
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved["rows"] == json.loads(json.dumps(rows)) and saved["machine"]["jax"] == jax.__version__
     assert (tmp_path / "table.md").read_text() == text and is_drawn(figure, tmp_path / "plot.png")
 
 
+@pytest.mark.slow
 def test_a_cell_that_drops_a_token_is_not_timed(training, monkeypatch):
     from experiments.benchmarks import training as module
 
@@ -137,15 +147,17 @@ def test_a_cell_that_drops_a_token_is_not_timed(training, monkeypatch):
 
     monkeypatch.setattr(module, "build_rows", wrong)
     with pytest.raises(AssertionError, match="not the same work"):
-        throughput.measure(trees_of((9, 6, 5), (8, 4, 3)), training, PACKED, ["live"], repeats=1, micro_batch=4096)
+        throughput.Throughput(trees_of((9, 6, 5), (8, 4, 3)), training, PACKED, ["live"], 4096).measure(1)
 
 
 def test_unequal_numbers_are_refused():
     good = {"loss": 0.7, "chosen_logp": -300.0}
-    check_equal({"a": good, "b": good | {"chosen_logp": -300.001}}, "float32")
+    sweep.check_equal({"a": good, "b": good | {"chosen_logp": -300.001}}, sweep.TOLERANCE["float32"])
     for bad in (good | {"chosen_logp": -301.0}, good | {"loss": float("nan")}):
         with pytest.raises(AssertionError, match="b computes"):
-            check_equal({"a": good, "b": bad}, "float32")
+            sweep.check_equal({"a": good, "b": bad}, sweep.TOLERANCE["float32"])
+    with pytest.raises(AssertionError, match="b computes other"):
+        sweep.check_equal({"a": good, "b": {"loss": 0.7}}, sweep.TOLERANCE["float32"])
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -169,7 +181,7 @@ def test_rows_grow_until_everything_fits():
 
 
 def test_distributions_have_the_medians_of_the_paper():
-    facts = core.published()["datasets"]["lengths"]
+    facts = lengths.published()["datasets"]["lengths"]
     named = lengths.distributions()
     assert len(named) == 7
     for name in ("capybara", "hh", "metamath", "tldr", "helpsteer", "ultrafeedback"):
@@ -179,7 +191,7 @@ def test_distributions_have_the_medians_of_the_paper():
 
 
 def test_published_numbers_come_from_the_file():
-    paper = core.published()
+    paper = lengths.published()
     for group, name in (("datasets", "packed"), ("datasets", "unpacked"), ("flash_preference", "grid")):
         assert paper[group][name]["verified"] and len(paper[group][name]["version"]) == 40
     assert throughput.paper_gains("paper:capybara", "shared") == pytest.approx((1.54, 1.42), abs=0.005)
@@ -206,40 +218,100 @@ def test_a_representative_sample_shares_as_much_as_the_whole():
     trees = lengths.draw_trees(lengths.distributions()["paper:hh"], 1000, EncodingPolicy(), vocab_size=50)
     sample = lengths.representative(trees, 12)
     assert [tree.example_id for tree in sample] == list(range(12))
-    assert describe(sample).token_saving == pytest.approx(describe(trees).token_saving, rel=0.03)
+    assert summarize_lengths(sample).token_saving == pytest.approx(summarize_lengths(trees).token_saving, rel=0.03)
     with pytest.raises(ValueError, match="pairs=1001"):
         lengths.representative(trees, 1001)
 
 
+@pytest.mark.slow
 def test_grid(tmp_path):
-    cell = grid.measure(TINY, init(TINY, jax.random.key(0)), 128, 64, repeats=1)
+    compared = grid.Grid(TINY, init(TINY, jax.random.key(0)), [(128, 64)])
+    (cell,) = compared.measure(repeats=1)
     ideal = ideal_gains(TINY, trees_of((128, 64, 64)))
     assert cell["flash_preference"] == 1.13 and cell["s_flops"] == ideal.flops
     separate, shared = (cell["seconds"][name][0] for name in ("separate", "shared"))
     assert cell["s_time"] == pytest.approx(separate / shared)
     cells = [cell, cell | {"response": 32, "flash_preference": None}]
-    assert "| 128 | 32 |" in grid.table(cells) and is_drawn(grid.plot(cells), tmp_path / "plot.png")
+    assert "| 128 | 32 |" in compared.table(cells) and is_drawn(compared.plot(cells), tmp_path / "plot.png")
 
 
+@pytest.mark.slow
 def test_responses(training, tmp_path):
-    row = responses.measure(trees_of(*[(24, *[4] * 6)] * 2), training, 4, repeats=1)
+    compared = responses.Responses(trees_of(*[(24, *[4] * 6)] * 2), training, [4])
+    (row,) = compared.measure(repeats=1)
     separate, shared = (cell["seconds"][0] for cell in row["cells"])
     assert row["s_time"] == pytest.approx(separate / shared)
     assert row["s_tokens"] == pytest.approx(4 * (6 + 1) / (6 + 4))  # K (r + 1) / (r + K): the first 4 of 6 responses
     assert 1 < row["s_flops"] < row["s_tokens"]
     assert row["efficiency"] == pytest.approx(row["s_time"] / row["s_flops"])
     rows = [row, row | {"responses": 8}]
-    assert "| 8 |" in responses.table(rows) and is_drawn(responses.plot(rows), tmp_path / "plot.png")
+    assert "| 8 |" in compared.table(rows) and is_drawn(compared.plot(rows), tmp_path / "plot.png")
 
 
+SMALLEST = {
+    "attention": ["--lengths=640", "--repeats=1"],
+    "grid": ["--model=tiny", "--prompts=16", "--responses=8", "--repeats=1"],
+    "responses": ["--model=tiny", "--responses=2", "--prompts=1", "--prompt_length=12", "--repeats=1"],
+    "remat": ["--model=tiny", "--prompts=1", "--repeats=1"],
+    "tune_attention": ["--interpret=cuda", "--dtype=float32", "--rows=1", "--length=640", "--query_heads=2"]
+    + ["--key_heads=1", "--width=32", "--repeats=1"],
+}
+
+
+def run_command(name, arguments, monkeypatch):
+    """`python -m experiments.benchmarks.NAME`, in this process."""
+    forget_flags()
+    before = set(flags.FLAGS)
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            if name == "tune_attention":  # every tile would take minutes
+                monkeypatch.setattr(tune_attention, "candidates", lambda platform, current: [current])
+                sweep.main(tune_attention.define_flags, tune_attention.declare)
+            else:
+                runpy.run_path(str(ROOT / f"experiments/benchmarks/{name}.py"), run_name="__main__")
+    finally:
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+        flags.FLAGS.unparse_flags()
+    assert not ended.value.code
+
+
+def test_every_benchmark_that_the_docs_name_is_run_by_a_test():
+    named = re.findall(r"-m experiments\.benchmarks\.(\w+)", (ROOT / "docs/benchmarks.md").read_text())
+    assert set(named) == {*SMALLEST, "accelerator", "pipeline", "throughput", "trl"}
+
+
+def shape_of(value):
+    """Names and kinds at every depth of a result; of a list, those of its first entry."""
+    if isinstance(value, dict):
+        return {name: shape_of(part) for name, part in value.items()}
+    return [shape_of(value[0])] if isinstance(value, list) else isinstance(value, str)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALLEST)
+def test_command(name, tmp_path, monkeypatch):
+    """Columns and result are made like those of the run that the docs keep, where they keep one."""
+    run_command(name, [f"--output={tmp_path}", *SMALLEST[name]], monkeypatch)
+    assert (tmp_path / "plot.png").stat().st_size > 5000
+    kept = ROOT / "docs/benchmarks" / name
+    if kept.exists():
+        old, new = (json.loads((folder / "result.json").read_text()) for folder in (kept, tmp_path))
+        assert shape_of(new) == shape_of(old)
+        old, new = ((folder / "table.md").read_text().split("\n\n")[-1] for folder in (kept, tmp_path))
+        assert new.splitlines()[:2] == old.splitlines()[:2]
+
+
+@pytest.mark.slow
 def test_pipeline_command(tmp_path):
     rng = np.random.default_rng(0)
     text = lambda: "".join(rng.choice(list("abc "), rng.integers(5, 40))).strip() + "."
     with (tmp_path / "pairs.jsonl").open("w") as file:
         for _ in range(200):
             file.write(json.dumps({"prompt": text() + text(), "chosen": text(), "rejected": text()}) + "\n")
-    flags = ["--data=" + str(tmp_path / "*.jsonl"), f"--output={tmp_path / 'out'}", "--seconds=0.2"]
-    command = [sys.executable, "-m", "experiments.benchmarks.pipeline", *flags, "--tokens_per_step=2048"]
+    options = ["--data=" + str(tmp_path / "*.jsonl"), f"--output={tmp_path / 'out'}", "--seconds=0.2"]
+    command = [sys.executable, "-m", "experiments.benchmarks.pipeline", *options, "--tokens_per_step=2048"]
     subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
     rows = json.loads((tmp_path / "out/result.json").read_text())["rows"]
     assert [row["layout"] for row in rows] == list(LAYOUTS) and {row["data"] for row in rows} == {"pairs"}
@@ -249,12 +321,13 @@ def test_pipeline_command(tmp_path):
     assert is_drawn(pipeline.plot(rows), tmp_path / "plot.png")
 
 
+@pytest.mark.slow
 def test_throughput_command_on_a_file(tmp_path):
     line = {"prompt": "Who is there?", "chosen": "It is the innkeeper.", "rejected": "No."}
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line | {"prompt": "?" * n}) + "\n" for n in range(9, 30)))
-    flags = [f"--data={tmp_path / 'pairs.jsonl'}", f"--output={tmp_path / 'out'}", "--model=tiny", "--pairs=3"]
-    flags += ["--repeats=1", "--layouts=packed_pairs", "--layouts=shared_packed", "--references=live"]
-    command = [sys.executable, "-m", "experiments.benchmarks.throughput", *flags]
+    options = [f"--data={tmp_path / 'pairs.jsonl'}", f"--output={tmp_path / 'out'}", "--model=tiny", "--pairs=3"]
+    options += ["--repeats=1", "--layouts=packed_pairs", "--layouts=shared_packed", "--references=live"]
+    command = [sys.executable, "-m", "experiments.benchmarks.throughput", *options]
     done = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert "P + sum of branches, over trees" in done.stdout  # the statistics, with their definitions
     saved = json.loads((tmp_path / "out/result.json").read_text())

@@ -1,5 +1,6 @@
 """The commands as a user runs them: their options, their errors, Ctrl-C, and real files by one flag."""
 
+import contextlib
 import json
 import os
 import re
@@ -9,11 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
 from configs import quickstart
-from experiments.door import remember, run_config
+from experiments.config_flag import complete
 from prefjax.losses import OBJECTIVES
+from prefjax.options import deciding
+from prefjax.training.checkpoint import Checkpointer
+from prefjax.training.runs import record_config, run_config
+from tests.compilation import COMPILED, QUICK
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -26,8 +32,10 @@ TINY = [
 ]
 # One device per process (eight simulated ones would only slow these small runs down), compiled quickly.
 ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": QUICK,
     "JAX_PLATFORMS": "cpu",
+    # All of a session's commands share what they compile.
+    "JAX_COMPILATION_CACHE_DIR": COMPILED,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONUNBUFFERED": "1",
 }
@@ -37,24 +45,27 @@ def command(name, *options):
     return [sys.executable, "-m", f"experiments.{name}", *map(str, options)]
 
 
-def run(name, *options, check=True):
-    done = subprocess.run(command(name, *options), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+def run(name, *options, check=True, **variables):
+    environment = ENVIRONMENT | variables
+    done = subprocess.run(command(name, *options), cwd=ROOT, env=environment, capture_output=True, text=True)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
 
-def train(objective, workdir, *options, check=True):
-    return run(
-        "train", f"--config=configs/quickstart.py:{objective}", f"--workdir={workdir}", *TINY, *options, check=check
-    )
+def train(objective, workdir, *options, **how):
+    return run("train", f"--config=configs/quickstart.py:{objective}", f"--workdir={workdir}", *TINY, *options, **how)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, train("dpo", workdir, "--config.loss.beta=0.2")
+    return workdir, train("dpo", workdir, "--config.loss.beta=0.2", **ALONE)
 
 
+ALONE = {"JAX_COMPILATION_CACHE_DIR": ""}  # what it compiles goes to its own folder, as everybody's does
+
+
+@pytest.mark.slow
 def test_train_reports(finished):
     workdir, done = finished
     assert "report:" in done.stdout and (workdir / "plot.png").stat().st_size > 10_000
@@ -64,15 +75,17 @@ def test_train_reports(finished):
     assert "--config.loss.beta=0.2" in (workdir / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_command_again_only_reports(finished):
     workdir, _ = finished
     compiled = lambda: {path.name for path in (workdir / "compiled").glob("jit_eval_step*-cache")}
     before = compiled()
-    done = train("dpo", workdir, "--config.loss.beta=0.2")
+    done = train("dpo", workdir, "--config.loss.beta=0.2", **ALONE)
     assert "continuing from step 4" in done.stdout and "step 4/4" not in done.stdout
     assert before and compiled() == before, "a program was compiled again"
 
 
+@pytest.mark.slow
 def test_the_folder_describes_itself(finished):
     """What README.md names is there; run.json knows the command, and the stage before has its own."""
     workdir, _ = finished
@@ -87,6 +100,7 @@ def test_the_folder_describes_itself(finished):
     assert "start loss" not in (workdir / "report.md").read_text().split("could be made")[1].split("## ")[0]
 
 
+@pytest.mark.slow
 def test_report_of_a_run_and_its_sft_stage(finished, tmp_path):
     workdir, _ = finished
     run("report", f"--runs={workdir},{workdir / 'sft'}", f"--output={tmp_path / 'page'}")
@@ -94,12 +108,14 @@ def test_report_of_a_run_and_its_sft_stage(finished, tmp_path):
     assert f"| `{workdir.name}` | dpo | finished |" in text and f"| `{workdir.name}/sft` | sft | finished |" in text
 
 
+@pytest.mark.slow
 def test_another_config_in_the_same_workdir_is_refused(finished):
     workdir, _ = finished
     done = train("dpo", workdir, "--config.loss.beta=0.3", check=False)
     assert done.returncode != 0 and "config.loss.beta: 0.2 there, 0.3 now" in done.stderr
 
 
+@pytest.mark.slow
 def test_evaluate(finished, tmp_path):
     workdir, _ = finished
     run("evaluate", f"--workdir={workdir}", f"--output={tmp_path / 'e.json'}")
@@ -112,6 +128,7 @@ def test_evaluate(finished, tmp_path):
     assert json.loads((tmp_path / "o.json").read_text())["prompts"] == 1
 
 
+@pytest.mark.slow
 def test_combine_a_run_with_its_sft_stage(finished, tmp_path):
     """All of the vector from SFT to the trained policy is the trained policy, as export writes it."""
     workdir, _ = finished
@@ -125,6 +142,7 @@ def test_combine_a_run_with_its_sft_stage(finished, tmp_path):
     assert names(combined) == names(exported)
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_continue(tmp_path):
     options = ["--config=configs/quickstart.py:dpo", f"--workdir={tmp_path}", *TINY, "--config.train.steps=100000"]
     process = subprocess.Popen(command("train", *options), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
@@ -180,9 +198,12 @@ def change(**changes):
     "changes,message",
     [
         (dict(loss={"tau": 0.1}), "dpo takes no option 'tau'"),
-        (dict(objective="ppo"), "objective='ppo': choose one of"),
-        (dict(model__vocabulary=3), "config.model.vocabulary is not an option; config.model takes vocab_size"),
-        (dict(data__encoding__max_len=3), "config.data.encoding.max_len is not an option"),
+        (dict(objective="ppo"), "no objective named 'ppo'"),
+        (dict(model__vocabulary=3), "config.model.vocabulary is not an option: did you mean config.model.vocab_size?"),
+        (
+            dict(data__encoding__max_len=3),
+            "max_len is not an option: did you mean config.data.encoding.max_length?",
+        ),
         (dict(mesh={"data": "all"}), "config.mesh.data='all' must be of type int"),
         (dict(init_from="elsewhere"), "config.init_from and config.sft both say"),
         (dict(train={"steps": 3, "epochs": 1}), "set exactly one"),
@@ -190,7 +211,7 @@ def change(**changes):
         (dict(rows__batching="prompts", rows__prompts_per_step=8, rows__window=9), "rows.window=9 is only read"),
         (dict(reference__cache="x"), "reference.cache is only read"),
         (dict(data__normalize_targets=True), "data.normalize_targets has no effect: dpo reads no rewards"),
-        (dict(data__format__ties="maybe"), "ties must be one of"),
+        (dict(data__format__ties="maybe"), "data.format.ties='maybe': choose one of drop, keep"),
         (dict(data__format__auxiliary_field="gold"), "auxiliary_field has no effect: dpo"),
         (dict(data__format__margin_field="gap"), "data.format.margin_field has no effect: dpo reads no margin"),
         (dict(data__format__spans_field="spans"), "data.format.spans_field has no effect: dpo reads no weights of"),
@@ -205,7 +226,7 @@ def change(**changes):
 )
 def test_the_door_names_the_field(changes, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        run_config(change(**changes))
+        run_config(change(**changes).to_dict())
 
 
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
@@ -213,30 +234,42 @@ def test_every_preference_objective_has_a_quickstart_or_is_refused(name):
     """Whole runs of every kind: test_zoo.py."""
     if name in ("sft", "rationale_dpo"):
         with pytest.raises(ValueError, match="the stage before|scores a rationale"):
-            run_config(quickstart.get_config(name))
+            run_config(quickstart.get_config(name).to_dict())
         return
-    objective, stage = OBJECTIVES[name], run_config(quickstart.get_config(name)).stage
+    whole = complete(quickstart.get_config(name), "configs/quickstart.py").to_dict()
+    objective, stage = OBJECTIVES[name], run_config(whole).stage
     assert set(stage.loss) == set(objective.options), "every option can be set by a flag"
-    assert (stage.reference.kind == "live") == objective.needs_reference
-    assert (stage.data.format.margin_field == "margin") == ("margin" in objective.needs)
-    assert stage.data.normalize_targets == (objective.reads == "rewards")
+    assert (stage.reference.kind == "live") == objective.requires.reference
+    assert (stage.data.format.margin_field == "margin") == ("margin" in objective.requires.inputs)
+    assert stage.data.normalize_targets == (objective.requires.reads == "rewards")
 
 
 def test_the_quickstart_says_all_it_does_not_leave_to_defaults():
     assert set(quickstart.LOSS) | {*quickstart.REGRESSIONS, *quickstart.PER_TOKEN} <= set(OBJECTIVES)
     for name, options in quickstart.LOSS.items():
-        OBJECTIVES[name].check_options(options)
+        OBJECTIVES[name].with_options(options)
     with pytest.raises(ValueError, match="choose one of"):
         quickstart.get_config("ppo")
 
 
-def test_cadence_may_change_between_runs(tmp_path):
-    remember(quickstart.get_config("dpo"), tmp_path)
-    remember(change(train__log_every=3), tmp_path)
-    with pytest.raises(ValueError, match="config.seed"):
-        remember(change(seed=3), tmp_path)
+def test_what_decides_may_not_change_once_a_stage_has_a_checkpoint(tmp_path):
+    """A folder without one is free, and so are the stages after the one that has."""
+    record_config(change(seed=3, loss__beta=7.0).to_dict(), tmp_path)
+    run = run_config(change().to_dict())
+    with contextlib.closing(
+        Checkpointer(tmp_path / "sft" / "checkpoints", identity={"config": deciding(run.find("sft"))}, facts={})
+    ) as checkpointer:
+        checkpointer.save(1, {"params": jnp.zeros(1)}, {})
+    record_config(
+        change(train__log_every=3, sft__train__steps=999, mesh=dict(fsdp=4), loss__beta=7.0).to_dict(), tmp_path
+    )
+    assert json.loads((tmp_path / "config.json").read_text())["loss"] == {"beta": 7.0}
+    with pytest.raises(ValueError, match=r"config.sft.seed: 0 there, 3 now\)"):
+        record_config(change(seed=3).to_dict(), tmp_path)
+    assert "seed" not in json.loads((tmp_path / "config.json").read_text())
 
 
+@pytest.mark.slow
 def test_prepare_says_what_happened(tmp_path):
     file = tmp_path / "mine.jsonl"
     rows = [{"prompt": f"question {i}", "chosen": f"yes {i}", "rejected": "no"} for i in range(40)]
@@ -261,11 +294,12 @@ def test_prepare_says_what_happened(tmp_path):
     ):
         assert said in done.stdout, said
     (manifest,) = tmp_path.glob("train-*/manifest.json")
-    assert json.loads(manifest.read_text())["report"]["read"]["dropped"]
+    assert json.loads(manifest.read_text())["account"]["read"]["dropped"]
     again = run("prepare", *options)
     assert again.stdout == done.stdout, "found again, not made again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,objective,dropped",
     [
@@ -276,11 +310,15 @@ def test_prepare_says_what_happened(tmp_path):
 )
 def test_real_files_by_one_flag(name, objective, dropped, real_data, tmp_path):
     """Pairs, unpaired labels, rankings as pairs: the quickstart's command with one more option."""
-    done = train(objective, tmp_path, f"--config.data.train={real_data / name}.jsonl.gz", "--config.sampling.prompts=0")
+    small = ["--config.sampling.prompts=0"]
+    if name.startswith("hh"):
+        small.append("--config.data.holdout=0.01")  # evaluating would be most of the time
+    done = train(objective, tmp_path, f"--config.data.train={real_data / name}.jsonl.gz", *small)
     assert dropped in done.stdout and "report:" in done.stdout
     assert f"{name}.jsonl.gz" in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_trained_evaluated_and_used(tmp_path):
     """Its report has rewards in place of samples; a file is scored by it, decomposed, and it is exported."""
     workdir = tmp_path / "run"

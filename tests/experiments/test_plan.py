@@ -13,26 +13,25 @@ import numpy as np
 import pytest
 
 from configs import plan as plan_config
-from experiments.door import run_config
-from prefjax.analysis import plans as plans_lib
-from prefjax.analysis.chips import CHIPS, find_slice
-from prefjax.analysis.collectives import read_collectives
-from prefjax.analysis.plans import Plan
-from prefjax.analysis.roofline import step_time
-from prefjax.data.layout import build_rows
-from prefjax.data.rows import Branches, RowShape
-from prefjax.data.trees import TokenTree
+from experiments.config_flag import complete
+from prefjax.fit import plans as plans_lib
+from prefjax.fit.budget import live_area, measure_load, step_budget
+from prefjax.fit.chips import CHIPS, find_slice
+from prefjax.fit.collectives import read_collectives
+from prefjax.fit.compiled_plan import search_space
+from prefjax.fit.flops import forward_flops, shared_work, step_flops
+from prefjax.fit.plans import Plan
+from prefjax.fit.roofline import step_time
 from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig
-from prefjax.models.flops import forward_flops, shared_work, step_flops
+from prefjax.models.attention.kernel_tiles import Blocks
 from prefjax.models.lora import LoraConfig
-from prefjax.models.pallas_tiles import Blocks
-from prefjax.training.budget import live_area, measure_load, step_budget
+from prefjax.rows.arrays import Branches, RowShape
+from prefjax.rows.layout import build_rows
+from prefjax.rows.trees import TokenTree
 from prefjax.training.mesh import MeshConfig, make_mesh
+from prefjax.training.runs import run_config
 from prefjax.training.scoring import Setup
-from tests.commands import load
-
-search_space = load("plan").search_space
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -154,7 +153,7 @@ def test_live_tiles_hold_a_visible_pair_each(blocks):
 
 def setup_on(mesh, **changes):
     model = dataclasses.replace(MODEL, **changes)
-    return Setup(model, OBJECTIVES["dpo"], Branches(2), reference="precomputed", mesh=make_mesh(mesh))
+    return Setup(model, OBJECTIVES["dpo"], reference="precomputed", mesh=make_mesh(mesh))
 
 
 def test_the_budget_without_padding_and_recomputation_is_the_problem_itself():
@@ -243,14 +242,14 @@ def test_plans_are_added_to_those_that_are_there(tmp_path):
 
 @pytest.mark.parametrize("shape", plan_config.SHAPES)
 def test_the_large_shapes_are_whole_configs(shape):
-    stage = run_config(plan_config.get_config(shape)).stage
+    stage = run_config(complete(plan_config.get_config(shape), "configs/plan.py").to_dict()).stage
     assert stage.model.remat == "full" and stage.reference.kind == "precomputed"
     with pytest.raises(ValueError, match="llama3_8b"):
         plan_config.get_config("llama9")
 
 
 def test_a_search_keeps_the_rows_of_the_step():
-    stage = run_config(plan_config.get_config("llama3_8b")).stage  # 16 rows
+    stage = run_config(complete(plan_config.get_config("llama3_8b"), "configs/plan.py").to_dict()).stage  # 16 rows
     space = list(search_space(stage, find_slice("v5e-16")))
     meshes = {(config.mesh.data, config.mesh.fsdp, config.mesh.tensor) for config in space}
     assert {math.prod(mesh) for mesh in meshes} == {16} and (1, 16, 1) in meshes and (2, 1, 8) in meshes
@@ -271,6 +270,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_command_compiles_searches_and_refuses(tmp_path):
     if importlib.util.find_spec("jax_cuda12_plugin") is None:
         done = command("--topology=h100x2", *SMALL)

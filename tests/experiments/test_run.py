@@ -1,4 +1,4 @@
-"""The command and the core of the paper tables, on a made-up table whose every number is known."""
+"""The command and the harness of the paper tables, on a made-up table whose every number is known."""
 
 import ast
 import json
@@ -13,8 +13,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import run, tables
-from experiments.tables import core, report
-from experiments.tables.core import Claim, Results, Row, Setting, Table, UsageError
+from experiments.tables import harness, verdicts
+from experiments.tables.harness import Claim, Results, Row, Setting, Table, UsageError
 from prefjax.losses import OBJECTIVES
 
 TABLES = Path(tables.__file__).parent
@@ -54,11 +54,11 @@ def toy(tmp_path, monkeypatch) -> ModuleType:
 
     module = ModuleType("table", "A toy.\n\nCOMMAND  none\nTIME     none\nRESULT   none\n\nThe rest.\n")
     module.__file__ = str(tmp_path / "table.py")
-    module.TABLE = Table(shows="Table 1", columns=("truth", "ours"), minutes=0.0, verdict=core.EXACT)
+    module.TABLE = Table(shows="Table 1", columns=("truth", "ours"), minutes=0.0, verdict=harness.EXACT)
     module.SETTINGS = (Setting({"loss": "first"}, "x", "seen"), Setting({"loss": "other"}, "x", "unseen"))
     module.CLAIMS = (
         Claim("first_is_true", "the first is true", lambda s: s.key == "first", gap, 0.01),
-        Claim("other_is_true", "the other is true", lambda s: s.key == "other", gap, 0.01, core.SIGN),
+        Claim("other_is_true", "the other is true", lambda s: s.key == "other", gap, 0.01, harness.SIGN),
     )
     module.get_config, module.run, module.plot = get_config, rows, plot
     monkeypatch.setattr(run, "load_table", lambda table_id: module)
@@ -68,11 +68,11 @@ def toy(tmp_path, monkeypatch) -> ModuleType:
 def _result(toy, **config) -> dict:
     settings = toy.get_config()
     settings.update(config)
-    return report.summarize("toy.table", toy, settings, Results(toy.run(settings)), seconds=0.0)
+    return verdicts.summarize("toy.table", toy, settings, Results(toy.run(settings)), seconds=0.0)
 
 
 def test_table_is_golden_and_unverified_statements_are_not_shown(toy):
-    assert report.markdown_table(_result(toy)) == GOLDEN
+    assert verdicts.markdown_table(_result(toy)) == GOLDEN
 
 
 def test_exit_status_is_that_of_the_claims(toy, tmp_path, capsys):
@@ -88,7 +88,7 @@ def test_exit_status_is_that_of_the_claims(toy, tmp_path, capsys):
     assert "toy.table: EXACT · 2/2 claims hold · rows: 1 EXACT, 1 SIGN" in capsys.readouterr().out
     result = json.loads((out / "result.json").read_text())
     assert result["config"] == {"shift": 0.5} and result["environment"]["jax"] == jax.__version__
-    assert (out / "table.md").read_text() == report.markdown(result)
+    assert (out / "table.md").read_text() == verdicts.markdown(result)
     lines = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     assert [Row(**line) for line in lines] == list(toy.run(ml_collections.ConfigDict({"shift": 0.5})))
     assert (out / "plot.png").stat().st_size > 0
@@ -120,7 +120,7 @@ def test_check_compares_with_the_reference_run(toy, tmp_path, capsys):
     reference["rows"][0]["cells"]["ours"]["half_width"] = 0.21
     assert check(reference)[0] == 0
 
-    reference["rows"][1]["verdict"] = core.EXACT
+    reference["rows"][1]["verdict"] = harness.EXACT
     status, printed = check(reference)
     assert status == 1 and "other: verdict is SIGN, in the reference EXACT" in printed
 
@@ -159,8 +159,8 @@ def test_a_measurement_that_is_no_number_fails_its_claim():
     settings = [Setting({"row": name}, "x") for name in "ab"]
     measured = {"a": 0.0, "b": np.nan}
     claim = Claim("c", "c", lambda s: True, lambda results, s: measured[s.key], at_most=1.0)
-    judgement = core.judge(settings, [claim], Results([]))
-    assert judgement.rows == [core.EXACT, core.NOT_REPRODUCED] and not judgement.holds
+    judgement = harness.judge(settings, [claim], Results([]))
+    assert judgement.rows == [harness.EXACT, harness.NOT_REPRODUCED] and not judgement.holds
     assert judgement.claims[0][1] == "b"
 
 
@@ -168,18 +168,18 @@ def test_a_failing_claim_outweighs_one_that_holds_and_every_row_needs_one():
     settings = [Setting({"row": name}, "x") for name in "ab"]
     claims = [
         Claim("all", "", lambda s: True, lambda results, s: 0.0, at_most=1.0),
-        Claim("a", "", lambda s: s.key == "a", lambda results, s: 2.0, at_most=1.0, verdict=core.ORDER),
+        Claim("a", "", lambda s: s.key == "a", lambda results, s: 2.0, at_most=1.0, verdict=harness.ORDER),
     ]
-    assert core.judge(settings, claims, Results([])).rows == [core.NOT_REPRODUCED, core.EXACT]
-    assert core.judge(settings, claims[::-1], Results([])).rows == [core.NOT_REPRODUCED, core.EXACT]
+    assert harness.judge(settings, claims, Results([])).rows == [harness.NOT_REPRODUCED, harness.EXACT]
+    assert harness.judge(settings, claims[::-1], Results([])).rows == [harness.NOT_REPRODUCED, harness.EXACT]
     with pytest.raises(ValueError, match="no claim is about b"):
-        core.judge(settings, claims[1:], Results([]))
+        harness.judge(settings, claims[1:], Results([]))
     with pytest.raises(ValueError, match="'a' is about no setting"):
-        core.judge(settings[1:], claims, Results([]))
+        harness.judge(settings[1:], claims, Results([]))
 
 
 def test_mean_interval_is_students():
-    mean, half = core.mean_interval(np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]))
+    mean, half = harness.mean_interval(np.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0]]))
     np.testing.assert_allclose(mean, [2.0, 5.0])
     np.testing.assert_allclose(half, [4.302653 / np.sqrt(3), 0.0], rtol=1e-6)  # t(0.975, 2 degrees of freedom)
 
@@ -188,11 +188,11 @@ def test_a_seed_does_not_depend_on_how_many_run():
     def draw(key):
         return jax.random.normal(key, (3,))
 
-    few, many = core.over_seeds(draw, 2), core.over_seeds(draw, 5)
+    few, many = harness.over_seeds(draw, 2), harness.over_seeds(draw, 5)
     np.testing.assert_array_equal(few, many[:2])
     assert len(np.unique(many)) == 15
     with pytest.raises(UsageError, match="num_seeds"):
-        core.over_seeds(draw, 1)
+        harness.over_seeds(draw, 1)
 
 
 def test_verified_statements_need_provenance(tmp_path):
@@ -200,12 +200,12 @@ def test_verified_statements_need_provenance(tmp_path):
     fact = '[table.fact]\ncell = "1"\nsource = "Table 2"\nsection = "3"\n'
     file.write_text(fact + "verified = true\n")
     with pytest.raises(ValueError, match=r"\[table.fact\] is verified, so it needs version"):
-        core.load_paper(file)
+        harness.load_paper(file)
     file.write_text(fact)
     with pytest.raises(ValueError, match=r"\[table.fact\] needs verified = true or false"):
-        core.load_paper(file)
+        harness.load_paper(file)
     file.write_text(fact + 'version = "v1"\nverified = true\n')
-    assert core.load_paper(file)["table"]["fact"]["cell"] == "1"
+    assert harness.load_paper(file)["table"]["fact"]["cell"] == "1"
 
 
 def _defined_losses(source: str) -> list[str]:

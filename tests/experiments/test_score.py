@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from prefjax.data.methods.registry import apply_methods, columns_of, parse_methods
+from prefjax.data.methods.sequences import apply_methods, columns_of, parse_methods
 from prefjax.data.readers import read_records
 from tests.experiments.test_commands import TINY, run
 
@@ -25,11 +25,13 @@ def trained(tmp_path_factory):
     return workdir, early, before, done, output
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_not_trained_yet_is_no_reference(trained):
     _, early, *_ = trained
     assert early.returncode != 0 and "holds no finished SFT stage" in early.stderr
 
 
+@pytest.mark.slow
 def test_training_and_the_command_share_scores(trained):
     workdir, _, before, done, _ = trained
     (reference,) = {path.parent for path in (workdir / "reference").rglob("part-*") if path.name in before}
@@ -38,6 +40,7 @@ def test_training_and_the_command_share_scores(trained):
     assert "[train] 128 reference log-probs of 64 prompts" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_score_file_is_what_data_methods_read(trained):
     workdir, *_, output = trained
     with gzip.open(output, "rt") as file:

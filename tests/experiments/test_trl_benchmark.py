@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks import core, lengths, trl, trl_own
+from experiments.benchmarks import lengths, trl, trl_own
+from experiments.benchmarks.shapes import MODELS
+from prefjax.data.tokenizer_files import write_tokenizer
 from prefjax.models import huggingface, init
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -123,11 +126,12 @@ def test_a_failed_process_is_an_error_with_its_output():
 def folder(tmp_path_factory):
     """A small Llama in the Hugging Face format."""
     path = tmp_path_factory.mktemp("model")
-    model = dataclasses.replace(core.MODELS["tiny"], norm_epsilon=1e-5)
+    model = dataclasses.replace(MODELS["tiny"], norm_epsilon=1e-5)
     huggingface.save_huggingface(path, model, init(model, jax.random.key(0)))
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reference", trl.REFERENCES)
 def test_our_side_trains_on_the_request(folder, reference):
     result = trl_own.train(wanted(model=folder, reference=reference))
@@ -139,3 +143,32 @@ def test_our_side_trains_on_the_request(folder, reference):
     assert found["pairs_per_second"] > 0
     text = trl.table([found, dict(side="TRL", reference="live", setting={"batch": 1}, pairs=3, error="x\nno memory")])
     assert "failed: no memory" in text
+
+
+@pytest.mark.slow
+def test_the_command_compares_two_sides(folder, tmp_path):
+    """TRL's side is played by ours, in a process of its own as TRL would be."""
+    write_tokenizer(folder, "byte")
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"prompt": "?" * n, "chosen": "Yes.", "rejected": "No!"}) + "\n" for n in range(3, 9))
+    )
+    python = tmp_path / "trl_python"
+    python.write_text(
+        f"#!{sys.executable}\nimport json, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from experiments.benchmarks import trl_own\n"
+        f"request = json.load(open(sys.argv[2])) | {{'setting': {OWN}}}\n"
+        "json.dump(trl_own.train(request), open(sys.argv[3], 'w'))\n"
+    )
+    python.chmod(0o755)
+    options = [f"--data={tmp_path / 'pairs.jsonl'}", f"--model={folder}", f"--trl_python={python}", "--pairs=4"]
+    options += ["--trial_pairs=0", "--steps=1", "--references=live", f"--output={tmp_path / 'out'}"]
+    command = [sys.executable, "-m", "experiments.benchmarks.trl", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert not done.returncode, done.stderr[-2000:]
+    saved = json.loads((tmp_path / "out/result.json").read_text())
+    kept = json.loads((ROOT / "docs/benchmarks/trl/result.json").read_text())
+    assert saved.keys() == kept.keys() and saved["rows"][0].keys() == kept["rows"][0].keys()
+    assert [row["side"] for row in saved["rows"]] == ["prefjax", "TRL"]
+    assert saved["rows"][0]["losses"] == pytest.approx(saved["rows"][1]["losses"], rel=1e-3)
+    header = next(line for line in (tmp_path / "out/table.md").read_text().splitlines() if line.startswith("|"))
+    assert header in (ROOT / "docs/benchmarks/trl/table.md").read_text().splitlines()

@@ -32,6 +32,7 @@ def finished(tmp_path_factory):
     return workdir, zoo(workdir, *KINDS, "rationale_dpo")
 
 
+@pytest.mark.slow
 def test_every_kind_of_data_feeds_its_objective(finished):
     workdir, done = finished
     assert done.stdout.count("== SFT") == 1 and done.stdout.count("first step, compilation included") == 1 + len(KINDS)
@@ -47,6 +48,7 @@ def test_every_kind_of_data_feeds_its_objective(finished):
     assert "| `pl_dpo` |" in done.stdout and (workdir / "frontier.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_page_about_the_whole_zoo(finished, tmp_path):
     workdir, _ = finished
     run("report", f"--runs={workdir}", f"--output={tmp_path}")
@@ -56,6 +58,7 @@ def test_a_page_about_the_whole_zoo(finished, tmp_path):
         assert f"| `{name}` | {name} | finished | 1 |" in text
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_not_run_again_and_a_failure_is_a_row(finished):
     """Another learning rate makes a finished run a refusal, and a loss that overflows a row; the rest goes on."""
     workdir, _ = finished

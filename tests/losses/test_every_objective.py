@@ -13,7 +13,7 @@ import pytest
 
 import prefjax
 from prefjax.losses import OBJECTIVES, Responses
-from prefjax.losses.types import PROVIDED_BY
+from prefjax.losses.responses import PROVIDED_BY
 from tests.losses import paper_formulas, zoo
 from tests.losses.zoo import (
     FIELDS,
@@ -36,8 +36,8 @@ def test_zoo_is_complete_and_reachable_by_name():
     assert len(OBJECTIVES) >= 67
     for name, objective in OBJECTIVES.items():
         assert objective.name == name
-        assert getattr(prefjax.losses, name) is objective.loss
-        assert name in prefjax.losses.__all__
+        assert getattr(prefjax.losses, name) is objective.apply
+        assert name in dir(prefjax.losses)
     pair = Responses(logp=jnp.array([[-10.0, -12.0]]), reference_logp=jnp.array([[-11.0, -11.0]]))
     np.testing.assert_allclose(prefjax.losses.dpo(pair, beta=0.1), np.log1p(np.exp(-0.2)), rtol=1e-6)
 
@@ -47,7 +47,7 @@ def test_every_optional_field_says_what_provides_it():
     assert set(PROVIDED_BY) | {"logp"} == set(FIELDS)
 
 
-@pytest.mark.parametrize("module", sorted({o.loss.__module__.split(".")[-1] for o in OBJECTIVES.values()}))
+@pytest.mark.parametrize("module", sorted({o.apply.__module__.split(".")[-1] for o in OBJECTIVES.values()}))
 def test_doctests(module):
     assert doctest.testmod(importlib.import_module(f"prefjax.losses.{module}")).failed == 0
 
@@ -76,6 +76,7 @@ def test_value_and_gradient_are_those_of_the_paper(name, K):
         fields.pop("detached", None)
 
 
+@pytest.mark.slow
 @every_case
 def test_float32_jit_and_vmap_agree(name, K):
     """Compiled float32, and a vmap over batches, against compiled float64."""
@@ -93,8 +94,8 @@ def test_float32_jit_and_vmap_agree(name, K):
 @every_case
 def test_start_value_is_the_loss_at_the_reference(name, K):
     valid, pairs = zoo.starts(K)
-    if OBJECTIVES[name].at_init is None:
-        assert "reference_logp" not in OBJECTIVES[name].needs
+    if OBJECTIVES[name].start is None:
+        assert "reference_logp" not in OBJECTIVES[name].requires.inputs
         return
     for options, (loss, start) in zip(variants(name), pairs[name], strict=True):
         assert start.shape == (B,)
@@ -130,7 +131,7 @@ def test_invalid_slots_contribute_exactly_nothing(name, K, garbage):
     valid[2] = valid[4] = False
     valid[0, -1] = K == 1  # with K > 1 a prompt that keeps some of its slots; it counts unless the objective wants all
     counts = np.array(objective.valid_prompts(to_responses(fields, valid)))
-    first = objective.group_size is None and valid[0].sum() >= objective.least
+    first = objective.requires.group_size is None and valid[0].sum() >= objective.requires.min_responses
     np.testing.assert_array_equal(counts, [first, True, False, True, False, True])
 
     def with_garbage(x, garbage):
@@ -148,7 +149,7 @@ def test_invalid_slots_contribute_exactly_nothing(name, K, garbage):
         np.testing.assert_array_equal(gradient, others[field])
 
 
-@pytest.mark.parametrize("name", [o.name for o in OBJECTIVES.values() if o.needs & set(PER_TOKEN)])
+@pytest.mark.parametrize("name", [o.name for o in OBJECTIVES.values() if o.requires.inputs & set(PER_TOKEN)])
 @pytest.mark.parametrize("garbage", [np.nan, -np.inf, 1.0])
 def test_nothing_behind_the_end_of_a_response_is_read(name, garbage):
     fields = make_fields(2)
@@ -176,7 +177,7 @@ def test_no_batch_statistic_sees_a_prompt_that_does_not_count(name, K):
     np.testing.assert_allclose(losses[kept], alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [o.name for o in OBJECTIVES.values() if o.group_size is None])
+@pytest.mark.parametrize("name", [o.name for o in OBJECTIVES.values() if o.requires.group_size is None])
 def test_a_dead_slot_equals_a_narrower_group(name):
     fields = make_fields(3)
     narrow = {f: x[:, [0, 2]] if f in PER_RESPONSE + PER_TOKEN else x for f, x in fields.items()}
@@ -216,11 +217,11 @@ def test_the_order_of_prompts_makes_no_difference(name, K):
 @every_objective
 def test_needs_is_exactly_what_the_loss_reads(name):
     objective = OBJECTIVES[name]
-    fields = for_objective(name, make_fields(objective.group_size or 3))
-    complete = to_responses({f: x for f, x in fields.items() if f in objective.needs or f == "logp"})
+    fields = for_objective(name, make_fields(objective.requires.group_size or 3))
+    complete = to_responses({f: x for f, x in fields.items() if f in objective.requires.inputs or f == "logp"})
     objective.check_inputs(complete)
     jax.eval_shape(objective.loss, complete)
-    for field in objective.needs:
+    for field in objective.requires.inputs:
         lacking = complete.replace(**{field: None})
         with pytest.raises(ValueError, match=f"^{name} needs {field}: {re.escape(PROVIDED_BY[field])}"):
             objective.check_inputs(lacking)
@@ -231,9 +232,9 @@ def test_needs_is_exactly_what_the_loss_reads(name):
 @every_objective
 def test_a_wrong_group_size_is_refused(name):
     objective = OBJECTIVES[name]
-    exact = objective.group_size is not None
-    refused = (objective.group_size - 1, objective.group_size + 1) if exact else range(1, objective.least)
-    said = f"exactly K = {objective.group_size} " if exact else f"at least K = {objective.least} "
+    size, least = objective.requires.group_size, objective.requires.min_responses
+    refused = range(1, least) if size is None else (size - 1, size + 1)
+    said = f"at least K = {least} " if size is None else f"exactly K = {size} "
     for K in refused:
         with pytest.raises(ValueError, match=f"^{name} compares {said}.*{K}\\)"):
             objective.check_inputs(to_responses(make_fields(K)))
@@ -244,11 +245,29 @@ def test_a_wrong_group_size_is_refused(name):
 @every_objective
 def test_an_unknown_option_is_refused_by_name(name):
     objective = OBJECTIVES[name]
-    objective.check_options(objective.options)
-    objective.check_options({})
+    assert objective.with_options(objective.options).options == objective.options == objective.with_options({}).options
     with pytest.raises(ValueError) as error:
-        objective.check_options(dict(objective.options) | {"temperature": 1.0})
+        objective.with_options(dict(objective.options) | {"temperature": 1.0})
     assert f"{name} takes no option 'temperature'" in str(error.value)
     assert all(f"{option}={default!r}" in str(error.value) for option, default in objective.options.items())
+    requires = objective.requires
     with pytest.raises(TypeError, match="temperature"):
-        objective.loss(to_responses(make_fields(objective.group_size or objective.least)), temperature=1.0)
+        objective.loss(to_responses(make_fields(requires.group_size or requires.min_responses)), temperature=1.0)
+
+
+def test_an_objective_keeps_the_options_it_is_given():
+    pair = Responses(logp=jnp.array([[-10.0, -12.0]]), reference_logp=jnp.array([[-11.0, -11.0]]))
+    mine = prefjax.losses.objective("dpo", beta=2)
+    np.testing.assert_allclose(mine.loss(pair), prefjax.losses.dpo(pair, beta=2.0))
+    assert mine.options == {"beta": 2.0} and OBJECTIVES["dpo"].options == {"beta": 0.1}
+    assert mine.loss(pair, beta=0.1) == OBJECTIVES["dpo"].loss(pair)
+    assert prefjax.losses.objective(mine, beta=1.0).options == {"beta": 1.0}
+    for wrong, message in (
+        ("dpoo", "near it: dpo"),
+        ("json:dumps", "no objective yet: put @for_pairs"),
+        ("a:b", "a:b"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            prefjax.losses.objective(wrong)
+    with pytest.raises(ValueError, match=r"dpo\(beta=...\): 'large' must be a number"):
+        prefjax.losses.objective("dpo", beta="large")

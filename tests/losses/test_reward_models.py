@@ -65,6 +65,7 @@ def test_gpm_with_a_constant_second_coordinate_is_bradley_terry():
     np.testing.assert_allclose(gpm(embedded, tau=0.1), bt(r), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_gpm_learns_a_cycle_and_bradley_terry_cannot():
     """a beats b beats c beats a: three responses, known by their one-hot vectors."""
     pairs = jnp.array([[0, 1], [1, 2], [2, 0]])

@@ -20,7 +20,7 @@ def script():
 
 
 def test_the_committed_table_is_the_generated_one(script):
-    assert (DOCS / "objectives.md").read_text() == script.table(), "run: python docs/write_objectives.py"
+    assert (DOCS / "objectives.md").read_text() == script.table(), "run: python -m docs.write_objectives"
 
 
 def test_every_objective_is_in_the_table_once(script):
@@ -34,16 +34,16 @@ def test_docstring_gives_formula_source_tokens_start_and_names_elsewhere(script,
     objective, facts = OBJECTIVES[name], script.facts(OBJECTIVES[name])
     assert all(facts.values())
     assert "arXiv" in facts["Source"] or name in ("cdpo", "sft")  # a note outside arXiv; maximum likelihood
-    assert any(word in facts["Tokens"] for word in (["last"] if objective.trains_reward_model else ["mean", "summed"]))
-    counts_tokens = name == "r_dpo" or "token_logp" in objective.needs
-    assert ("length" in objective.needs) <= ("mean" in facts["Tokens"] or counts_tokens)
-    assert "nats" in objective.loss.__doc__ or "nats" in importlib.import_module(objective.loss.__module__).__doc__
-    assert (facts["Start"] == "depends on the model") == (objective.at_init is None) or name == "pmpo"
+    assert any(word in facts["Tokens"] for word in (["last"] if objective.requires.reward_head else ["mean", "summed"]))
+    counts_tokens = name == "r_dpo" or "token_logp" in objective.requires.inputs
+    assert ("length" in objective.requires.inputs) <= ("mean" in facts["Tokens"] or counts_tokens)
+    assert "nats" in objective.apply.__doc__ or "nats" in importlib.import_module(objective.apply.__module__).__doc__
+    assert (facts["Start"] == "depends on the model") == (objective.start is None) or name == "pmpo"
 
 
 def test_a_docstring_of_another_form_is_refused_by_name(script):
     def shapeless():
         """Some loss. It is good."""
 
-    with pytest.raises(ValueError, match="docstring of dpo must begin"):
-        script.facts(dataclasses.replace(OBJECTIVES["dpo"], loss=shapeless))
+    with pytest.raises(ValueError, match="docstring of shapeless must begin"):
+        script.facts(dataclasses.replace(OBJECTIVES["dpo"], apply=shapeless))

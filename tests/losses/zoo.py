@@ -25,17 +25,21 @@ CHOICES = {
     "bt": [dict(centering=0.1)],
     "bt_margin": [dict(centering=0.1)],
 }
-CASES = [(o.name, K) for o in OBJECTIVES.values() for K in ((o.least, 3) if o.group_size is None else (o.group_size,))]
+CASES = [
+    (name, K)
+    for name, requires in ((o.name, o.requires) for o in OBJECTIVES.values())
+    for K in ((requires.min_responses, 3) if requires.group_size is None else (requires.group_size,))
+]
 
 
 def scored(name):
     """The field that says how good the responses are, whose gradient is checked against the paper's."""
-    return "features" if OBJECTIVES[name].trains_reward_model else "logp"
+    return "features" if OBJECTIVES[name].requires.reward_head else "logp"
 
 
 def moved_fields(name):
     """The fields it reads that the trained parameters move."""
-    return [field for field in SCORED if field == scored(name) or field in OBJECTIVES[name].needs]
+    return [field for field in SCORED if field == scored(name) or field in OBJECTIVES[name].requires.inputs]
 
 
 def variants(name):
@@ -74,7 +78,7 @@ def for_objective(name, fields):
     """The same fields with targets the objective can read, 1 and 0 where it reads labels, and features of its width."""
     if scored(name) == "features" and name != "gpm":
         fields = fields | {"features": fields["features"][..., :1]}
-    if OBJECTIVES[name].reads != "labels":
+    if OBJECTIVES[name].requires.reads != "labels":
         return fields
     target = fields["target"]
     return fields | {"target": np.where(np.isfinite(target), target > 1, target)}
@@ -103,7 +107,8 @@ def value_and_gradients(name, fields, valid, wrt, **options):
 
 
 def names(K):
-    return [name for name, o in OBJECTIVES.items() if o.group_size == K or (o.group_size is None and K >= o.least)]
+    takes = lambda requires: requires.group_size == K or (requires.group_size is None and K >= requires.min_responses)
+    return [name for name, objective in OBJECTIVES.items() if takes(objective.requires)]
 
 
 @functools.cache
@@ -160,7 +165,7 @@ def starts(K, seed=2):
         pairs = {}
         for name in names(K):
             objective, r = OBJECTIVES[name], Responses(**batches[name], valid=jnp.asarray(valid))
-            if objective.at_init is not None:
+            if objective.start is not None:
                 pairs[name] = [(objective.loss(r, **o), objective.at_init(r, **o)) for o in variants(name)]
         return pairs
 

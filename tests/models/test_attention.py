@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefjax.data.layout import lay_out_forest
-from prefjax.models import attention, tiled_attention
+from prefjax.models import attention
+from prefjax.models.attention import tiles as attention_tiles
+from prefjax.rows.layout import lay_out_forest
 from prefjax.training.mesh import MeshConfig, make_mesh
 
 
@@ -52,8 +53,8 @@ def test_visible_until_is_the_segment_ancestor_rule(seed):
 def test_live_tiles_are_exact(length):
     rng = np.random.default_rng(length)
     rows = np.stack([random_row(rng, length)[0] for _ in range(3)])
-    tiles = tiled_attention.live_tiles(jnp.array(rows))
-    block, blocks = tiled_attention.BLOCK, -(-length // tiled_attention.BLOCK)
+    tiles = attention_tiles.live_tiles(jnp.array(rows))
+    block, blocks = attention_tiles.BLOCK, -(-length // attention_tiles.BLOCK)
     dense = np.zeros((3, blocks * block, blocks * block), bool)
     dense[:, :length, :length] = attention.visible(jnp.array(rows))
     pad = np.arange(length, blocks * block)
@@ -80,9 +81,9 @@ def run(implementation, q, k, v, upstream, visible_until, positions, *, mesh=Non
     """(output, gradients) of one attention."""
 
     def loss(q, k, v):
-        plan = attention.prepare(visible_until, positions, implementation=implementation, mesh=mesh)
+        mask = attention.prepare(visible_until, positions, implementation=implementation, mesh=mesh)
         far = None if window is None else jnp.int32(window)
-        output = attention.attend(q, k, v, plan, scale=0.3, softcap=softcap, window=far)
+        output = attention.attend(q, k, v, mask, scale=0.3, softcap=softcap, window=far)
         return (output.astype(upstream.dtype) * upstream).sum(), output
 
     gradients, output = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)

@@ -53,6 +53,7 @@ def causal(config, params, tokens):
     return forward(config, params, padded)[:, : len(tokens)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_option_changes_the_output(family):
     """A field that does nothing would be a dead option."""
@@ -70,6 +71,7 @@ def test_every_option_changes_the_output(family):
         assert np.abs(causal(plain, kept, tokens) - base).max() > 1e-4, field.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_remat_changes_nothing(family):
     config = FAMILIES[family]

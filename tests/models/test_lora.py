@@ -41,6 +41,7 @@ def lively(config):
     return base, jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape, x.dtype), adapters)
 
 
+@pytest.mark.slow
 def test_fresh_adapters_change_nothing():
     config, base = LoraConfig(rank=3), init(MODEL, jax.random.key(0))
     adapters = lora.init(config, base, jax.random.key(1))
@@ -51,6 +52,7 @@ def test_fresh_adapters_change_nothing():
     assert 0.8 * 24**-0.5 < bound <= 24**-0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("targets", ["attention/|mlp/", "query|value", "down$"])
 def test_joined_and_merged_parameters_compute_the_same(targets):
     config = LoraConfig(rank=3, alpha=5.0, targets=targets)
@@ -62,6 +64,7 @@ def test_joined_and_merged_parameters_compute_the_same(targets):
     assert structure == jax.tree.structure(base)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_written_out_product():
     config = LoraConfig(rank=3, alpha=5.0)
     base, adapters = lively(config)

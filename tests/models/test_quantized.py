@@ -43,6 +43,7 @@ def test_int8_is_off_by_half_a_step_at_most():
     np.testing.assert_allclose(scale, np.abs(kernel).reshape(2, 64, 5).max(1) / 127.5, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", quantized.FORMATS)
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_codes_compute_what_the_kernels_they_mean_compute(form, remat):

@@ -1,13 +1,14 @@
 """Sampling against the plain forward pass: greedy choices, log-probs, what the cuts keep, independence."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefjax.models import SamplingOptions, sample, vocabulary_head
+from prefjax.models import Prompts, SamplingOptions, sample, vocabulary_head
 from prefjax.models.sampling import restrict
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings, row_sharding
 from tests.models.test_decoder import FAMILIES, SMALL, causal, lively
@@ -25,13 +26,15 @@ def full_logps(config, params, tokens):
     return np.asarray(jax.nn.log_softmax(logits))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_sampling_follows_the_full_forward_pass(family):
     config = FAMILIES[family]
     params = lively(config, seed=1)
     prompts = jax.random.randint(jax.random.key(1), (4, 6), 3, 29)
     lengths = jnp.array([6, 3, 1, 4])
-    got = sample(config, params, prompts, lengths, keys(4), max_new_tokens=7, stop_ids=(2,), pad_id=0, temperature=0.0)
+    greedy = SamplingOptions(temperature=0.0, max_new_tokens=7)
+    got = sample(config, params, Prompts(prompts, lengths, keys(4)), greedy, stop_ids=(2,), pad_id=0)
     varied = set()
     for row in range(4):
         start, count = int(lengths[row]), int(got.lengths[row])
@@ -48,8 +51,9 @@ def test_log_probs_are_those_of_the_model_whatever_the_draw():
     """Temperature and cuts change which tokens are drawn, not what the model thinks of them."""
     config = FAMILIES["gemma2"]
     params, prompts = lively(config, seed=1), jnp.array([[5, 9, 17], [8, 3, 0]])
-    lengths, options = jnp.array([3, 2]), dict(max_new_tokens=9, stop_ids=(), pad_id=0)
-    got = sample(config, params, prompts, lengths, keys(2), temperature=1.7, top_k=20, top_p=0.9, **options)
+    asked = Prompts(prompts, jnp.array([3, 2]), keys(2))
+    options = SamplingOptions(temperature=1.7, top_k=20, top_p=0.9, max_new_tokens=9)
+    got = sample(config, params, asked, options, stop_ids=(), pad_id=0)
     for row, start in enumerate((3, 2)):
         logps = full_logps(config, params, np.concatenate([prompts[row, :start], got.tokens[row]]))[start - 1 : -1]
         expected = np.take_along_axis(logps, np.asarray(got.tokens[row])[:, None], axis=1)[:, 0]
@@ -90,36 +94,36 @@ def test_equally_likely_tokens_share_a_fate():
     assert restrict(logits) is logits
 
 
-@pytest.mark.parametrize("top_k,top_p,temperature", [(0, None, 1.0), (6, None, 0.8), (0, 0.6, 1.3), (12, 0.8, 1.0)])
+@pytest.mark.parametrize("top_k,top_p,temperature", [(0, 1.0, 1.0), (6, 1.0, 0.8), (0, 0.6, 1.3), (12, 0.8, 1.0)])
 def test_tokens_come_as_often_as_they_should(top_k, top_p, temperature):
     draws, params = 4000, lively(SMALL, seed=3)
-    prompts, lengths = jnp.full((draws, 2), 5), jnp.full(draws, 2)
-    options = dict(top_k=top_k, top_p=top_p, temperature=temperature, max_new_tokens=1, stop_ids=(), pad_id=0)
-    got = np.asarray(sample(SMALL, params, prompts, lengths, keys(draws, seed=0), **options).tokens[:, 0])
+    prompts = Prompts(jnp.full((draws, 2), 5), jnp.full(draws, 2), keys(draws, seed=0))
+    options = SamplingOptions(temperature, top_k, top_p, max_new_tokens=1)
+    got = np.asarray(sample(SMALL, params, prompts, options, stop_ids=(), pad_id=0).tokens[:, 0])
     logits = full_logps(SMALL, params, [5, 5])[-1].astype(np.float64) / temperature
-    kept = sorted(kept_by_sorting(logits, top_k, top_p or 1.0 - 1e-12))
+    kept = sorted(kept_by_sorting(logits, top_k, min(top_p, 1.0 - 1e-12)))
     expected = np.zeros(29)
     expected[kept] = np.exp(logits[kept]) / np.exp(logits[kept]).sum()
     seen = np.bincount(got, minlength=29) / draws
     assert not seen[expected == 0].any()
     assert np.abs(seen - expected).max() < 4 * np.sqrt(0.25 / draws)
-    assert len(kept) > 2 and (len(kept) < 29 or not (top_k or top_p))
+    assert len(kept) > 2 and (len(kept) < 29 or not (top_k or top_p < 1))
 
 
 def test_draws_are_independent_from_token_to_token():
     uniform = jax.tree.map(jnp.zeros_like, lively(SMALL))
-    options = dict(max_new_tokens=3, stop_ids=(), pad_id=0)
-    tokens = np.asarray(
-        sample(SMALL, uniform, jnp.full((2000, 1), 5), jnp.ones(2000, int), keys(2000), **options).tokens
-    )
+    prompts = Prompts(jnp.full((2000, 1), 5), jnp.ones(2000, int), keys(2000))
+    options = SamplingOptions(max_new_tokens=3)
+    tokens = np.asarray(sample(SMALL, uniform, prompts, options, stop_ids=(), pad_id=0).tokens)
     for a, b in ((0, 1), (1, 2), (0, 2)):
         assert np.mean(tokens[:, a] == tokens[:, b]) == pytest.approx(1 / 29, abs=4 * np.sqrt(1 / 29 / 2000))
 
 
 def test_any_stop_token_ends_a_response():
     params = lively(SMALL, seed=3)
-    options = dict(max_new_tokens=5, stop_ids=(7, 11), pad_id=0)
-    got = jax.device_get(sample(SMALL, params, jnp.full((500, 2), 5), jnp.full(500, 2), keys(500), **options))
+    prompts = Prompts(jnp.full((500, 2), 5), jnp.full(500, 2), keys(500))
+    options = SamplingOptions(max_new_tokens=5)
+    got = jax.device_get(sample(SMALL, params, prompts, options, stop_ids=(7, 11), pad_id=0))
     stopped = np.isin(got.tokens, (7, 11))
     np.testing.assert_array_equal(stopped.any(1), got.ended)
     ends = set()
@@ -132,6 +136,7 @@ def test_any_stop_token_ends_a_response():
     assert {7, 11} < ends and 0 < got.ended.sum() < 500
 
 
+@pytest.mark.slow
 def test_a_response_depends_on_its_own_prompt_and_key_alone():
     """Not on its neighbours, padding, the room left after it, or the mesh: the same draws, to rounding of float64."""
     with jax.enable_x64(True):
@@ -146,9 +151,10 @@ def test_a_response_depends_on_its_own_prompt_and_key_alone():
             rng = np.random.default_rng(0)
             lengths = np.array([6, 3, 1, 4, 2, 6, 5, 0])
             prompts = rng.integers(3, 29, (8, 6))
-            options = dict(stop_ids=(2, 9), pad_id=0, temperature=1.2, top_k=25, top_p=0.95, max_new_tokens=8)
+            options = SamplingOptions(temperature=1.2, top_k=25, top_p=0.95, max_new_tokens=8)
+            draw = functools.partial(sample, config, options=options, stop_ids=(2, 9), pad_id=0)
             own = keys(8)
-            whole = jax.device_get(sample(config, params, prompts, lengths, own, **options))
+            whole = jax.device_get(draw(params, Prompts(prompts, lengths, own)))
             assert whole.lengths[7] == 0 and whole.ended[7]
             assert len({tuple(tokens) for tokens in whole.tokens[:7].tolist()}) == 7
 
@@ -160,12 +166,12 @@ def test_a_response_depends_on_its_own_prompt_and_key_alone():
             order = [5, 2, 0]
             few = np.full((3, 11), 30)  # wider, with other padding
             few[:, :6] = prompts[order]
-            same(sample(config, params, few, lengths[order], own[jnp.array(order)], **options), order)
+            same(draw(params, Prompts(few, lengths[order], own[jnp.array(order)])), order)
             for sizes in meshes:
                 mesh = make_mesh(MeshConfig(*sizes))
                 place = lambda x, mesh=mesh: jax.device_put(x, row_sharding(mesh))
                 spread = jax.device_put(params, parameter_shardings(mesh, params))
-                got = sample(config, spread, *map(place, (prompts, lengths, own)), mesh=mesh, **options)
+                got = draw(spread, Prompts(*map(place, (prompts, lengths, own))), mesh=mesh)
                 same(jax.device_get(got), np.arange(8))
 
 

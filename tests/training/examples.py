@@ -1,17 +1,20 @@
 """Small random trees, a tiny model, and a setup for every objective: shared by the tests of the step."""
 
-import jax
-import numpy as np
+from collections.abc import Iterable
 
-from prefjax.data.layout import build_rows
-from prefjax.data.rows import Branches, RowShape
-from prefjax.data.trees import TokenTree
-from prefjax.losses import OBJECTIVES
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prefjax.losses import OBJECTIVES, objective
 from prefjax.models import ModelConfig, init
 from prefjax.models.reward_head import RewardHead
-from prefjax.training.batches import marks_of, numbers_of
+from prefjax.rows.arrays import Branches, RowShape
+from prefjax.rows.layout import build_rows
+from prefjax.rows.trees import TokenTree
 from prefjax.training.scoring import Setup
-from prefjax.training.step import init_params
+from prefjax.training.step import init_params, place_state
 
 # Layouts, meshes and accumulation see an objective as a function of `Responses`: they are proven once per field of it
 # and its gradient. A test says that these objectives read every field. Coupled ones: kto and dro_p, whose statistic
@@ -19,6 +22,8 @@ from prefjax.training.step import init_params
 REPRESENTATIVES = tuple(
     "dpo dpo_norm kto dro dro_p wpo pmpo slic soft_ce margin_dpo pl_dpo sparsepo two_d_dpo sampo bt gpm".split()
 )
+
+
 VOCABULARY = 31
 GROUPS, ROWS = 3, 8
 LONGEST = 11  # tokens of a response of `trees`
@@ -62,45 +67,69 @@ def trees(count: int, *, responses: int = 2, seed: int = 0) -> list[TokenTree]:
                 weight=1.0 + 0.5 * (i % 3),
                 margin=float(rng.normal()),
                 target_probability=float(rng.uniform()),
-                token_weights=tuple(rng.uniform(-0.5, 2, len(b)).astype(np.float32) for b in branches),
-                token_segments=tuple((np.cumsum(rng.random(len(b)) < 0.5)).astype(np.int32) for b in branches),
+                token_weight=tuple(rng.uniform(-0.5, 2, len(b)).astype(np.float32) for b in branches),
+                token_segment=tuple((np.cumsum(rng.random(len(b)) < 0.5)).astype(np.int32) for b in branches),
                 example_id=i,
             )
         )
     return made
 
 
+def tiered(names: Iterable[str], *fast: str) -> list:
+    """The names, to parametrize a test; all but the fast ones are for the slow tier."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def setup_for(name: str, **changes) -> Setup:
-    """A setup for one objective; `reference`, `value_network` and the branches follow from what it reads."""
-    objective = OBJECTIVES[name]
-    model = changes.pop("model", MODEL)
-    value_network = changes.pop("value_network", "own" if "value" in objective.needs else "none")
+    """A setup for one objective; `reference` and `value_network` follow from what it reads."""
     return Setup(
-        model=model,
-        objective=objective,
-        branches=Branches(
-            changes.pop("responses", 2),
-            baseline="baseline_logp" in objective.needs,
-            auxiliary="auxiliary_logp" in objective.needs | objective.optional,
-            longest=LONGEST if objective.reads_tokens else 0,
-        ),
-        reference="live" if objective.needs_reference else "none",
-        value_network=value_network,
+        changes.pop("model", MODEL),
+        objective(name, **changes.pop("options", {})),
         reward_head=RewardHead(4, normalize=True, gate=True) if name == "gpm" else RewardHead(),
         **changes,
     )
 
 
-def rows_for(setup: Setup, layout: str, examples: list[TokenTree], *, rows: int = ROWS, length: int = 0):
-    """The examples under a layout: G trees a row where trees are packed, one a row otherwise."""
+def branches_for(name: str, *, responses: int = 2, longest: int = LONGEST) -> Branches:
+    """The branches of the rows that an objective reads, the auxiliary response too where it may read one."""
+    requires = OBJECTIVES[name].requires
+    return Branches(
+        responses,
+        baseline=requires.baseline,
+        auxiliary="auxiliary_logp" in requires.inputs | requires.optional,
+        longest=longest if requires.single_tokens else 0,
+    )
+
+
+def shape_for(setup: Setup, layout: str, *, rows: int = ROWS, length: int = 0, **branches: int) -> RowShape:
+    """A shape that holds G trees a row where trees are packed, one a row otherwise."""
     length = length or (320 if layout == "packed_pairs" else 160)
-    groups = GROUPS if layout.endswith(("packed", "packed_pairs")) else 1
+    requires = setup.objective.requires
+    return RowShape(
+        layout,
+        rows,
+        length,
+        length,
+        GROUPS if layout.endswith(("packed", "packed_pairs")) else 1,
+        branches_for(setup.objective.name, **branches),
+        64 if setup.value_network == "own" else 0,
+        requires.pair_numbers + requires.token_labels,
+    )
+
+
+def rows_for(setup: Setup, layout: str, examples: list[TokenTree], *, rows: int = ROWS, **sizes: int):
+    """The examples under a layout, G trees a row where trees are packed."""
+    sizes.setdefault("responses", max(len(tree.responses) for tree in examples))
+    groups = shape_for(setup, layout).groups
     while len(examples) > rows * groups:
         rows *= 2
-    prompt_length = 64 if setup.value_network == "own" else 0
-    numbers, marks = numbers_of(setup.objective), marks_of(setup.objective)
-    shape = RowShape(layout, rows, length, length, groups, setup.branches, prompt_length, numbers, marks)
-    return build_rows([examples[i : i + groups] for i in range(0, len(examples), groups)], shape)
+    grouped = [examples[i : i + groups] for i in range(0, len(examples), groups)]
+    return build_rows(grouped, shape_for(setup, layout, rows=rows, **sizes))
+
+
+def state_for(setup: Setup, params, tx, frozen=None):
+    """A state of copies of trained parameters, as `parameters` makes them."""
+    return place_state(setup, jax.tree.map(jnp.array, params), tx, frozen=frozen)
 
 
 _made = {}
@@ -109,14 +138,14 @@ _made = {}
 def parameters(setup: Setup) -> tuple[dict, dict]:
     """(trained parameters, reference parameters), both random and different; no gradient is zero by symmetry."""
     # Only what changes the shapes or the dtype is part of the key: every fast path starts from equal numbers.
-    key = (setup.model.dtype, setup.value_network, setup.objective.trains_reward_model, setup.reward_head)
+    key = (setup.model.dtype, setup.value_network, setup.objective.requires.reward_head, setup.reward_head)
     if key not in _made:
         noise = np.random.default_rng(3)
         # Norm scales of exactly 1 and heads of exactly 0 would hide wrong gradients.
         jitter = lambda x: np.asarray(x) + 0.3 * noise.normal(size=x.shape).astype(x.dtype)
         reference, policy = (jax.tree.map(jitter, init(setup.model, jax.random.key(i))) for i in (0, 1))
         params = init_params(setup, policy)
-        if setup.value_network != "none" or setup.objective.trains_reward_model:
+        if setup.value_network != "none" or setup.objective.requires.reward_head:
             params = jax.tree.map(jitter, params)
         _made[key] = jax.tree.map(np.asarray, params), reference
     return _made[key]

@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefjax.data.rows import LAYOUTS
-from prefjax.data.trees import is_scored, token_ids
 from prefjax.losses import OBJECTIVES
-from prefjax.losses.types import PROVIDED_BY
-from prefjax.models import Head, apply, token_scores, vocabulary_head
+from prefjax.losses.responses import PROVIDED_BY
+from prefjax.models import Head, Targets, apply, token_scores, vocabulary_head
+from prefjax.rows.arrays import LAYOUTS
+from prefjax.rows.trees import is_scored, token_ids
 from prefjax.training.feed import to_devices
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
-from prefjax.training.metrics import finish
+from prefjax.training.metrics import Metrics
 from prefjax.training.step import loss_and_gradients
-from tests.training.examples import REPRESENTATIVES, parameters, rows_for, setup_for, trees
+from tests.training.examples import REPRESENTATIVES, parameters, rows_for, setup_for, tiered, trees
 
 EXAMPLES = 20
 
@@ -29,7 +29,8 @@ def float64():
 
 def head_logps(model, params, hidden, rows, chunk):
     head = Head(hidden, vocabulary_head(model, params))
-    return token_scores(head, rows.target_ids, rows.predictors, rows.target_weights != 0, chunk=chunk).logp
+    targets = Targets(rows.target_ids, rows.predictors, rows.target_weights != 0)
+    return token_scores(head, targets, chunk=chunk).logp
 
 
 def outcome(setup, rows, *, placed=False):
@@ -41,7 +42,7 @@ def outcome(setup, rows, *, placed=False):
         reference = jax.device_put(reference, parameter_shardings(setup.mesh, reference)) if reference else None
         rows = to_devices(setup.mesh, rows)
     gradients, metrics = jax.jit(lambda p, r, x: loss_and_gradients(setup, p, r, x))(params, reference, rows)
-    return jax.device_get(gradients), finish(jax.device_get(metrics))
+    return jax.device_get(gradients), dict(Metrics(metrics))
 
 
 _plain = {}
@@ -75,12 +76,14 @@ def assert_same(got, expected, *, rtol=1e-9):
 
 def test_the_representatives_read_every_field():
     """A new field of `Responses` needs a new representative, or the tests below prove nothing of it."""
-    read = set().union(*(OBJECTIVES[name].needs | OBJECTIVES[name].optional for name in REPRESENTATIVES))
+    requires = [OBJECTIVES[name].requires for name in REPRESENTATIVES]
+    read = set().union(*(own.inputs | own.optional for own in requires))
     assert read == set(PROVIDED_BY)
     assert {True, False} == {OBJECTIVES[name].coupled for name in REPRESENTATIVES}
 
 
 # `shared` is `shared_packed` with one prompt a row: only what rides beside the responses could tell.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout,name",
     [("packed_pairs", name) for name in REPRESENTATIVES]
@@ -91,7 +94,7 @@ def test_layouts_agree(name, layout):
     assert_same(outcome(setup, rows_for(setup, layout, trees(EXAMPLES))), plain(name))
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.parametrize("name", tiered(REPRESENTATIVES, "dpo", "kto"))
 def test_packed_rows_tiles_and_accumulation_agree(name):
     """The default path: coupled objectives too, whose batch statistic stays global over the micro-batches."""
     setup = setup_for(name, head_chunk=48, accumulation=4)
@@ -99,7 +102,8 @@ def test_packed_rows_tiles_and_accumulation_agree(name):
     assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES))), plain(name))
 
 
-@pytest.mark.parametrize("name", REPRESENTATIVES)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiered(REPRESENTATIVES, "kto"))
 def test_eight_devices_agree(name):
     """data, fsdp and tensor axes together, with accumulation and the sharded tile loop."""
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -108,6 +112,7 @@ def test_eight_devices_agree(name):
     assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES)), placed=True), plain(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["dense", "tiled"])
 @pytest.mark.parametrize("accumulation", [1, 2, 8])
 def test_factorisations_of_a_coupled_objective_agree(attention, accumulation):
@@ -116,12 +121,14 @@ def test_factorisations_of_a_coupled_objective_agree(attention, accumulation):
     assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES))), plain("kto"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 7, 64, 159])
 def test_head_chunks_agree(chunk):
     setup = setup_for("dpo", head_chunk=chunk)
     assert_same(outcome(setup, rows_for(setup, "shared_packed", trees(EXAMPLES))), plain("dpo"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["pairs", "packed_pairs", "shared"])
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (4, 1, 2)])
 def test_mesh_shapes_and_layouts_agree(layout, sizes):
@@ -129,6 +136,7 @@ def test_mesh_shapes_and_layouts_agree(layout, sizes):
     assert_same(outcome(setup, rows_for(setup, layout, trees(EXAMPLES)), placed=True), plain("kto"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["pairs", "shared_packed"])
 def test_value_head_on_the_trunk(layout):
     setup = setup_for("dro", value_network="trunk")
@@ -136,6 +144,7 @@ def test_value_head_on_the_trunk(layout):
     assert_same(outcome(setup, rows_for(setup, layout, trees(EXAMPLES))), expected)
 
 
+@pytest.mark.slow
 def test_own_value_network_never_sees_responses():
     """V(x) from prompt rows equals V(x) read at the prompt's end in rows that go on with responses."""
     setup = setup_for("dro")
@@ -186,6 +195,7 @@ def test_token_log_probs_are_those_of_the_plain_sequence(layout, attention):
     assert seen == len(expected) == 3 * EXAMPLES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name,counted", [("kto", 18), ("dro", 18), ("dro_p", 18), ("pl_dpo", 15), ("pl_ranking", 15), ("bt_ranking", 15)]
 )
@@ -198,16 +208,17 @@ def test_prompts_with_fewer_responses_agree(name, counted):
         dataclasses.replace(tree, responses=tree.responses[: 1 + i % 3], targets=tree.targets[: 1 + i % 3])
         for i, tree in enumerate(trees(9, responses=3))
     ]
-    setup = setup_for(name, responses=3)
+    setup = setup_for(name)
     expected = outcome(setup, rows_for(setup, "pairs", examples))
     got = outcome(setup, rows_for(setup, "shared_packed", examples, length=320))
     assert got[1]["responses"] == expected[1]["responses"] == counted
     assert_same(got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("responses", [1, 3, 5])
 def test_any_number_of_responses(responses):
-    setup = setup_for("sft", responses=responses)
+    setup = setup_for("sft")
     examples = trees(9, responses=responses)
     expected = outcome(setup, rows_for(setup, "pairs", examples, length=64))
     got = outcome(setup, rows_for(setup, "shared_packed", examples, length=320))

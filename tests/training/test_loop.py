@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tqdm import tqdm
 
-from prefjax.training import loop
+from prefjax.training import loop, progress
 from prefjax.training.checkpoint import Checkpointer
 from prefjax.training.feed import DeviceFeed
 from prefjax.training.loop import LoopConfig
-from prefjax.training.metrics import TOTALS
+from prefjax.training.metrics import TOTALS, Metrics
 from prefjax.training.step import TrainState
 
 STEPS, LOG_EVERY = 23, 5
@@ -36,11 +36,14 @@ class Feed(DeviceFeed):
 
 
 class Checkpoints(Checkpointer):
-    def __init__(self):
-        self.saved = []
+    def __init__(self, events):
+        self.events = events
 
-    def save(self, step, state, data):
-        self.saved.append(step)
+    def save(self, step, state, position):
+        self.events.append(f"save {step}")
+
+    def close(self):
+        self.events.append("close")
 
     def latest_step(self):
         return 0
@@ -51,33 +54,43 @@ class Lines(list):
         self.append((step, split, values))
 
 
-def run(events, monkeypatch, *, start=0, steps=STEPS, losses=None, profile=Path("profile"), **cadence):
+def run(
+    events,
+    monkeypatch,
+    *,
+    start=0,
+    steps=STEPS,
+    losses=None,
+    profile=Path("profile"),
+    held_out=0.25,
+    skipped=0,
+    **cadence,
+):
     """A run of steps that cost nothing; `events` gets "step" when one is handed out, "wait" and "fetch" otherwise."""
     monkeypatch.setattr(loop.jax, "block_until_ready", lambda x: events.append("wait") or x)
-    monkeypatch.setattr(loop.jax, "device_get", lambda x: events.append("fetch") or x)
+    combine = Metrics.combine
+    monkeypatch.setattr(Metrics, "combine", lambda batches: events.append("fetch") or combine(batches))
 
-    def train_step(state, reference, rows):
+    def train_step(state, rows):
         events.append("step")
         one = lambda value: (np.float32(value), np.int32(1))
         loss = 0.5 if losses is None else losses[state.step]
         totals = dict.fromkeys(TOTALS, one(4)) | {"tokens": one(100)}
-        metrics = dict(loss=one(loss), reward_accuracy=one(0.75), **totals)
-        return state._replace(step=state.step + 1), metrics
+        metrics = Metrics(dict(loss=one(loss), reward_accuracy=one(0.75), **totals))
+        return state.replace(step=state.step + 1), metrics
 
     lines = Lines()
-    done = loop.run(
-        LoopConfig(steps=steps, log_every=LOG_EVERY, **cadence),
+    parts = loop.Parts(
         train_step=train_step,
-        state=TrainState(start, None, None),
-        reference_params=None,
         feed=Feed(),
-        evaluation=lambda state: {"loss": 0.25},
+        evaluation=lambda state: {"loss": held_out},
         writer=lines,
-        checkpointer=Checkpoints(),
+        checkpointer=Checkpoints(events),
         should_stop=lambda step: False,
-        start_step=start,
-        profile_directory=profile,
+        trace=profile,
     )
+    config = LoopConfig(steps=steps, log_every=LOG_EVERY, **cadence)
+    done = loop.run(config, parts, TrainState(start, None, None, skipped=skipped), start_step=start)
     return done, lines
 
 
@@ -87,9 +100,9 @@ def test_the_host_waits_only_for_the_first_step_and_where_it_logs(terminal, monk
     monkeypatch.setattr("sys.stderr", Terminal() if terminal else io.StringIO())
     events = []
     (state, complete), lines = run(events, monkeypatch)
-    assert (state.step, complete) == (STEPS, True)
+    assert (state.step, complete) == (STEPS, {"loss": 0.25})
     assert [step for step, split, _ in lines if split == "train"] == [5, 10, 15, 20, 23]
-    text = "".join({"step": "s", "wait": "w", "fetch": "f"}[event] for event in events)
+    text = "".join(event[0] for event in events if not event.startswith("save"))
     if terminal:  # the bar moves while the loop waits for the logged steps
         assert text == "sw" + "ssss" + "wwwwf" + "ssssswwwwwf" * 3 + "ssswwwf"
     else:
@@ -119,19 +132,52 @@ def test_a_bar_with_eta_and_speed_on_a_terminal(monkeypatch, capsys):
     assert "eval 23/23  loss 0.2500" in printed and "step 15/23" not in printed
 
 
-def test_nothing_is_left_to_do(monkeypatch):
+def test_nothing_is_left_to_do_but_the_last_evaluation(monkeypatch):
     """A finished run that is continued takes no step, and says it is complete."""
     (state, complete), lines = run(events := [], monkeypatch, start=STEPS)
-    assert complete and state.step == STEPS and not events and not lines
+    assert complete == {"loss": 0.25} and state.step == STEPS and not events
+    assert [(step, split) for step, split, _ in lines] == [(STEPS, "eval")]
+
+
+def test_an_interrupted_evaluation_is_made_up_for(monkeypatch):
+    """The step before it is saved, and the next session evaluates there before it goes on."""
+    events = []
+    monkeypatch.setattr(loop, "_evaluate", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run(events, monkeypatch, eval_every=10)
+    assert events[-2:] == ["save 10", "close"], "written before the program ends"
+    monkeypatch.undo()
+    _, lines = run([], monkeypatch, start=10, eval_every=10)
+    assert [step for step, split, _ in lines if split == "eval"] == [10, 20, STEPS]
 
 
 def test_a_loss_that_is_not_finite_ends_the_bar_too(monkeypatch):
     bars = []
     monkeypatch.setattr("sys.stderr", Terminal())
-    monkeypatch.setattr(loop, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])
-    with pytest.raises(loop.NonFiniteLossError, match="step 10: loss not finite"):
+    monkeypatch.setattr(progress, "tqdm", lambda **options: bars.append(tqdm(**options)) or bars[-1])
+    with pytest.raises(loop.NonFiniteLossError, match="step 8: loss not finite.*newest checkpoint is step 0"):
         run([], monkeypatch, losses=[0.5] * 7 + [float("nan")] * 20)
     assert bars[0].disable, "closed"
+
+
+def test_a_loss_that_is_not_finite_is_named_and_not_saved_where_nothing_is_logged(monkeypatch):
+    losses = [0.5] * 6 + [float("inf")] * 20
+    with pytest.raises(loop.NonFiniteLossError, match="step 7: loss not finite"):
+        run(events := [], monkeypatch, losses=losses, checkpoint_every=2)
+    assert [event for event in events if event.startswith("save")] == ["save 2", "save 4", "save 6"]
+
+
+def test_the_last_update_is_looked_at_by_the_evaluation_after_it(monkeypatch):
+    with pytest.raises(loop.NonFiniteLossError, match="step 1: the held-out loss not finite"):
+        run(events := [], monkeypatch, steps=1, held_out=float("nan"))
+    assert "save 1" not in events
+
+
+def test_updates_that_are_left_out_are_counted_up_to_a_limit(monkeypatch):
+    _, lines = run([], monkeypatch, skip_non_finite=2, skipped=2)
+    assert lines[0][2]["skipped"] == 2
+    with pytest.raises(loop.NonFiniteLossError, match="step 5: 3 updates left out, more than train.skip_non_finite=2"):
+        run([], monkeypatch, skip_non_finite=2, skipped=3)
 
 
 @pytest.mark.parametrize("start,steps,traced", [(0, 23, [2, 3, 4]), (20, 22, [22])])

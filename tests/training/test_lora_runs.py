@@ -8,13 +8,17 @@ import pytest
 
 from prefjax.models import lora
 from prefjax.models.lora import LoraConfig
-from prefjax.training.checkpoint import load_identity
+from prefjax.policies.evaluate import evaluate_stage
+from prefjax.training.checkpoint import load_proof
 from prefjax.training.config import ReferenceConfig, StageConfig
 from prefjax.training.loop import LoopConfig
 from prefjax.training.optimizers import OptimizerConfig
-from prefjax.training.stage import evaluate_stage, load_policy, run_stage
+from prefjax.training.parameters import read_policy
+from prefjax.training.stage import run_stage
 from tests.training.examples import setup_for
 from tests.training.test_run import DPO, final_state, lines
+
+pytestmark = pytest.mark.slow
 
 ADAPTED = dataclasses.replace(
     DPO,
@@ -43,7 +47,7 @@ def test_adapters_learn_and_only_they_are_saved(whole):
     names = {jax.tree_util.keystr(path).rsplit("'", 2)[-2] for path, leaf in saved if leaf.ndim > 1}
     assert names == {"lora_a", "lora_b"}
     assert jax.tree.structure(result.policy) == jax.tree.structure(result.reference)
-    assert load_identity(workdir)["lora"]["base"] == ""
+    assert load_proof(workdir).facts["init_from"] == ""
 
 
 def test_stopping_and_resuming_is_exact(whole, tmp_path):
@@ -57,9 +61,9 @@ def test_a_run_loads_as_the_merged_policy_from_anywhere(whole):
     """Also under a config with another seed: the base is the run's own."""
     workdir, result = whole
     other = dataclasses.replace(ADAPTED, seed=99)
-    loaded = load_policy(other, result.setup.model, result.setup.mesh, str(workdir))
+    loaded = read_policy(str(workdir), result.setup.model, result.setup.mesh, seed=other.seed)
     equal(loaded, result.policy, rtol=1e-6, atol=1e-7)
-    base = load_policy(ADAPTED, result.setup.model, result.setup.mesh, "")
+    base = read_policy("", result.setup.model, result.setup.mesh, seed=ADAPTED.seed)
     expected = lora.merge(ADAPTED.lora, base, final_state(workdir)["params"]["policy"])
     equal(loaded, expected, rtol=1e-5, atol=1e-6)
 
@@ -79,7 +83,7 @@ def test_adapters_go_on_top_of_a_finished_run_and_a_precomputed_reference_is_the
     run_stage(cached, tmp_path / "cached", workdir / "data")
     for a, b in zip(lines(tmp_path / "live"), lines(tmp_path / "cached"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-    again = load_policy(stage, live.setup.model, live.setup.mesh, str(tmp_path / "live"))
+    again = read_policy(str(tmp_path / "live"), live.setup.model, live.setup.mesh, seed=stage.seed)
     equal(again, live.policy, rtol=1e-5, atol=1e-6)
 
 
@@ -91,9 +95,9 @@ def test_a_quantised_base_is_the_reference_and_what_loads_is_what_was_trained(tm
     losses = [line["loss"] for line in lines(tmp_path)]
     assert losses[0] < 0.72 and losses[-1] < losses[0] - 0.01
     assert evaluate_stage(coded, tmp_path, "")["loss"] == pytest.approx(result.eval_metrics["loss"], rel=1e-5)
-    loaded = load_policy(coded, result.setup.model, result.setup.mesh, str(tmp_path))
+    loaded = read_policy(str(tmp_path), result.setup.model, result.setup.mesh, seed=coded.seed)
     equal(loaded, result.policy, rtol=1e-6, atol=1e-7)
-    plain = load_policy(coded, result.setup.model, result.setup.mesh, "")["layers"]["mlp"]["up"]["kernel"]
+    plain = read_policy("", result.setup.model, result.setup.mesh, seed=coded.seed)["layers"]["mlp"]["up"]["kernel"]
     assert np.abs(loaded["layers"]["mlp"]["up"]["kernel"] - plain).max() > 0.01, "the base was not quantised"
 
 

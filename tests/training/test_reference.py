@@ -8,21 +8,23 @@ import numpy as np
 import pytest
 
 from prefjax.data.encoding import EncodingPolicy
-from prefjax.data.rows import Branches
-from prefjax.data.store import MemoryTrees
 from prefjax.losses import OBJECTIVES
 from prefjax.models import init
+from prefjax.policies.precompute import score_stage
+from prefjax.rows.arrays import Branches
+from prefjax.rows.store import MemoryTrees
 from prefjax.training import reference
-from prefjax.training.batches import plan_rows
+from prefjax.training.batches import training_shape
 from prefjax.training.checkpoint import parameter_hash
 from prefjax.training.config import ReferenceConfig
 from prefjax.training.loop import LoopConfig
 from prefjax.training.mesh import MeshConfig, make_mesh
-from prefjax.training.precompute import score_stage
 from prefjax.training.reference import ReferenceMismatchError, open_scores, reference_table
 from prefjax.training.score_cache import ScoreCache, sequence_keys
 from prefjax.training.scoring import Setup
 from prefjax.training.stage import run_stage
+from prefjax.training.tables import over_trees
+from tests.compilation import in_a_process_that_compiles_as_users_do
 from tests.training.examples import MODEL, trees
 from tests.training.test_run import DPO, final_state, lines
 
@@ -50,10 +52,10 @@ class Small:
     def __init__(self, folder, **branches):
         self.source = MemoryTrees(trees(COUNT))
         self.mesh = make_mesh(MeshConfig(8, 1, 1))
-        branches = Branches(2, **branches)
-        self.setup = Setup(SMALL, OBJECTIVES["dpo"], branches, reference="precomputed", mesh=self.mesh)
+        self.setup = Setup(SMALL, OBJECTIVES["dpo"], reference="precomputed", mesh=self.mesh)
         rows = dataclasses.replace(DPO.rows, row_length=64, tokens_per_step=8 * 64)
-        self.shape = plan_rows(dataclasses.replace(DPO, rows=rows), self.source, row_multiple=8)
+        shape = training_shape(dataclasses.replace(DPO, rows=rows), self.source)
+        self.shape = dataclasses.replace(shape, branches=Branches(2, **branches))
         self.params = init(SMALL, jax.random.key(0))
         self.folder = folder
 
@@ -62,13 +64,12 @@ class Small:
         return open_scores(self.folder, self.setup, parameter_hash(self.params))
 
     def table(self, source=None, facts=FACTS, **options):
-        return reference_table(
-            self.setup, self.params, source or self.source, self.shape, self.cache, facts, part_steps=1, **options
-        )
+        return reference_table(self.setup, self.params, source or self.source, self.shape, self.cache, facts, **options)
 
 
 @pytest.fixture
-def small(tmp_path):
+def small(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "_PART_STEPS", 1)
     return Small(tmp_path)
 
 
@@ -83,6 +84,8 @@ def no_scoring(monkeypatch):
 # Runs
 
 
+@pytest.mark.slow
+@in_a_process_that_compiles_as_users_do
 def test_training_on_cached_scores_is_bit_for_bit_that_of_a_live_reference(tmp_path, scored):
     """In a layout in which a row holds one prompt, so that packing cannot change how sums are rounded."""
     folder, _ = scored
@@ -93,6 +96,7 @@ def test_training_on_cached_scores_is_bit_for_bit_that_of_a_live_reference(tmp_p
     assert results["live"].eval_metrics == results["cached"].eval_metrics
 
 
+@pytest.mark.slow
 def test_a_run_of_another_objective_finds_the_scores(tmp_path, scored, no_scoring):
     folder, _ = scored
     config = cached(SHORT, folder / "cache", objective="ipo", loss={"tau": 0.5}, train=LoopConfig(steps=1, log_every=1))
@@ -132,8 +136,8 @@ def test_what_changed_is_refused_by_name(changes, message, tmp_path, scored):
 def test_the_table_is_that_of_one_pass(small):
     table = small.table()
     assert table.shape == (COUNT, 2) and np.isfinite(table).all() and (table < 0).all()
-    batches = reference.host_rows(small.source, small.shape, reference.InOrder())
-    plain = reference.score_table(small.setup, small.params, batches, examples=COUNT, steps=1)
+    score = reference.make_scorer(small.setup, small.params)
+    plain = over_trees(score, small.mesh, small.source, small.shape)
     np.testing.assert_allclose(table, plain, rtol=1e-5, atol=1e-5)
 
 
@@ -150,7 +154,7 @@ def test_a_killed_pass_goes_on_to_the_identical_table(small, tmp_path, monkeypat
     small.folder = tmp_path / "killed"
     with pytest.raises(KeyboardInterrupt):
         small.table()
-    assert 0 < len(small.cache) < len(np.unique(sequence_keys(small.source, small.setup.branches)[0]))
+    assert 0 < len(small.cache) < len(np.unique(sequence_keys(small.source, small.shape.branches)[0]))
     monkeypatch.setattr(ScoreCache, "add", plain)
     plain_scorer, scored_rows = reference.make_scorer, []
 
@@ -172,7 +176,8 @@ def test_flips_subsets_and_single_responses_share_scores(small, monkeypatch):
     np.testing.assert_array_equal(small.table(MemoryTrees(flipped)), table[:, ::-1])
     np.testing.assert_array_equal(small.table(MemoryTrees(trees(COUNT)[5:25])), table[5:25])
     one = [dataclasses.replace(t, responses=t.responses[1:], targets=t.targets[1:]) for t in trees(COUNT)]
-    small.setup = dataclasses.replace(small.setup, branches=Branches(1), objective=OBJECTIVES["apo_zero"])
+    small.setup = dataclasses.replace(small.setup, objective=OBJECTIVES["apo_zero"])
+    small.shape = dataclasses.replace(small.shape, branches=Branches(1))
     np.testing.assert_array_equal(small.table(MemoryTrees(one)), table[:, 1:])
 
 
@@ -187,7 +192,8 @@ def test_a_baseline_is_one_more_sequence(tmp_path):
     small = Small(tmp_path)
     table, before = small.table(), len(small.cache)
     more = Small(tmp_path)
-    more.setup = dataclasses.replace(more.setup, objective=OBJECTIVES["kto"], branches=Branches(2, baseline=True))
+    more.setup = dataclasses.replace(more.setup, objective=OBJECTIVES["kto"])
+    more.shape = dataclasses.replace(more.shape, branches=Branches(2, baseline=True))
     more.shape = dataclasses.replace(more.shape, branches=Branches(2, baseline=True))
     wider = more.table()
     assert wider.shape == (COUNT, 3)
@@ -195,10 +201,11 @@ def test_a_baseline_is_one_more_sequence(tmp_path):
     assert len(more.cache) > before
 
 
+@pytest.mark.slow
 def test_a_wrong_entry_is_found_when_scored_again(small):
     """Every score shifted by half a nat, as another program would have written them; then one part only."""
     table = small.table()
-    keys, _ = sequence_keys(small.source, small.setup.branches)
+    keys, _ = sequence_keys(small.source, small.shape.branches)
     for path in small.cache.folder.glob("part-*.npz"):
         path.unlink()
     small.cache.add(keys.ravel(), table.ravel() + np.float32(0.5))
@@ -215,7 +222,7 @@ def test_a_wrong_entry_is_found_when_scored_again(small):
 
 def test_the_tolerance_lets_rounding_pass(small):
     table = small.table()
-    keys, present = sequence_keys(small.source, small.setup.branches)
+    keys, present = sequence_keys(small.source, small.shape.branches)
     for path in small.cache.folder.glob("part-*.npz"):
         path.unlink()
     small.cache.add(keys[present], table[present] * np.float32(1 + 1e-5))
@@ -253,7 +260,7 @@ def test_a_damaged_file_is_named_and_a_partial_one_is_not_read(tmp_path):
 
 def test_a_key_is_of_prompt_and_response(small):
     """Where the prompt ends counts, and so does every token; what hangs beside a response does not."""
-    keys, present = sequence_keys(small.source, small.setup.branches)
+    keys, present = sequence_keys(small.source, small.shape.branches)
     assert present.all()
     same = {}
     for row, tree in enumerate(trees(COUNT)):

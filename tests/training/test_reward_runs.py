@@ -8,18 +8,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import load_tokenizer
 from prefjax.models.lora import LoraConfig
 from prefjax.models.reward_head import RewardHead
+from prefjax.policies.evaluate import evaluate_stage
+from prefjax.policies.export import export_reward_model
+from prefjax.policies.rewards import open_reward_model
 from prefjax.training import loop
 from prefjax.training.config import ReferenceConfig
-from prefjax.training.export import export_reward_model
 from prefjax.training.loop import LoopConfig
 from prefjax.training.mesh import MeshConfig
 from prefjax.training.optimizers import OptimizerConfig
-from prefjax.training.rewards import load_reward_model
-from prefjax.training.stage import evaluate_stage, load_policy, run_stage
+from prefjax.training.parameters import read_policy
+from prefjax.training.stage import run_stage
 from tests.training.test_run import DPO, final_state, lines
 
 BT = dataclasses.replace(
@@ -43,9 +46,10 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scorer(whole):
-    return load_reward_model(BT, whole[0])
+    return open_reward_model(whole[0], BT)
 
 
+@pytest.mark.slow
 def test_reward_accuracy_rises_from_a_half(whole):
     workdir, result = whole
     first, *_, last = lines(workdir)
@@ -56,6 +60,7 @@ def test_reward_accuracy_rises_from_a_half(whole):
     assert result.reference is None and "head" not in result.policy
 
 
+@pytest.mark.slow
 def test_evaluation_is_that_of_the_run(whole):
     workdir, result = whole
     assert evaluate_stage(BT, workdir, "") == pytest.approx(result.eval_metrics, rel=1e-5)
@@ -70,6 +75,7 @@ def test_scores_of_texts_are_those_of_training(whole, scorer):
     np.testing.assert_allclose((scores[:, 0] > scores[:, 1]).mean(), result.eval_metrics["reward_accuracy"])
 
 
+@pytest.mark.slow
 def test_a_score_does_not_depend_on_company_and_equal_texts_are_equal(scorer):
     (together,) = scorer([PROMPT], [[*TEXTS, TEXTS[0]]])
     assert together[3] == together[0] and len(set(together)) == 3
@@ -89,7 +95,7 @@ def test_an_empty_completion_has_a_score_and_chats_do_too(scorer):
 
 
 def test_what_cannot_be_scored_is_named(whole, scorer):
-    short = dataclasses.replace(scorer, encoding=dataclasses.replace(scorer.encoding, max_length=40))
+    short = dataclasses.replace(scorer, data=dataclasses.replace(scorer.data, encoding=EncodingPolicy(max_length=40)))
     with pytest.raises(ValueError, match="1 of 2 prompts cannot be scored(?s:.*)sequence_too_long(?s:.*)prompt 1"):
         short([PROMPT, PROMPT * 2], [["Hi."], ["Hi."]])
     scored, report = short.score([Record(PROMPT * 2, ("Hi.",), (0.0,), "ranked")])
@@ -99,9 +105,9 @@ def test_what_cannot_be_scored_is_named(whole, scorer):
 def test_a_reward_model_is_no_policy_and_a_policy_no_reward_model(whole, scorer):
     workdir, result = whole
     with pytest.raises(ValueError, match=r"holds a reward model \(bt\), which is no policy"):
-        load_policy(BT, result.setup.model, result.setup.mesh, str(workdir))
+        read_policy(str(workdir), result.setup.model, result.setup.mesh, seed=BT.seed)
     with pytest.raises(ValueError, match=r"trained a policy \(dpo\)"):
-        load_reward_model(dataclasses.replace(BT, objective="dpo", loss={}, reference=ReferenceConfig()), workdir)
+        open_reward_model(workdir, dataclasses.replace(BT, objective="dpo", loss={}, reference=ReferenceConfig()))
 
 
 def test_a_head_that_is_not_new_fails_the_start_check(whole):
@@ -112,16 +118,17 @@ def test_a_head_that_is_not_new_fails_the_start_check(whole):
 
 def test_export_holds_the_head_and_knows_where_a_response_ends(whole, scorer, tmp_path):
     workdir, result = whole
-    export_reward_model(BT, workdir, tmp_path / "out")
+    export_reward_model(open_reward_model(workdir, BT), tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")
     np.testing.assert_array_equal(stored["score.weight"], np.asarray(result.policy["reward_head"]).T)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] == scorer.tokenizer.pad_id
     assert load_tokenizer(tmp_path / "out").encode("Hi") == scorer.tokenizer.encode("Hi")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(ValueError, match="padding token is the end token"):
         patch.setattr(type(scorer.tokenizer), "pad_id", scorer.tokenizer.eos_id)
-        export_reward_model(BT, workdir, tmp_path / "other")
+        export_reward_model(open_reward_model(workdir, BT), tmp_path / "other")
 
 
+@pytest.mark.slow
 def test_adapters_and_head_are_trained_and_found_again(whole, tmp_path):
     workdir, _ = whole
     adapted = dataclasses.replace(BT, lora=LoraConfig(rank=2), train=LoopConfig(steps=4, log_every=1))
@@ -129,11 +136,12 @@ def test_adapters_and_head_are_trained_and_found_again(whole, tmp_path):
     saved = jax.tree_util.tree_leaves_with_path(final_state(tmp_path)["params"])
     names = {jax.tree_util.keystr(path).rsplit("'", 2)[-2] for path, _ in saved}
     assert names == {"lora_a", "lora_b", "reward_head"}
-    scores = np.stack(load_reward_model(adapted, tmp_path).score_trees(result.eval_trees))
+    scores = np.stack(open_reward_model(tmp_path, adapted).score_trees(result.eval_trees))
     assert scores.std() > 0
     np.testing.assert_allclose(scores.mean(0)[0], result.eval_metrics["chosen_reward"], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_general_preference_model_learns_and_compares(whole, tmp_path):
     workdir, _ = whole
     config = dataclasses.replace(
@@ -148,7 +156,7 @@ def test_a_general_preference_model_learns_and_compares(whole, tmp_path):
     first, *_, last = lines(tmp_path)
     assert last["loss"] < first["loss"] - 0.1 and last["reward_accuracy"] > first["reward_accuracy"] + 0.1
     assert result.finished
-    scorer = load_reward_model(config, tmp_path)
+    scorer = open_reward_model(tmp_path, config)
     first, second = scorer([PROMPT], [TEXTS[:2]])[0]
     assert first == pytest.approx(-second, abs=1e-6)
     three = scorer([PROMPT], [TEXTS])[0]

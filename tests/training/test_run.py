@@ -2,6 +2,11 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -10,13 +15,16 @@ import pytest
 
 from prefjax.data.prepare import DataConfig, WorldOptions
 from prefjax.models import ModelConfig
+from prefjax.policies.evaluate import evaluate_stage
 from prefjax.training import loop, reference, stage
-from prefjax.training.checkpoint import Checkpointer
+from prefjax.training.checkpoint import Checkpointer, load_proof
 from prefjax.training.config import ReferenceConfig, RowsConfig, StageConfig
 from prefjax.training.loop import LoopConfig
-from prefjax.training.mesh import MeshConfig
+from prefjax.training.mesh import MeshConfig, make_mesh
 from prefjax.training.optimizers import OptimizerConfig
-from prefjax.training.stage import evaluate_stage, run_stage
+from prefjax.training.processes import VARIABLES
+from prefjax.training.stage import run_stage
+from tests.compilation import QUICK
 
 DPO = StageConfig(
     objective="dpo",
@@ -51,6 +59,7 @@ def whole(tmp_path_factory):
     return workdir, run_stage(DPO, workdir, workdir / "data")
 
 
+@pytest.mark.slow
 def test_twenty_steps_learn(whole):
     workdir, result = whole
     losses = [line["loss"] for line in lines(workdir)]
@@ -60,6 +69,7 @@ def test_twenty_steps_learn(whole):
     assert "prompts_per_second" in lines(workdir)[-1]
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_is_bit_for_bit_the_same(whole, tmp_path):
     """10 steps, a new process's worth of fresh objects, 10 more: every array of the state equal, packing included."""
     workdir, result = whole
@@ -99,8 +109,104 @@ def test_the_run_says_what_it_is_made_of(whole):
 def test_another_run_in_the_same_workdir_is_refused(whole):
     workdir, _ = whole
     other = dataclasses.replace(DPO, loss={"beta": 0.1})
-    with pytest.raises(ValueError, match="loss: checkpoint has .*0.5.*this run .*0.1"):
+    with pytest.raises(ValueError, match=r"config\.loss\.beta: 0\.5 there, 0\.1 now"):
         run_stage(other, workdir, workdir / "data")
+
+
+def test_other_held_out_data_are_refused_and_the_same_of_another_name_are_not(whole, tmp_path, capsys):
+    workdir, _ = whole
+    (held_out,) = (workdir / "data").glob("synthetic-*-eval-*.jsonl")
+    other = held_out.read_text().splitlines()[1:]
+    for name, lines in (("same.jsonl", held_out.read_text().splitlines()), ("other.jsonl", other)):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    config = lambda name: dataclasses.replace(DPO, data=dataclasses.replace(DPO.data, eval=str(tmp_path / name)))
+    with pytest.raises(ValueError, match=r"another config \(held-out data: '\w+' there, '\w+' now\)"):
+        run_stage(config("other.jsonl"), workdir, tmp_path)
+    assert run_stage(config("same.jsonl"), workdir, tmp_path).finished
+    assert "continuing from step 20\n" in capsys.readouterr().out
+
+
+def test_a_run_may_become_longer_but_not_shorter_than_it_is(whole, tmp_path, capsys):
+    workdir, _ = whole
+    shorter = dataclasses.replace(DPO, train=LoopConfig(steps=10))
+    with pytest.raises(ValueError, match="is at step 20, beyond train.steps=10"):
+        run_stage(shorter, workdir, workdir / "data")
+    stage._say_continued(tmp_path, load_proof(workdir), 24)
+    assert "continuing from step 20; 24 steps, not 20: schedules of the learning rate" in capsys.readouterr().out
+
+
+# Steps of three rows: four with padding where four devices share them.
+FOUR_STEPS = dataclasses.replace(
+    DPO,
+    rows=dataclasses.replace(DPO.rows, tokens_per_step=3 * 384),
+    optimizer=OptimizerConfig(learning_rate=3e-4),
+    train=LoopConfig(steps=4, log_every=1, checkpoint_every=2),
+)
+SECOND_HALF = """
+import dataclasses, sys
+from pathlib import Path
+import jax
+from prefjax.training.processes import join_processes
+join_processes()
+assert (jax.process_count(), jax.device_count()) == (2, 4)
+from prefjax.training.mesh import MeshConfig
+from prefjax.training.stage import run_stage
+from tests.training.test_run import FOUR_STEPS
+run_stage(dataclasses.replace(FOUR_STEPS, mesh=MeshConfig(1, 2, 2)), Path(sys.argv[1]), Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def eight(whole, tmp_path_factory):
+    """The folder of a run of eight devices, its data, and what it evaluated."""
+    folder, data = tmp_path_factory.mktemp("eight"), whole[0] / "data"
+    return folder, data, run_stage(FOUR_STEPS, folder, data).eval_metrics["loss"]
+
+
+def copy_of_half(eight, folder):
+    shutil.copytree(eight[0] / "checkpoints", folder / "checkpoints", ignore=shutil.ignore_patterns("4"))
+
+
+def assert_same_second_half(eight, folder):
+    losses = lambda folder: [line["loss"] for line in lines(folder) if line["step"] > 2]
+    assert losses(folder) == pytest.approx(losses(eight[0]), rel=0, abs=1e-6) and len(losses(folder)) == 2
+    # Log-probs of -150 nats are rounded to 1e-5 each.
+    assert lines(folder, "eval")[-1]["loss"] == pytest.approx(eight[2], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices,mesh", [(1, (1, 1, 1)), (4, (1, 4, 1))])
+def test_a_run_of_eight_devices_continues_on_any_mesh(eight, tmp_path, devices, mesh, monkeypatch, capsys):
+    """In another folder, from step 2 on."""
+    copy_of_half(eight, tmp_path)
+    monkeypatch.setattr(stage, "make_mesh", lambda config: make_mesh(config, jax.devices()[:devices]))
+    run_stage(dataclasses.replace(FOUR_STEPS, mesh=MeshConfig(*mesh)), tmp_path, eight[1])
+    said = capsys.readouterr().out
+    assert "continuing from step 2\n" in said and ("1 rows of padding" in said) == (devices == 4)
+    assert_same_second_half(eight, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_of_one_process_continues_as_two(eight, tmp_path):
+    copy_of_half(eight, tmp_path)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count=2 {QUICK}"
+    variables = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", VARIABLES[0]: address, VARIABLES[1]: "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SECOND_HALF, tmp_path, eight[1]],
+            env=os.environ | variables | {VARIABLES[2]: str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in started]
+    assert all(process.returncode == 0 for process in started), outputs[0][-3000:]
+    assert_same_second_half(eight, tmp_path)
 
 
 def test_evaluate_repeats_the_last_evaluation(whole):
@@ -109,6 +215,7 @@ def test_evaluate_repeats_the_last_evaluation(whole):
     assert values == pytest.approx(result.eval_metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_wrong_reference_stops_at_the_first_batch(whole, tmp_path, monkeypatch):
     """The loss is not log 2, and the run says so before it trains."""
     workdir, _ = whole
@@ -127,10 +234,12 @@ def epoch(whole, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_epochs_cover_every_prompt(epoch):
     assert sum(line["prompts"] for line in lines(epoch)) == 96
 
 
+@pytest.mark.slow
 def test_a_trace_of_a_step_lies_in_the_workdir(epoch):
     """Read back with JAX: it holds the second step, once."""
     (path,) = (epoch / "profile").rglob("*.xplane.pb")
@@ -139,6 +248,7 @@ def test_a_trace_of_a_step_lies_in_the_workdir(epoch):
     assert [dict(event.stats)["step_num"] for event in events if event.name == "train"] == [2]
 
 
+@pytest.mark.slow
 def test_prompts_batching_gives_every_layout_the_same_steps(whole, tmp_path):
     workdir, _ = whole
     losses = {}
@@ -151,6 +261,7 @@ def test_prompts_batching_gives_every_layout_the_same_steps(whole, tmp_path):
     assert losses["pairs"] == pytest.approx(losses["shared_packed"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_with_advice(whole, tmp_path):
     workdir, _ = whole
     optimizer = OptimizerConfig(name="sgd", learning_rate=1e30, clip_norm=0.0)
@@ -161,7 +272,7 @@ def test_a_non_finite_loss_stops_with_advice(whole, tmp_path):
 
 def test_checkpoints_keep_the_newest(whole):
     workdir, _ = whole
-    checkpointer = Checkpointer(workdir / "checkpoints", identity={})
+    checkpointer = Checkpointer(workdir / "checkpoints", identity={}, facts={})
     assert checkpointer.latest_step() == 20
     checkpointer.close()
 

@@ -23,7 +23,9 @@ def main(request_path: str, result_path: str) -> None:
         request = json.load(file)
     # Thread counts are read when the libraries load; nothing is looked up on a network.
     os.environ.update(OMP_NUM_THREADS=str(request["threads"]), MKL_NUM_THREADS=str(request["threads"]))
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", CUDA_VISIBLE_DEVICES="")
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    if request["device"] == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["HF_DATASETS_CACHE"] = scratch
         result = train(request, scratch)
@@ -39,22 +41,29 @@ def train(request: dict, scratch: str) -> dict:
     setting: batch (pairs per forward), attention, sort_by_length (pairs of like length share a forward), compile.
     """
     import torch
-    from datasets import Dataset
-    from transformers import AutoTokenizer, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
 
     torch.set_num_threads(request["threads"])
-    setting, pairs = request["setting"], request["pairs"]
-    if len(pairs) % setting["batch"]:
-        raise ValueError(f"batch={setting['batch']} must divide the {len(pairs)} pairs of a step")
+    clock = make_clock()
+    trainer, seconds_before = make_trainer(request, scratch, clock)
+    logps = log_probs(trainer, request["pairs"]) if request["score"] else None
+    if request["steps"]:
+        trainer.train()
+    differences = lambda ticks: [after - before for before, after in zip(ticks[:-1], ticks[1:], strict=True)]
+    held = {} if request["device"] == "cpu" else {"peak_gb": torch.cuda.max_memory_allocated() / 1e9}
+    return held | {
+        "seconds": differences(clock.wall),
+        "cpu_seconds": differences(clock.cpu),
+        "seconds_before": seconds_before,
+        "losses": clock.losses,
+        "logps": logps,
+    }
 
-    class GivenIds(DPOTrainer):
-        def _prepare_dataset(self, dataset, *args, **kwargs):
-            return dataset
+
+def make_clock():
+    """Time of every optimiser step, data loading and logging included, and its loss."""
+    from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        """Time of every optimiser step, data loading and logging included, and its loss."""
-
         def __init__(self):
             self.wall, self.cpu, self.losses = [], [], []
 
@@ -68,11 +77,29 @@ def train(request: dict, scratch: str) -> dict:
             if "loss" in logs:
                 self.losses.append(logs["loss"])
 
-    order = list(range(len(pairs)))
+    return Clock()
+
+
+def make_trainer(request: dict, scratch: str, clock):
+    """DPOTrainer on the pairs' ids, all of them one optimiser step, and the seconds that making it took.
+
+    Raises:
+      ValueError: the batch does not divide the pairs.
+    """
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import DPOConfig, DPOTrainer
+
+    class GivenIds(DPOTrainer):
+        def _prepare_dataset(self, dataset, *args, **kwargs):
+            return dataset
+
+    setting, pairs = request["setting"], request["pairs"]
+    if len(pairs) % setting["batch"]:
+        raise ValueError(f"batch={setting['batch']} must divide the {len(pairs)} pairs of a step")
     if setting["sort_by_length"]:
         longest = lambda pair: max(len(pair["chosen_ids"]), len(pair["rejected_ids"]))
-        order.sort(key=lambda i: len(pairs[i]["prompt_ids"]) + longest(pairs[i]))
-    clock = Clock()
+        pairs = sorted(pairs, key=lambda pair: len(pair["prompt_ids"]) + longest(pair))
     began = time.perf_counter()
     trainer = GivenIds(
         model=request["model"],
@@ -92,40 +119,32 @@ def train(request: dict, scratch: str) -> dict:
             optim="adamw_torch_fused",
             weight_decay=0.0,
             max_grad_norm=1.0,
-            bf16=False,
+            bf16=request["device"] == "cuda",
             train_sampling_strategy="sequential",
             dataloader_drop_last=True,
             dataloader_pin_memory=False,
             torch_compile=setting["compile"],
-            use_cpu=True,
+            use_cpu=request["device"] == "cpu",
             logging_steps=1,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=Dataset.from_list([pairs[i] for i in order]),
-        processing_class=AutoTokenizer.from_pretrained(request["model"]),
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=AutoTokenizer.from_pretrained(request["model"], trust_remote_code=False),
         callbacks=[clock],
     )
-    seconds_before = time.perf_counter() - began
-    logps = None
-    if request["score"]:
-        columns = ("prompt_ids", "chosen_ids", "rejected_ids")
-        logps = []
-        for pair in pairs:
-            batch = trainer.data_collator([{name: pair[name] for name in columns}])
-            chosen, rejected = trainer.compute_ref_log_probs(trainer.model.eval(), batch)
-            logps.append([chosen.item(), rejected.item()])
-    if request["steps"]:
-        trainer.train()
-    differences = lambda ticks: [after - before for before, after in zip(ticks[:-1], ticks[1:], strict=True)]
-    return {
-        "seconds": differences(clock.wall),
-        "cpu_seconds": differences(clock.cpu),
-        "seconds_before": seconds_before,
-        "losses": clock.losses,
-        "logps": logps,
-    }
+    return trainer, time.perf_counter() - began
+
+
+def log_probs(trainer, pairs: list[dict]) -> list[list[float]]:
+    """[chosen, rejected] sums of every pair, in the request's order."""
+    found = []
+    for pair in pairs:
+        batch = trainer.data_collator([pair])
+        chosen, rejected = trainer.compute_ref_log_probs(trainer.model.eval(), batch)
+        found.append([chosen.item(), rejected.item()])
+    return found
 
 
 if __name__ == "__main__":

@@ -29,8 +29,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from experiments.tables import plots
-from experiments.tables.core import (
+from experiments.tables import figures
+from experiments.tables.harness import (
     EXACT,
     NOT_REPRODUCED,
     ORDER,
@@ -258,7 +258,7 @@ def plot(results: Results) -> matplotlib.figure.Figure:
     """Learning curves of the three action probabilities. On D1 the curves of DPO go to 1 for a and to 0 for b and c at
     every tau, those of IPO level off on the dashed closed form, ever closer to 1/3 as tau grows. On D3, read as tie +
     loss, DPO takes everything from c; IPO leaves c the share that the closed form says."""
-    return plots.curve_grid(
+    return figures.curve_grid(
         results,
         {
             f"{figure}  ({title})": [

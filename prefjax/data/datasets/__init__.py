@@ -1,12 +1,15 @@
-"""Named preference datasets: a registry of short entries, and the TFDS builder that all of them share."""
+"""Named preference datasets, one in each module of this folder: where it lies, its licence, how rows become records.
+
+To add one, write a module with one `DATASETS.add(Dataset(...), __name__)`, and a few invented rows of its schema with
+the records they become into `tests/data/dataset_samples.py`; then run `python -m docs.write_datasets`.
+"""
 
 import difflib
-from collections.abc import Mapping
 
-from prefjax.data.datasets import machines, people
-from prefjax.data.datasets.entry import Dataset, Variant
+from prefjax.data.dataset_entry import Dataset, Variant
+from prefjax.registry import Registry
 
-DATASETS: Mapping[str, Dataset] = {dataset.name: dataset for dataset in (*people.DATASETS, *machines.DATASETS)}
+DATASETS: Registry[Dataset] = Registry(kind="dataset", package=__name__, page="docs/datasets.md")
 
 
 def find(name: str) -> tuple[Dataset, Variant]:
@@ -16,13 +19,10 @@ def find(name: str) -> tuple[Dataset, Variant]:
         ValueError: there is no such name; says which are near, or which variants there are.
     """
     root, _, rest = name.partition("/")
-    dataset = DATASETS.get(root)
-    if dataset is None:
-        near = difflib.get_close_matches(root, DATASETS, cutoff=0.5) or DATASETS
-        raise ValueError(
-            f"no dataset named {root!r}; near it: {', '.join(near)} (docs/datasets.md lists all). "
-            "A file would end with .jsonl, .jsonl.gz or .parquet"
-        )
+    try:
+        dataset = DATASETS.find(root)
+    except ValueError as error:
+        raise ValueError(f"{error}. A file would end with .jsonl, .jsonl.gz or .parquet") from None
     if not rest and len(dataset.variants) == 1:
         return dataset, dataset.variants[0]
     if variant := dataset.variant(rest):

@@ -1,13 +1,16 @@
 """Comparisons of a prompt's responses, incomplete and partly wrong, made into scores: low rank plus sparse."""
 
 from collections.abc import Iterable
+from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float64
 
+from prefjax.data.methods import method
 from prefjax.data.methods.sampling import rescored
 from prefjax.data.methods.stream import Outcome, Outcomes, each, per_response, reject, take_kind
 from prefjax.data.records import Record
+from prefjax.options import Range
 
 _STEPS = 1000
 _LEAST = 12  # responses; measured: of fewer, even complete comparisons without errors are not returned as they are
@@ -54,7 +57,10 @@ def low_rank_plus_sparse(
     raise ValueError(f"no convergence in {_STEPS} steps: gap {np.linalg.norm(gap) / scale:.1e} of the matrix's norm")
 
 
-def complete_comparisons(records: Iterable[Record], *, wins: str, clip: float = 0.01) -> Outcomes:
+@method(shapes=True, response_columns=("wins",))
+def complete_comparisons(
+    records: Iterable[Record], *, wins: str, clip: Annotated[float, Range(above=0, below=0.5)] = 0.01
+) -> Outcomes:
     """Robust and complete scores: Bradley-Terry log-odds as a matrix of low rank plus sparse errors.
 
     Source: arXiv 2403.02745 (CURATRON) for the problem: log-odds of Bradley-Terry are s_i - s_j, of rank 2, some of

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
+from prefjax.data.methods import method
 from prefjax.data.methods.stream import Outcome, Outcomes, each, reject, rewards, take_kind
 from prefjax.data.records import Message, Record
 
@@ -20,6 +21,7 @@ def with_instruction(record: Record, text: str) -> Record:
     return dataclasses.replace(record, prompt=(Message("system", text), *prompt))
 
 
+@method(shapes=True, response_columns=("reward",))
 def reward_augmented(
     records: Iterable[Record],
     *,

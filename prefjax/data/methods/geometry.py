@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float64
 
+from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
     Outcomes,
@@ -18,6 +19,7 @@ from prefjax.data.methods.stream import (
     take_kind,
 )
 from prefjax.data.records import Record
+from prefjax.options import Count, NonNegative, Positive, Several
 
 _NO_VOLUME = 1e-10  # relative to the largest first gain: below it a determinant is rounding noise
 
@@ -59,13 +61,14 @@ def greedy_volume(features: Float64[np.ndarray, "n D"], count: int, bandwidth: f
     return picked
 
 
+@method(record_columns=("embedding", "quality"), streams=False)
 def diverse_subset(
     records: Iterable[Record],
     *,
-    size: int,
+    size: Count,
     embedding: str,
     quality: str | None = None,
-    bandwidth: float | None = None,
+    bandwidth: Positive | None = None,
 ) -> Outcomes:
     """The most diverse subset: greedy maximisation of the log-determinant of a kernel, the mode of a DPP.
 
@@ -120,7 +123,14 @@ def representative_and_diverse(similarity: Float64[np.ndarray, "n n"], count: in
     return picked
 
 
-def aepo(records: Iterable[Record], *, embedding: str, count: int = 2, diversity: float = 1.0) -> Outcomes:
+@method(shapes=True, response_columns=("embedding",))
+def aepo(
+    records: Iterable[Record],
+    *,
+    embedding: str,
+    count: Several = 2,
+    diversity: NonNegative = 1.0,
+) -> Outcomes:
     """Annotation-efficient preferences (AEPO): the few responses that represent all and differ from each other.
 
     Source: arXiv 2405.13541 (objective and greedy search as in its code; the code then tries random exchanges too).

@@ -7,20 +7,23 @@ from typing import Any, Literal
 
 import numpy as np
 
+from prefjax.data.account import Rejection
 from prefjax.data.formats import Columns, RecordFormat, parse
+from prefjax.data.methods import method
 from prefjax.data.methods.stream import Outcome, Outcomes, check_choice, each, reject
 from prefjax.data.readers import find_files, read_rows
 from prefjax.data.records import Record
-from prefjax.data.report import Rejection
+from prefjax.options import Count
 
 
+@method(files=("file",))
 def join(
     records: Iterable[Record],
     *,
     file: str,
     columns: tuple[str, ...],
     per: Literal["record", "response"] = "record",
-    count: int | None = None,
+    count: Count | None = None,
 ) -> Outcomes:
     """Columns of score files: numbers that models gave to the same prompts and responses, averaged over rows.
 
@@ -86,7 +89,7 @@ def _array(held: Any, column: str, source: str) -> np.ndarray:
         array = np.array(held[column], np.float64)
     except KeyError:
         raise ValueError(f"{source}:{column}: the column is missing") from None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{source}:{column}: must be a number or a list of numbers, got {held[column]!r}") from None
     if not np.isfinite(array).all():
         raise ValueError(f"{source}:{column}: not finite")

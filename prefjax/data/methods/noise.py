@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable
 
+from prefjax.data.account import Notice
+from prefjax.data.methods import method
 from prefjax.data.methods.stream import Outcome, Outcomes, Seed, each, exchange, generator, reject, rewards, take_kind
 from prefjax.data.records import Record
-from prefjax.data.report import Notice
 from prefjax.data.synthetic import preference_probability
+from prefjax.options import Positive, Share
 
 
+@method()
 def flip_labels(
-    records: Iterable[Record], *, rate: float, rate_undesirable: float | None = None, seed: Seed = 0
+    records: Iterable[Record], *, rate: Share, rate_undesirable: Share | None = None, seed: Seed = 0
 ) -> Outcomes:
     """Random flips: every label is wrong with probability `rate`, independently of everything else.
 
@@ -40,8 +43,9 @@ def flip_labels(
     return each(records, step)
 
 
+@method(response_columns=("reward",))
 def bradley_terry_labels(
-    records: Iterable[Record], *, temperature: float = 1.0, reward: str | None = None, seed: Seed = 0
+    records: Iterable[Record], *, temperature: Positive = 1.0, reward: str | None = None, seed: Seed = 0
 ) -> Outcomes:
     """Labels drawn from rewards: P(a beats b) = sigmoid((r_a - r_b) / temperature), the Bradley-Terry model.
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from prefjax.data.methods import method
 from prefjax.data.methods.conditioning import with_instruction
 from prefjax.data.methods.sampling import rescored
 from prefjax.data.methods.stream import (
@@ -23,10 +24,12 @@ from prefjax.data.methods.stream import (
 )
 from prefjax.data.records import Record
 from prefjax.data.transforms import RANKING_RULES, rankings_to_pairs
+from prefjax.options import Count
 
 _ENDS = ("max", "min")
 
 
+@method(shapes=True)
 def pairs(records: Iterable[Record], *, rule: Literal["best_worst", "adjacent", "all"] = "best_worst") -> Outcomes:
     """Pairs by score: best against worst, neighbours in the order of scores, or every two.
 
@@ -38,6 +41,7 @@ def pairs(records: Iterable[Record], *, rule: Literal["best_worst", "adjacent", 
     return each(records, lambda record: rankings_to_pairs(record, rule))
 
 
+@method(shapes=True, response_columns=("reward",))
 def reward_positions(
     records: Iterable[Record],
     *,
@@ -75,7 +79,10 @@ def reward_positions(
     return each(records, step)
 
 
-def best_against_few(records: Iterable[Record], *, few: int = 5, reward: str | None = None, seed: Seed = 0) -> Outcomes:
+@method(shapes=True, response_columns=("reward",))
+def best_against_few(
+    records: Iterable[Record], *, few: Count = 5, reward: str | None = None, seed: Seed = 0
+) -> Outcomes:
     """The scalable sweet spot: the best of all samples against the worst of a few random ones.
 
     Source: arXiv 2502.16825 (its strategy for growing sample counts; the worst of 5 stands for mu - 2 sigma).
@@ -104,6 +111,7 @@ def best_against_few(records: Iterable[Record], *, few: int = 5, reward: str | N
     return each(records, step)
 
 
+@method(shapes=True, response_columns=("model",))
 def delta_pairs(records: Iterable[Record], *, model: str, strong: str, weak: str) -> Outcomes:
     """Delta learning: a stronger model's response against a weaker one's, whatever anybody scored.
 
@@ -131,6 +139,7 @@ def delta_pairs(records: Iterable[Record], *, model: str, strong: str, weak: str
     return each(records, step)
 
 
+@method(shapes=True, response_columns=("passed",))
 def pass_fail(
     records: Iterable[Record], *, to: Literal["pairs", "labels"] = "pairs", passed: str | None = None
 ) -> Outcomes:
@@ -168,6 +177,7 @@ def pass_fail(
     return each(records, step)
 
 
+@method(shapes=True, response_columns=("instruction",))
 def conditioned_pairs(records: Iterable[Record], *, instruction: str) -> Outcomes:
     """Configurable preferences (CPT): under the instruction a response was written for, it beats every other one.
 

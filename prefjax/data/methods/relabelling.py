@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from prefjax.data.account import Notice, Rejection
+from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
     Outcomes,
@@ -19,17 +21,18 @@ from prefjax.data.methods.stream import (
     take_kind,
 )
 from prefjax.data.records import Record
-from prefjax.data.report import Notice, Rejection
 from prefjax.data.synthetic import preference_probability
+from prefjax.options import BelowHalf, Positive, Share
 
 
+@method(record_columns=("gain", "people", "model"), streams=False)
 def route(
     records: Iterable[Record],
     *,
     gain: str,
     people: str,
     model: str,
-    share: float,
+    share: Share,
 ) -> Outcomes:
     """Hybrid preferences: people's labels where they are predicted to help most, a model's elsewhere.
 
@@ -59,14 +62,15 @@ def route(
     yield from lost
 
 
+@method(shapes=True, response_columns=("policy", "reference"), streams=False)
 def self_label(
     records: Iterable[Record],
     *,
     policy: str,
     reference: str,
-    beta: float = 0.1,
-    smoothing: float = 0.1,
-    least_confident: float = 0.1,
+    beta: Positive = 0.1,
+    smoothing: BelowHalf = 0.1,
+    least_confident: Share = 0.1,
 ) -> Outcomes:
     """Direct preference judgement (SPA, Selfie): the policy's implicit reward labels its pairs, softly where unsure.
 
@@ -107,8 +111,9 @@ def self_label(
     yield from lost
 
 
+@method(shapes=True, response_columns=("reward",))
 def bradley_terry_targets(
-    records: Iterable[Record], *, temperature: float = 1.0, reward: str | None = None
+    records: Iterable[Record], *, temperature: Positive = 1.0, reward: str | None = None
 ) -> Outcomes:
     """Graded labels from rewards: target_probability = sigmoid((r_w - r_l) / temperature) and margin = r_w - r_l.
 

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
+from prefjax.data.account import Notice
+from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
     Outcomes,
@@ -20,7 +22,7 @@ from prefjax.data.methods.stream import (
     take_kind,
 )
 from prefjax.data.records import Record
-from prefjax.data.report import Notice
+from prefjax.options import Positive, Several
 
 
 def rejection_sample(reward: Float64[np.ndarray, "n"], count: int, beta: float, rng: np.random.Generator) -> list[int]:
@@ -50,11 +52,12 @@ def rejection_sample(reward: Float64[np.ndarray, "n"], count: int, beta: float, 
     return accepted
 
 
+@method(shapes=True, response_columns=("reward",))
 def rso(
     records: Iterable[Record],
     *,
-    count: int = 8,
-    beta: float = 0.5,
+    count: Several = 8,
+    beta: Positive = 0.5,
     pairing: Literal["first_round", "tournament", "none"] = "first_round",
     reward: str | None = None,
     seed: Seed = 0,

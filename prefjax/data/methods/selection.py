@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from prefjax.data.account import Rejection
+from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
     Outcomes,
@@ -22,11 +24,12 @@ from prefjax.data.methods.stream import (
     take_kind,
 )
 from prefjax.data.records import Record
-from prefjax.data.report import Rejection
+from prefjax.options import Count, Finite, Index, Part, Several
 
 
+@method(streams=False)
 def subset(
-    records: Iterable[Record], *, size: int | None = None, share: float | None = None, seed: Seed = 0
+    records: Iterable[Record], *, size: Count | None = None, share: Part | None = None, seed: Seed = 0
 ) -> Outcomes:
     """Nested random subsets: of one seed and one file, a smaller subset lies within every larger one.
 
@@ -49,12 +52,13 @@ def subset(
     return kept_in_order(records, order[:count].tolist(), "outside the subset")
 
 
+@method(streams=False)
 def fold(
     records: Iterable[Record],
     *,
-    index: int = 0,
-    folds: int = 2,
-    repeat: int = 0,
+    index: Index = 0,
+    folds: Several = 2,
+    repeat: Index = 0,
     held_out: bool = False,
     seed: Seed = 0,
 ) -> Outcomes:
@@ -80,7 +84,8 @@ def fold(
     return kept_in_order(records, chosen.tolist(), "in another fold" if held_out else "in the fold held out")
 
 
-def easiest(records: Iterable[Record], *, by: str, share: float = 0.5) -> Outcomes:
+@method(record_columns=("by",), streams=False)
+def easiest(records: Iterable[Record], *, by: str, share: Part = 0.5) -> Outcomes:
     """Selective DPO: the share of records with the lowest difficulty, from easy to hard.
 
     Source: arXiv 2502.09650 (difficulty is the mean validation loss of models trained on the other fold; 50 %).
@@ -97,11 +102,12 @@ def easiest(records: Iterable[Record], *, by: str, share: float = 0.5) -> Outcom
     yield from lost
 
 
+@method(response_columns=("reward",))
 def margin_window(
     records: Iterable[Record],
     *,
-    at_least: float | None = None,
-    at_most: float | None = None,
+    at_least: Finite | None = None,
+    at_most: Finite | None = None,
     reward: str | None = None,
 ) -> Outcomes:
     """Moderate margins: pairs whose score_chosen - score_rejected lies in a window, ends included.
@@ -119,11 +125,12 @@ def margin_window(
     return _window(records, value, at_least, at_most, reward or "score_chosen")
 
 
+@method(response_columns=("reward",))
 def score_window(
     records: Iterable[Record],
     *,
-    at_least: float | None = None,
-    at_most: float | None = None,
+    at_least: Finite | None = None,
+    at_most: Finite | None = None,
     response: Literal["all", "chosen", "rejected"] = "all",
     reward: str | None = None,
 ) -> Outcomes:
@@ -145,11 +152,12 @@ def score_window(
     return _window(records, value, at_least, at_most, reward or "scores")
 
 
+@method(shapes=True, response_columns=("reward",))
 def variance_window(
     records: Iterable[Record],
     *,
-    at_least: float | None = None,
-    at_most: float | None = None,
+    at_least: Finite | None = None,
+    at_most: Finite | None = None,
     reward: str | None = None,
 ) -> Outcomes:
     """Stable instructions: prompts whose scores over responses of several models have a variance in a window.
@@ -166,8 +174,9 @@ def variance_window(
     return _window(records, value, at_least, at_most, reward or "scores")
 
 
+@method(record_columns=("column",))
 def column_window(
-    records: Iterable[Record], *, column: str, at_least: float | None = None, at_most: float | None = None
+    records: Iterable[Record], *, column: str, at_least: Finite | None = None, at_most: Finite | None = None
 ) -> Outcomes:
     """Records whose number in a column lies in a window, ends included.
 

@@ -1,19 +1,19 @@
 """What all methods share: what becomes of a record, and typed access to its numbers and named columns."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
+from prefjax.data.account import Finding, Rejection
 from prefjax.data.records import Record
-from prefjax.data.report import Finding, Rejection
+from prefjax.options import FLOAT32, Index
 
 Outcome = tuple[Record | Finding, ...]  # what became of one incoming record
 Outcomes = Iterator[Outcome]
-Seed = int | tuple[int, ...]  # as numpy.random.default_rng takes it
+Seed = Index | tuple[int, ...]  # as numpy.random.default_rng takes it
 
 _HOW = "name a column of the file, or bring it in with join(file=..., columns=...)"
 
@@ -144,8 +144,10 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def _finite(record: Record, value: Any, column: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise reject(record, "wrong_type", column, f"must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
-        raise reject(record, "not_finite", column, f"{value}")
+    if value not in FLOAT32:
+        raise reject(
+            record, "not_finite", column, f"{value}" if isinstance(value, float) else "an integer beyond float32"
+        )
     return float(value)
 
 

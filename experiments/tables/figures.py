@@ -1,0 +1,67 @@
+"""The one look of all figures: learning curves with intervals over seeds, computed values dashed."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import matplotlib.figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from experiments.tables.harness import Results, mean_interval
+
+COLORS = ("#0072B2", "#8A8F98", "#D55E00", "#009E73", "#CC79A7")  # apart for every kind of colour vision
+_INK = "#333333"
+
+
+def curve_grid(
+    results: Results,
+    blocks: Mapping[str, Sequence[Sequence[tuple[str, str]]]],
+    *,
+    curve: str,
+    line: str,
+    metrics: Sequence[str],
+    ylim: tuple[float, float],
+) -> matplotlib.figure.Figure:
+    """Small multiples of learning curves: mean over seeds with its 95 % interval, one colour per metric.
+
+    blocks   a heading -> rows of (panel title, `Row.row`)
+    curve    the `Row.col` drawn against its steps
+    line     the `Row.col` drawn as a dashed line
+    """
+    rows = sum(len(block) for block in blocks.values())
+    columns = max(len(row) for block in blocks.values() for row in block)
+    figure = matplotlib.figure.Figure(
+        figsize=(2.3 * columns, 1.75 * rows + 0.4 * len(blocks) + 0.3), layout="constrained"
+    )
+    figure.get_layout_engine().set(wspace=0.06)
+    handles = [Line2D([], [], color=color, lw=2, label=metric) for color, metric in zip(COLORS, metrics, strict=False)]
+    handles.append(Line2D([], [], color=_INK, lw=0.8, ls=(0, (4, 3)), label=line))
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
+    parts = figure.subfigures(
+        len(blocks), 1, height_ratios=[len(block) + 0.2 for block in blocks.values()], squeeze=False
+    )
+    for part, (heading, block) in zip(parts[:, 0], blocks.items(), strict=True):
+        part.suptitle(heading, x=0.01, ha="left", fontsize=11, fontweight="bold", color=_INK)
+        axes = part.subplots(len(block), columns, sharex=True, sharey=True, squeeze=False)
+        for axis, (title, row) in zip(axes.flat, itertools.chain.from_iterable(block), strict=True):
+            axis.set_title(title, fontsize=9, color=_INK)
+            _curves(axis, results, row, curve, line, metrics)
+            axis.set_ylim(*ylim)
+        for axis in axes[-1]:
+            axis.set_xlabel("step", fontsize=8, color=_INK, labelpad=1)
+    return figure
+
+
+def _curves(axis, results: Results, row: str, curve: str, line: str, metrics: Sequence[str]) -> None:
+    for color, metric in zip(COLORS, metrics, strict=False):
+        steps, values = results.curve(row, curve, metric)
+        mean, half = mean_interval(values)
+        axis.fill_between(steps, mean - half, mean + half, color=color, alpha=0.25, lw=0)
+        axis.plot(steps, mean, color=color, lw=1.6)
+        axis.axhline(results.mean(row, line, metric), color=_INK, lw=0.8, ls=(0, (4, 3)), zorder=3)
+    axis.margins(x=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.spines[["bottom", "left"]].set_color("#BBBBBB")
+    axis.tick_params(labelsize=8, colors=_INK, color="#BBBBBB")
+    axis.xaxis.set_major_locator(MaxNLocator(3))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step else "0"))

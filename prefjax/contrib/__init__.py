@@ -1,0 +1,5 @@
+"""The literature's tools over files, which nothing else here imports: what each shows of a table of columns."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,68 @@
+"""Tools, and calls of them, in chats: what files hold, checked, and kept as JSON text that chat templates are given."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from prefjax.data.records import MESSAGE_FIELDS
+
+
+class BadTools(Exception):
+    """Not of the form that chat templates take. `args` are (field, detail) of a Rejection."""
+
+
+def tools_text(value: Any) -> str:
+    """The `tools` column of a row, a list of JSON schemas or that list as JSON text, as `Record.tools`.
+
+    A schema is {"type": "function", "function": {"name", ...}}, or the function alone. An empty list is no tools.
+
+    Raises:
+        BadTools: anything else.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise BadTools("tools", f"text that is no JSON: {error}") from error
+    for at, tool in enumerate(_list(value, "tools")):
+        _function(tool, f"tools[{at}]")
+    return _text(value, "tools") if value else ""
+
+
+def message_fields(message: Mapping[str, Any]) -> str:
+    """What a message has besides role and content, as `Message.fields`.
+
+    Calls of tools are the assistant's, [{"type": "function", "function": {"name", "arguments"}, ...}] or the functions
+    alone; `name` and `tool_call_id` are text.
+
+    Raises:
+        BadTools: anything else.
+    """
+    given = {key: message[key] for key in MESSAGE_FIELDS if message.get(key) not in (None, [], "")}
+    for at, call in enumerate(_list(given.get("tool_calls", []), "tool_calls")):
+        _function(call, f"tool_calls[{at}]")
+    if "tool_calls" in given and message["role"] != "assistant":
+        raise BadTools("tool_calls", f"by {message['role']!r}: only the assistant calls tools")
+    for key in ("name", "tool_call_id"):
+        if not isinstance(given.get(key, ""), str):
+            raise BadTools(key, f"must be text, got {type(given[key]).__name__}")
+    return _text(given, "tool_calls") if given else ""
+
+
+def _list(value: Any, field: str) -> list[Any] | tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise BadTools(field, f"must be a list, got {type(value).__name__}")
+    return value
+
+
+def _function(value: Any, field: str) -> None:
+    inner = value.get("function", value) if isinstance(value, Mapping) else None
+    if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
+        raise BadTools(field, "a function has a name")
+
+
+def _text(value: Any, field: str) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadTools(field, f"not to be written as JSON: {error}") from error

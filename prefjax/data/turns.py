@@ -1,0 +1,150 @@
+"""Where the assistant's turns begin and end in what a chat template renders, read off the conversation itself.
+
+Templates agree on little: some add the header of the assistant's turn whether asked or not, some never, some open a
+thought in it; some put more after the end of a turn, or drop the thoughts of earlier turns. So a turn is looked at with
+and without it, and with and without the header, and what cannot be told is refused with both renders.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Sequence
+
+from prefjax.data.records import Message
+from prefjax.data.tokenizers import Tokenizer
+
+_WORDS = "Wombats dig."  # spoken in place of a turn whose own text does not stand in the render exactly once
+_SHOWN = 60  # characters at either side of where two renders part
+
+
+Render = Callable[..., str]  # `Tokenizer.render` with all but the turns and `generate` decided
+
+
+class UnclearTurn(Exception):
+    """Where a turn begins or ends cannot be told. `args` is one text with both renders."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """A turn of the assistant's at the end of a conversation.
+
+    text    the conversation as rendered
+    opens   where in it the model begins to speak
+    closes  where it stops, the token that ends the turn included
+    ended   whether a token ends it; else EOS has to follow
+    ending  what `closes` includes after the turn's own text
+    found   what the template does that is to be counted: a key of `account.REASONS` -> the text it is about
+    """
+
+    text: str
+    opens: int
+    closes: int
+    ended: bool
+    ending: str
+    found: dict[str, str]
+
+
+def read_turn(history: Sequence[Message], turn: Message, render: Render, tokenizer: Tokenizer) -> Turn:
+    """The turn after a history as the template shows it.
+
+    Raises:
+        UnclearTurn: where it begins cannot be told.
+        TemplateError: the template refuses the conversation.
+    """
+    start, whole = render(history, generate=True), render((*history, turn), generate=False)
+    bare = functools.cache(lambda: render(history, generate=False))
+    shown, content = whole, turn.content
+    if not content.strip() or '"tool_calls"' in turn.fields or shown.count(content, _shared(start, shown)) != 1:
+        shown, content = render((*history, Message("assistant", _WORDS)), generate=False), _WORDS
+    at = shown.find(content, min(_shared(start, shown), len(start)))
+    if at < 0:  # its text is changed, so only a header tells where it begins
+        if start == bare() or not whole.startswith(start):
+            raise UnclearTurn(_parting(start, whole))
+        return _until_last_end(whole, len(start), tokenizer)
+    opens, found = _opening(start, bare, shown, at)
+    if not whole.startswith(shown[:opens]):
+        raise UnclearTurn(_parting(shown[:opens], whole))
+    tail = shown[at + len(content) :]
+    if not whole.endswith(tail):  # a call may end in another way than words
+        return _until_last_end(whole, opens, tokenizer, found)
+    ends, always = tokenizer.ends_in(tail), lambda: opens == len(start) and start.endswith(tail) and start == bare()
+    ended = bool(ends) and not (len(ends) == 1 and always())
+    kept = ends[0][1] if ended else 0 if tail.strip() and always() else len(tail.rstrip())
+    if not ended and kept:
+        found["text_ends_turn"] = tail[:kept]
+    if tail[kept:].strip():
+        found["cut_after_turn"] = tail[kept:]
+    return Turn(whole, opens, len(whole) - len(tail) + kept, ended, tail[:kept], found)
+
+
+def read_response(
+    prompt: Sequence[Message], turns: Sequence[Message], render: Render, tokenizer: Tokenizer
+) -> tuple[Turn, list[tuple[int, int]]]:
+    """The response's last turn with `opens` where the first begins, and [from, to) of its text that is scored.
+
+    An earlier turn that the template shows otherwise once the conversation goes on, as without its thought, is not what
+    the model said any more: it is read and not scored.
+
+    Raises: as `read_turn`.
+    """
+    spoken = [at for at, turn in enumerate(turns) if turn.role == "assistant"]
+    read = [read_turn((*prompt, *turns[:at]), turns[at], render, tokenizer) for at in spoken]
+    whole, opens = read[-1].text, read[0].opens
+    if not whole.startswith(read[0].text[:opens]):
+        raise UnclearTurn(_parting(read[0].text[:opens], whole))
+    scored = [(turn.opens, turn.closes) for turn in read if whole.startswith(turn.text[: turn.closes])]
+    found = {reason: text for turn in read for reason, text in turn.found.items()}
+    if len(scored) < len(read):
+        found["changed_turn"] = f"{len(read) - len(scored)} of {len(read)}"
+    return dataclasses.replace(read[-1], opens=opens, found=found), scored
+
+
+def open_turn(prompt: Sequence[Message], render: Render, tokenizer: Tokenizer) -> tuple[str, str]:
+    """A prompt as text with the header of the assistant's turn, and what will stand after a response's own text.
+
+    Raises: TemplateError.
+    """
+    start = render(prompt, generate=True)
+    try:
+        turn = read_turn(prompt, Message("assistant", _WORDS), render, tokenizer)
+    except ValueError:  # the template refuses words where it may want a call
+        return start, ""
+    except UnclearTurn:
+        return start, ""
+    return (turn.text[: turn.opens] if "header_moved" in turn.found else start), turn.ending
+
+
+def _opening(start: str, bare: Callable[[], str], shown: str, at: int) -> tuple[int, dict[str, str]]:
+    """Where the model begins to speak, given where its own text stands, and what is to be counted."""
+    if shown.startswith(start):
+        before = shown[len(start) : at]
+        if before.strip() and start == bare():
+            return at, {"header_moved": before}
+        return len(start), {"added_text": before} if before.strip() else {}
+    opens = min(_shared(start, shown), at)
+    if opens < len(bare()) or not shown.startswith(bare()) or shown[opens:at].strip():
+        raise UnclearTurn(_parting(start, shown))
+    return opens, {"header_cut": start[opens:]}
+
+
+def _until_last_end(whole: str, opens: int, tokenizer: Tokenizer, found: dict[str, str] | None = None) -> Turn:
+    """The turn up to the last token that can end one, where nothing but white space follows it."""
+    ends = tokenizer.ends_in(whole[opens:])
+    ended = bool(ends) and not whole[opens + ends[-1][1] :].strip()
+    closes = opens + ends[-1][1] if ended else len(whole.rstrip())
+    return Turn(whole, opens, closes, ended, "", found or {})
+
+
+def _shared(a: str, b: str) -> int:
+    """Length of the longest common prefix."""
+    return len(os.path.commonprefix((a, b)))
+
+
+def _parting(before: str, after: str) -> str:
+    """Two renders around where they part."""
+    at = _shared(before, after)
+    near = lambda text: repr(text[max(at - _SHOWN, 0) : at + _SHOWN])
+    return (
+        f"without the response ...{near(before)}, with it ...{near(after)}: give data.chat_template='plain' or a "
+        "template that only appends"
+    )

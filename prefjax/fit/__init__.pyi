@@ -1,0 +1,11 @@
+from . import ahead as ahead
+from . import budget as budget
+from . import chips as chips
+from . import collectives as collectives
+from . import compiled_plan as compiled_plan
+from . import flops as flops
+from . import plans as plans
+from . import roofline as roofline
+from .chips import find_slice as find_slice
+from .flops import step_flops as step_flops
+from .plans import Plan as Plan

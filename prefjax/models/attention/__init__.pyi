@@ -1,0 +1,17 @@
+from . import deferred as deferred
+from . import dense as dense
+from . import dispatch as dispatch
+from . import fused as fused
+from . import kernel_drivers as kernel_drivers
+from . import kernel_tiles as kernel_tiles
+from . import kernels as kernels
+from . import mask as mask
+from . import tiled as tiled
+from . import tiles as tiles
+from . import types as types
+from .dispatch import attend as attend
+from .fused import SAVED as SAVED
+from .mask import IMPLEMENTATIONS as IMPLEMENTATIONS
+from .mask import Mask as Mask
+from .mask import prepare as prepare
+from .mask import visible as visible

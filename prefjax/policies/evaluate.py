@@ -1,0 +1,204 @@
+"""Evaluates a trained run: the step's metrics on held-out data, and of a policy log-probs, samples and judgements."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from prefjax.analysis import evaluation
+from prefjax.analysis.evaluation import Scored
+from prefjax.analysis.judgements import read_judgements, win_rates
+from prefjax.data.jsonl import write_rows
+from prefjax.data.prepare import records_of
+from prefjax.data.prompts import Prompt
+from prefjax.data.readers import find_files, read_rows
+from prefjax.data.records import Record
+from prefjax.models import SamplingOptions
+from prefjax.policies.generate import GenerationConfig, response_text
+from prefjax.policies.held_out import sample_each, sampled_kl, score_held_out
+from prefjax.policies.judge import Judge, answers_in, judged, side_by_side
+from prefjax.policies.open import open_policy, open_reference
+from prefjax.rows.store import PreparedTrees
+from prefjax.training.batches import evaluation_shape, load_trees, with_baselines
+from prefjax.training.checkpoint import load_params
+from prefjax.training.config import StageConfig, objective_of
+from prefjax.training.evaluator import Evaluator
+from prefjax.training.mesh import make_mesh
+from prefjax.training.parameters import Policy, on_mesh, read_policy, tokenizer_of
+from prefjax.training.runs import stage_of
+from prefjax.training.stage import make_setup, open_start
+from prefjax.training.step import init_params
+
+RecordsWith = Callable[[str], list[Record]]  # a column of the file -> the trees' records, with it
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+    """What is asked besides the metrics of the step.
+
+    data            another preference file, all of which is evaluated; "": the run's held-out set
+    subset_field    a column of the file: a table by its values
+    samples         held-out prompts that are answered; 0: none
+    temperature, max_new_tokens   of these samples
+    judge           compares two responses
+    against         file with another model's answers; "": the reference's samples
+    judgements      file of judgements already made
+    """
+
+    data: str = ""
+    subset_field: str = ""
+    samples: int = 0
+    temperature: float = 1.0
+    max_new_tokens: int = 256
+    judge: Judge | None = None
+    against: str = ""
+    judgements: str = ""
+
+    def __post_init__(self):
+        if self.judge is not None and self.judgements:
+            raise ValueError("--judge asks for judgements and --judgements has them: give one of the two")
+        if (self.judge is not None or self.against) and not self.samples:
+            raise ValueError("--judge and --against compare samples: give --samples=N, the number of prompts")
+
+
+def evaluate_run(
+    workdir: str | Path, options: EvaluationOptions = EvaluationOptions(), *, comparisons: Path | None = None
+) -> dict[str, Any]:
+    """Metrics of the step under "metrics"; of a policy also accuracies, margins, divergences and lengths, and what the
+    options ask for, every number with its interval.
+
+    Args:
+      workdir: of a run, or of one of its stages.
+      comparisons: file that samples and what they were compared with are written to; None: nowhere.
+
+    Raises:
+      ValueError: a reward model is asked for samples or subsets; or a file lacks what the options need.
+    """
+    workdir = Path(workdir)
+    stage, start = stage_of(workdir)
+    rewards = objective_of(stage).requires.reward_head
+    if rewards and (options.samples or options.subset_field or options.judgements):
+        raise ValueError(f"{workdir} holds a reward model: it has no samples to judge, nor log-probs by subset")
+    metrics = evaluate_stage(stage, workdir, start, data=options.data)
+    values = {"data": options.data or "held-out", "metrics": metrics}
+    return values if rewards else values | _evaluate_policy(stage, workdir, options, comparisons)
+
+
+def evaluate_stage(
+    config: StageConfig, workdir: str | Path, reference_workdir: str, *, data: str = ""
+) -> dict[str, float]:
+    """Metrics of a trained run on its held-out set, or on all of another file, in one pass.
+
+    Args:
+      reference_workdir: the run whose policy is the reference; empty: fresh parameters from the seed.
+      data: a preference file; empty takes the run's own held-out set.
+    """
+    mesh = make_mesh(config.mesh)
+    tokenizer = tokenizer_of(config.data, config.model)
+    if data:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval=data))
+    if config.reference.kind == "precomputed":
+        config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="live", cache=""))
+    directory = Path(config.data.directory or Path(workdir) / "data")
+    trees = with_baselines(config, load_trees(config, tokenizer, directory, "eval"))
+    setup = make_setup(config, tokenizer, mesh)
+    source = config.reference.init_from or reference_workdir
+    reference = read_policy(source, setup.model, mesh, seed=config.seed)
+    base = open_start(config, setup).policy if setup.lora.rank else reference
+    params = load_params(workdir, on_mesh(mesh, jax.eval_shape(functools.partial(init_params, setup), base)))
+    frozen = base if setup.lora.rank or setup.reference == "live" else None
+    return Evaluator(setup, trees, evaluation_shape(config, trees))(params, frozen)
+
+
+def _evaluate_policy(
+    stage: StageConfig, workdir: Path, options: EvaluationOptions, comparisons: Path | None
+) -> dict[str, Any]:
+    """What log-probs, samples and judgements say, beyond the metrics of the step."""
+    if options.data:
+        stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=options.data))
+    policy = open_policy(workdir, make_mesh(stage.mesh))
+    reference = open_reference(workdir, policy)
+    directory = Path(stage.data.directory or workdir / "data")
+    trees = load_trees(stage, policy.tokenizer, directory, "eval", say=False)
+
+    def records_with(column: str) -> list[Record]:
+        """The trees' records, with one more column of their file."""
+        pairs = records_of(
+            stage.data, objective_of(stage).requires, policy.tokenizer, directory, trees, columns=[column]
+        )
+        return [record for record, _ in pairs]
+
+    scored = Scored(*score_held_out(policy.model, policy.mesh, policy.params, reference.params, trees))
+    values = _log_probs(stage, scored)
+    if options.subset_field:
+        values["subsets"] = _subsets(options.subset_field, scored, records_with)
+    if options.samples:
+        values |= _samples(
+            options, stage.seed, (policy, reference), _prompts(trees, records_with, options), comparisons
+        )
+    if options.judgements:
+        rows = [item for path in find_files(options.judgements) for item in read_rows(path)]
+        values |= {"win_rate": win_rates(read_judgements(rows)), "against": options.judgements}
+    return values
+
+
+def _log_probs(stage: StageConfig, scored: Scored) -> dict[str, Any]:
+    mean, quantiles = evaluation.margins(scored)
+    beta = objective_of(stage).options.get("beta")
+    return {
+        "accuracy": evaluation.accuracies(scored),
+        "margins": {"mean": mean, "quantiles": quantiles, "beta": None if beta is None else float(beta)},
+        "divergence": evaluation.divergences(scored),
+        "length": evaluation.lengths(scored),
+    }
+
+
+def _subsets(field: str, scored: Scored, records_with: RecordsWith) -> dict[str, Any]:
+    records = records_with(field)
+    if absent := next((record for record in records if field not in record.columns), None):
+        raise ValueError(f"--subset_field={field}: {absent.source} has no such column")
+    tables, means = evaluation.by_subset(scored, [str(record.columns[field]) for record in records])
+    return {"field": field, "tables": tables, "means": means}
+
+
+def _prompts(trees: PreparedTrees, records_with: RecordsWith, options: EvaluationOptions) -> list[Prompt]:
+    """The first held-out prompts, each once, with the ids that their rows have."""
+    records = records_with("id")
+    _, first = np.unique(trees.prompt_hashes, return_index=True)
+    return [
+        Prompt(records[i].prompt, records[i].source, records[i].columns.get("id"), trees[int(i)].prompt)
+        for i in np.sort(first)[: options.samples]
+    ]
+
+
+def _samples(
+    options: EvaluationOptions,
+    seed: int,
+    pair: tuple[Policy, Policy],
+    prompts: Sequence[Prompt],
+    comparisons: Path | None,
+) -> dict[str, Any]:
+    """Answers of the policy, and of its reference or another model, side by side."""
+    policy, reference = pair
+    config = GenerationConfig(SamplingOptions(options.temperature, max_new_tokens=options.max_new_tokens), seed=seed)
+    ours = sample_each(policy, prompts, config)
+    values: dict[str, Any] = {"against": options.against or "the reference"}
+    if options.temperature == 1:
+        away = sampled_kl(policy, reference.params, prompts, ours)
+        values["sampled_kl"] = evaluation.clustered_mean(away, np.arange(len(away)))
+    if options.against:
+        others = answers_in(options.against, prompts)
+    else:
+        theirs = sample_each(reference, prompts, config)
+        others = [response_text(policy.tokenizer, *said) for said in zip(prompts, theirs, strict=True)]
+    rows = side_by_side(policy, prompts, ours, others)
+    if options.judge is not None:
+        rows = judged(rows, options.judge)
+        values["win_rate"] = win_rates(*(np.array([row[name] for row in rows]) for name in ("preference", "swapped")))
+    if comparisons is not None and not jax.process_index():
+        write_rows(comparisons, rows)
+    return values

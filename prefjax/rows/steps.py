@@ -1,0 +1,237 @@
+"""Which records make up every step of a run, sampled on lengths alone.
+
+The steps are global: every host computes the same steps and takes its own slice of their rows, so hosts never disagree
+about the number of steps, and a run is the same on any number of hosts and devices.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from prefjax.rows.arrays import RowShape
+from prefjax.rows.packing import (
+    PACKED_LAYOUTS,
+    TreeLengths,
+    check_sizes,
+    first_fit_decreasing,
+    real_tokens,
+    row_capacity,
+    row_copies,
+    tree_sizes,
+)
+
+Step = list[list[int]]  # the step's rows over all hosts, each a list of record indices
+
+
+@dataclasses.dataclass(frozen=True)
+class FullRows:
+    """Batching rule `rows`: every step has the same number of full rows, so its number of prompts varies.
+
+    seed    of the global shuffle; every epoch has its own permutation
+    epochs  passes over the data, or None for an endless run
+    window  trees packed together; at least two steps' worth is always taken, at most one epoch otherwise
+    """
+
+    seed: int
+    epochs: int | None = None
+    window: int = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class FixedPrompts:
+    """Batching rule `prompts`: every step has the same prompts in every layout, whatever number of rows they need.
+
+    prompts  per step, over all hosts; only the last step of a finite run may have fewer
+    seed     of the global shuffle; every epoch has its own permutation
+    epochs   passes over the data, or None for an endless run
+    """
+
+    prompts: int
+    seed: int
+    epochs: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class InOrder:
+    """One pass for evaluation and scoring: every prompt exactly once, every step holds the next records in order."""
+
+
+Batching = FullRows | FixedPrompts | InOrder
+
+
+class Window(NamedTuple):
+    """Steps batched together, and where the next window begins: the small state that a resumed run needs."""
+
+    steps: list[Step]
+    position: int  # records taken from the shuffled stream so far
+    carried: list[int]  # records held back, to be packed with the next window
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(records: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(records)
+
+
+class StepSampler:
+    """Turns (position, carried) into the next window of steps; a pure function of its constructor's arguments."""
+
+    def __init__(self, lengths: TreeLengths, shape: RowShape, batching: Batching):
+        """Raises ValueError when some tree can never fit the shape, or the batching rule cannot be carried out."""
+        if not len(lengths):
+            raise ValueError("the dataset holds no trees")
+        self.shape, self.batching = shape, batching
+        self.rows_per_step = shape.rows
+        self.sizes = tree_sizes(lengths, shape.layout, shape.branches)
+        self.capacity = row_capacity(shape)
+        self.real_tokens = real_tokens(lengths, shape.layout, shape.branches)
+        check_sizes(self.sizes, self.capacity)
+        self._records = len(lengths)
+        epochs = 1 if isinstance(batching, InOrder) else batching.epochs
+        if epochs is not None and epochs < 1:
+            raise ValueError(f"epochs={epochs}: it must be at least 1, or None for an endless run")
+        self._end = sys.maxsize if epochs is None else self._records * epochs  # of the stream of shuffled epochs
+        match batching:
+            case FixedPrompts():
+                self._prompts = batching.prompts
+                if not 1 <= batching.prompts <= self.rows_per_step * shape.groups:
+                    raise ValueError(
+                        f"prompts={self._prompts} per step do not fit {self.rows_per_step} rows of "
+                        f"{shape.groups} groups"
+                    )
+            case FullRows():
+                if batching.window < 1:
+                    raise ValueError(f"window={batching.window} trees: it must be at least 1")
+                step = self.rows_per_step * shape.row_length / float(self.sizes[:, 0].mean())
+                self._window = max(min(batching.window, self._records), math.ceil(2 * step))
+                self._prompts = self.rows_per_step  # what a full step holds when a row holds one prompt
+        rows = None if isinstance(batching, FixedPrompts) else self.rows_per_step  # more of them are padding there
+        settings = (batching, shape.layout, self.capacity.tolist(), rows)
+        digest = hashlib.sha256(self.sizes.tobytes() + repr(settings).encode())
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def next_window(self, position: int, carried: Sequence[int]) -> Window:
+        """The steps that follow once `position` records were drawn and `carried` held back; none at the end."""
+        if isinstance(self.batching, InOrder):
+            return self._in_order(position)
+        if isinstance(self.batching, FixedPrompts) or self.shape.layout not in PACKED_LAYOUTS:
+            return self._fixed_prompts(position)
+        return self._full_rows(position, carried)
+
+    def steps(self) -> Iterator[Step]:
+        """All steps from the start."""
+        window = self.next_window(0, [])
+        while window.steps:
+            yield from window.steps
+            window = self.next_window(window.position, window.carried)
+
+    def _draw(self, position: int, count: int) -> list[int]:
+        """The next records of the stream of shuffled epochs, fewer at its end."""
+        drawn: list[int] = []
+        while count > 0 and position < self._end:
+            epoch, start = divmod(position, self._records)
+            drawn += _permutation(self._records, self.batching.seed, epoch)[start : start + count].tolist()
+            count -= min(count, self._records - start)
+            position += self._records - start
+        return drawn
+
+    def _full_rows(self, position: int, carried: Sequence[int]) -> Window:
+        """Packs a window by first-fit-decreasing and emits whole steps of its rows in random order.
+
+        The emptiest rows, at least one and as many as leave whole steps, go back and are packed again with the next
+        window. Rows that hold the records that waited longest leave first, so none waits for ever.
+        """
+        records, held = list(carried), []
+        while True:
+            drawn = self._draw(position, self._window)
+            records += drawn
+            position += len(drawn)
+            rows = first_fit_decreasing(self.sizes[records], self.capacity)
+            if len(rows) > self.rows_per_step or position == self._end:
+                break
+        if position < self._end:
+            tokens = self.sizes[records, 0]
+            rows.sort(key=lambda row: (min(row[0], len(carried)), -tokens[row].sum()))
+            emitted = (len(rows) - 1) // self.rows_per_step * self.rows_per_step
+            rows, held = rows[:emitted], rows[emitted:]
+        np.random.default_rng([self.batching.seed, position, 1]).shuffle(rows)
+        named = [[records[i] for i in row] for row in rows]
+        steps = [named[i : i + self.rows_per_step] for i in range(0, len(named), self.rows_per_step)]
+        return Window(steps, position, [records[i] for i in sorted(int(i) for row in held for i in row)])
+
+    def _fixed_prompts(self, position: int) -> Window:
+        """The next prompts of the stream, packed; rows are ordered by their first prompt."""
+        records = self._draw(position, self._prompts)
+        if not records:
+            return Window([], position, [])
+        rows = sorted(first_fit_decreasing(self.sizes[records], self.capacity), key=lambda row: int(row[0]))
+        if len(rows) > self.rows_per_step:
+            raise ValueError(
+                f"step {position // self._prompts} needs {len(rows)} rows for its {len(records)} prompts, but there "
+                f"are {self.rows_per_step}: raise rows to what `rows_for_prompts` finds, or ask for fewer prompts"
+            )
+        return Window([[[records[i] for i in row] for row in rows]], position + len(records), [])
+
+    def _in_order(self, position: int) -> Window:
+        """One step of the next records, each in the first row where it fits, up to the first that fits nowhere."""
+        rows: Step = [[] for _ in range(self.rows_per_step)]
+        free = np.tile(self.capacity, (self.rows_per_step, 1))
+        while position < self._end:
+            fits = (free >= self.sizes[position]).all(axis=1)
+            row = int(fits.argmax())
+            if not fits[row]:
+                break
+            rows[row].append(position)
+            free[row] -= self.sizes[position]
+            position += 1
+        return Window([[row for row in rows if row]] if rows[0] else [], position, [])
+
+
+class Simulation(NamedTuple):
+    """What a batching rule does with a dataset, counted over all hosts."""
+
+    steps: int
+    prompts: int  # in all steps together
+    fewest_prompts: int  # in one step
+    most_prompts: int
+    most_rows: int  # that one step fills with at least one prompt
+    fill: float  # real tokens / (R * T), padded rows included
+
+
+def simulate(sampler: StepSampler, steps: int | None = None) -> Simulation:
+    """Takes steps on lengths alone: all of them, or the first `steps`. An endless rule needs `steps`."""
+    if steps is None and not isinstance(sampler.batching, InOrder) and sampler.batching.epochs is None:
+        raise ValueError("the batching is endless (epochs is None): say how many steps to simulate")
+    prompts: list[int] = []
+    rows: list[int] = []
+    tokens = 0
+    for count, step in enumerate(sampler.steps()):
+        if count == steps:
+            break
+        prompts.append(sum(len(row) for row in step))
+        rows.append(len(step))
+        tokens += int(sampler.real_tokens[[record for row in step for record in row]].sum())
+    shape = sampler.shape
+    row_tokens = sampler.rows_per_step * row_copies(shape.layout, shape.branches) * shape.row_length
+    return Simulation(
+        steps=len(prompts),
+        prompts=sum(prompts),
+        fewest_prompts=min(prompts),
+        most_prompts=max(prompts),
+        most_rows=max(rows),
+        fill=tokens / (len(prompts) * row_tokens),
+    )
+
+
+def rows_for_prompts(lengths: TreeLengths, shape: RowShape, batching: FixedPrompts, *, steps: int | None = None) -> int:
+    """B: the rows that hold every step of `FixedPrompts`. `shape.rows` is not read.
+
+    Simulates all steps, or the first `steps` (an endless rule needs them).
+    """
+    unbounded = dataclasses.replace(shape, rows=batching.prompts)  # one prompt per row always fits
+    return simulate(StepSampler(lengths, unbounded, batching), steps).most_rows

@@ -1,0 +1,43 @@
+"""Files that hold the state of a run: written whole or not at all, and named where they are damaged."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def write_whole(path: str | Path, text: str) -> None:
+    """Writes a file that is there with its whole text or as it was before, whenever the process is killed."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises ValueError, with the file's name, where it holds none."""
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+def read_or_put_aside(path: Path) -> dict[str, Any]:
+    """The JSON object of a file that is begun anew where it is damaged: then, and where there is none, an empty one."""
+    try:
+        return read_object(path) if path.exists() else {}
+    except ValueError as error:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        print(f"{error}. It is begun anew; what was there is {aside}", file=sys.stderr, flush=True)
+        return {}

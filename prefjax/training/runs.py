@@ -1,0 +1,261 @@
+"""Runs: a nested mapping of options becomes stages, checked and frozen; a run's folder says which run it is.
+
+A run is a list of stages, each a folder of its own, each starting from the one before; SFT and every preference
+objective are stages alike. The last one lies in the run's own folder.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prefjax.models import huggingface
+from prefjax.models.families import NUMERICS
+from prefjax.options import build, check_ranges, deciding, merged, option, stated
+from prefjax.state_files import read_object, write_whole
+from prefjax.training.checkpoint import load_proof, require_same
+from prefjax.training.config import StageConfig
+from prefjax.training.optimizers import make_optimizer
+from prefjax.training.stage import StageResult, run_stage
+
+# Options that may hold a stage before the run's own, by the name of its folder, with the objective it trains.
+EARLIER = {"sft": "sft"}
+# Options of a run that an earlier stage does not take over.
+_NOT_INHERITED = ("reference", "value_network", "reward_head", "lora")
+# What a run's folder holds, for whoever opens it.
+FOLDER = """# A run of prefjax
+
+Some of this is there only once the run got so far, or was asked for it.
+
+| | |
+| --- | --- |
+| `config.json` | every option of the run; the same command continues it (docs/config.md: what may change) |
+| `run.json` | data and its hashes, reference, first loss; each session's command, time, machine, versions, commit |
+| `code-*.patch` | what the code had besides that commit: `git checkout COMMIT && git apply FILE` |
+| `metrics.jsonl` | a line for each time metrics were logged; names, formulas and units: `prefjax/training/metrics.py` |
+| `tensorboard/`, `wandb/`, `wandb.json` | the same for other tools; the id of the run at Weights & Biases |
+| `report.md`, `plot.png`, `result.json` | the finished run on a page, its picture, its numbers |
+| `overview.md`, `overview.png`, `overview.json` | curves and what is odd about them, by `experiments.report` |
+| `evaluation.json` | metrics of the last `experiments.evaluate` |
+| `checkpoints/` | training state, one folder a step |
+| `sft/` | the stage before, a folder like this one |
+| `data/` | prepared data; its manifests say what happened to every record |
+| `reference/` | precomputed reference log-probs |
+| `profile/` | traces of steps (`train.profile_steps`), for XProf, TensorBoard's profiler or Perfetto |
+| `compiled/` | compiled programs; may be deleted |
+
+    python -m experiments.report --runs=FOLDER,ANOTHER        curves side by side, what differs, what is odd
+    python -m experiments.evaluate --workdir=FOLDER           held-out metrics, also of another file
+    python -m experiments.export --workdir=FOLDER --output=D  a Hugging Face folder
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """Samples for the report."""
+
+    prompts: int = option(256, "held-out prompts; 0: no sampling", at_least=0, decides=False)
+    max_new_tokens: int = option(128, "tokens a response may have", at_least=1, decides=False)
+    temperature: float = option(1.0, "0 takes the most likely token", at_least=0, decides=False)
+
+    def __post_init__(self):
+        check_ranges(self, "sampling")
+
+
+class Stage(NamedTuple):
+    """One stage of a run. The name is that of its folder; the last stage has none, and lies in the run's own."""
+
+    name: str
+    config: StageConfig
+
+    @property
+    def title(self) -> str:
+        return self.name.upper() if self.name else self.config.objective
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole run: its stages in order, then samples and a report."""
+
+    stages: tuple[Stage, ...]
+    sampling: SamplingConfig
+
+    @property
+    def stage(self) -> StageConfig:
+        """The last stage, which the run is there for."""
+        return self.stages[-1].config
+
+    def find(self, name: str) -> StageConfig | None:
+        """The stage of this name; None where the run has none."""
+        return dict(self.stages).get(name)
+
+    def start(self, workdir: str | Path, name: str = "") -> str:
+        """Where a stage starts from: the folder of the stage before, or what the first one names; "": a seed."""
+        names = [stage.name for stage in self.stages]
+        at = names.index(name)
+        return str(Path(workdir) / names[at - 1]) if at else self.stages[0].config.init_from
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """Checks and freezes a nested mapping of options, as `config.json` of a run holds them.
+
+    Where training starts from a Hugging Face folder, or from a run that did, the architecture is the folder's, and so
+    is the tokenizer if `data.tokenizer` is empty. None is as if an option were not there. An earlier stage of which
+    nothing is said does not exist; what one that exists does not say is as in the run's own.
+
+    Raises:
+      ValueError: names the field that is unknown, missing, of the wrong type, or that the objective does not take.
+    """
+    earlier = {name: given for name in EARLIER if (given := stated(values.get(name)))}
+    values = {name: value for name, value in values.items() if name not in EARLIER}
+    sampling = values.pop("sampling", {})
+    first = next(iter(earlier.values()), values)
+    start = first.get("init_from") or values.get("init_from") or ""
+    if not isinstance(start, str):
+        raise ValueError(f"config.init_from={start!r} must be of type str")
+    folder = origin(start)
+    known = start and (Path(start, "config.json").is_file() or Path(start).name in EARLIER)
+    if start and not known and "vocab_size" not in stated(values.get("model")):
+        raise ValueError(
+            f"config.init_from={start!r} is neither a run's workdir nor a Hugging Face folder here (there is no "
+            "config.json): nothing is downloaded, so fetch the model's folder first, or correct the path"
+        )
+    if folder is not None:
+        values["model"] = _model_of(folder, values.get("model", {}))
+        data = values.get("data", {})
+        values["data"] = {**data, "tokenizer": data.get("tokenizer") or folder}
+    own = build(StageConfig, values, "config")
+    if earlier and own.init_from:
+        before = next(iter(earlier))
+        raise ValueError(
+            f"config.init_from and config.{before} both say where the policy starts: keep one of them "
+            f"(--config.{before}={{}} leaves that stage out)"
+        )
+    stages = [Stage(name, _earlier_stage(name, given, values)) for name, given in earlier.items()]
+    return RunConfig((*stages, Stage("", own)), build(SamplingConfig, sampling, "config.sampling"))
+
+
+def _earlier_stage(name: str, given: Mapping[str, Any], values: Mapping[str, Any]) -> StageConfig:
+    """A stage before the run's own: what it does not say is as there, field by field."""
+    inherited = {key: value for key, value in values.items() if key not in _NOT_INHERITED}
+    # Data methods are for the run's own stage; another takes those in its own options.
+    inherited["data"] = values.get("data", {}) | {"methods": ""}
+    alone = {"objective": EARLIER[name], "loss": {}, "reference": {"kind": "none"}, "accumulation": 1}
+    try:
+        return build(StageConfig, merged(inherited | alone, given), f"config.{name}")
+    except ValueError as error:
+        if str(error).startswith("config."):
+            raise
+        raise ValueError(f"config.{name}: {error}") from error  # a check of a dataclass does not know whose it is
+
+
+def _check_optimizer(name: str, config: StageConfig) -> None:
+    """Says what of an optimiser's options contradicts the others, or the run's length, before anything is read. A
+    length in epochs is known only after that."""
+    try:
+        make_optimizer(config.optimizer, config.train.steps or config.optimizer.warmup_steps + 1)
+    except ValueError as error:
+        raise ValueError(f"config.{name}: {error}" if name else str(error)) from error
+
+
+def open_run(workdir: str | Path) -> RunConfig:
+    """The run that a folder holds.
+
+    Raises:
+      ValueError: there is no run, or its config.json is damaged, which the command that trains it writes anew.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{workdir} is neither a run's --workdir nor a Hugging Face folder: there is no {path}")
+    return run_config(read_object(path))
+
+
+def stage_of(workdir: str | Path) -> tuple[StageConfig, str]:
+    """The stage that was trained in a folder, be it a run's own or one of an earlier stage, and where it started."""
+    workdir = Path(workdir)
+    inside = workdir.name in EARLIER and not (workdir / "config.json").is_file()
+    home, name = (workdir.parent, workdir.name) if inside else (workdir, "")
+    run = open_run(home)
+    stage = run.find(name)
+    if stage is None:
+        raise ValueError(f"{workdir}: the run had no {name.upper()} stage")
+    return stage, run.start(home, name)
+
+
+def origin(source: str) -> str | None:
+    """The Hugging Face folder that a policy goes back to, through the runs between; None: it began from a seed.
+
+    Args:
+      source: a Hugging Face folder, a run's workdir or the folder of one of its stages, or "".
+    """
+    path = Path(source)
+    if source and path.name in EARLIER and not (path / "config.json").is_file():
+        path = path.parent
+    if not source or not (path / "config.json").is_file():
+        return None
+    if huggingface.is_checkpoint(path):
+        return str(path)
+    config = read_object(path / "config.json")
+    first = next((config[name] for name in EARLIER if config.get(name)), config)
+    return origin(first.get("init_from") or config.get("init_from") or "")
+
+
+def _model_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The model options of a Hugging Face folder with those given beside it, which must not contradict it."""
+    read, given = dataclasses.asdict(huggingface.read_config(folder)), stated(given)
+    wrong = [
+        f"config.model.{name}={value!r}, not {read[name]!r}"
+        for name, value in given.items()
+        if name in read and name not in NUMERICS and value != read[name] and (name, value) != ("vocab_size", 0)
+    ]
+    if wrong:
+        raise ValueError(f"{'; '.join(wrong)} as {folder} says: leave architecture to the folder")
+    return read | {name: value for name, value in given.items() if name not in read or name in NUMERICS}
+
+
+def record_config(values: Mapping[str, Any], workdir: str | Path) -> None:
+    """Writes config.json and README.md into the workdir.
+
+    Raises:
+      ValueError: a stage there has a checkpoint, and was trained with other options; lists those of them that decide.
+    """
+    workdir = Path(workdir)
+    for name, config in run_config(values).stages:
+        proof = load_proof(workdir / name)
+        if proof:
+            require_same(workdir, proof.identity["config"], deciding(config), f"config.{name}".rstrip("."))
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(workdir / "config.json", json.dumps(values, indent=1) + "\n")
+    write_whole(workdir / "README.md", FOLDER)
+
+
+def train_run(
+    run: RunConfig,
+    workdir: str | Path,
+    *,
+    should_stop: Callable[[int], bool] = lambda step: False,
+    seconds: dict[str, float] | None = None,
+) -> StageResult:
+    """Runs the stages that are not finished yet, one after the other; stops after the running step when asked.
+
+    Args:
+      workdir: of the run; stages before the last have folders inside. Prepared data is shared by all.
+      seconds: is filled with the wall time of each stage by its title.
+    """
+    workdir = Path(workdir)
+    data = Path(run.stage.data.directory or workdir / "data")
+    for name, config in run.stages:
+        _check_optimizer(name, config)
+    for name, config in run.stages:
+        stage = Stage(name, config)
+        print(f"== {stage.title}", flush=True)
+        started = time.perf_counter()
+        config = dataclasses.replace(config, init_from=run.start(workdir, name))
+        result = run_stage(config, workdir / name, data, should_stop=should_stop)
+        if seconds is not None:
+            seconds[stage.title] = time.perf_counter() - started
+        if not result.finished:
+            break
+    return result

@@ -1,0 +1,171 @@
+"""--distributed by the README's words: real processes, by the command, on one machine."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prefjax.training.processes import VARIABLES, join_processes
+from tests.compilation import COMPILED, QUICK
+from tests.experiments.test_commands import TINY
+
+ROOT = Path(__file__).resolve().parents[2]
+DEVICES = 4  # of all processes together
+TRAIN = ["train", "--config=configs/quickstart.py:dpo", *TINY]
+
+
+def start(count, module, *arguments, patience=30):
+    """`python -m experiments.MODULE --distributed ARGUMENTS` as `count` processes that share the devices."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    flags = f"--xla_force_host_platform_device_count={DEVICES // count} {QUICK}"
+    environment = os.environ | {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": COMPILED,
+    }
+    program = (
+        "import runpy, sys; from prefjax.training import processes; "
+        f"processes.PATIENCE = {patience}; sys.argv[0] = 'experiments.{module}'; "
+        f"runpy.run_module('experiments.{module}', run_name='__main__')"
+    )
+    return [
+        subprocess.Popen(
+            [sys.executable, "-u", "-c", program, *arguments, *(["--distributed"] if count > 1 else [])],
+            cwd=ROOT,
+            env=environment | dict(zip(VARIABLES, (address, str(count), str(index)), strict=True)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(count)
+    ]
+
+
+def wait(started, codes, timeout=240):
+    """What each process prints until it ends."""
+    outputs = [process.communicate(timeout=timeout)[0] for process in started]
+    assert [process.returncode for process in started] == list(codes), "\n\n".join(out[-3000:] for out in outputs)
+    return outputs
+
+
+def read_until(process, words):
+    """Lines of a process up to one that holds the words."""
+    for line in process.stdout:
+        if words in line:
+            return line
+    raise AssertionError(f"it ended without saying {words!r}")
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_two_processes_train_sample_report_and_evaluate_as_one(tmp_path):
+    alone, folder = tmp_path / "alone", tmp_path / "two"
+    wait(start(1, *TRAIN, f"--workdir={alone}"), [0])
+    outputs = wait(start(2, *TRAIN, f"--workdir={folder}"), [0, 0])
+    assert ["report: " in output for output in outputs] == [True, False]
+    ours, theirs = metrics(folder), metrics(alone)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    assert "Samples" in (folder / "report.md").read_text()
+    wait(start(2, "evaluate", f"--workdir={folder}", "--samples=4", "--max_new_tokens=8"), [0, 0])
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["loss"] == pytest.approx(theirs[-1]["loss"], rel=1e-5) and evaluation["sampled_kl"]
+
+
+LONG = ["--config.sft.train.steps=100000", "--config.sft.train.log_every=1"]
+
+
+@pytest.mark.slow
+def test_one_of_four_that_is_asked_to_stop_stops_all_at_one_step(tmp_path):
+    started = start(4, *TRAIN, *LONG, f"--workdir={tmp_path}")
+    read_until(started[3], "step 2")
+    started[3].send_signal(signal.SIGTERM)
+    outputs = wait(started, [130] * 4)
+    assert all("stopped, and saved" in output for output in outputs)
+    (saved,) = (tmp_path / "sft/checkpoints").glob("[0-9]*")
+    assert int(saved.name) == metrics(tmp_path / "sft")[-1]["step"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_is_killed_ends_the_other(victim, tmp_path):
+    started = start(2, *TRAIN, *LONG, f"--workdir={tmp_path}", patience=10)
+    read_until(started[1 - victim], "step 2")
+    started[victim].kill()
+    killed = time.monotonic()
+    output, _ = started[1 - victim].communicate(timeout=60)
+    assert started[1 - victim].returncode not in (0, None) and time.monotonic() - killed < 30
+    assert "another process may be gone" in output or "unhealthy" in output, output[-3000:]
+
+
+CLUSTERS = {
+    "SLURM": lambda index: {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    },
+    "Open MPI": lambda index: {
+        "OMPI_MCA_orte_hnp_uri": f"{4096 * os.getpid()}.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    },
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_processes_of_a_cluster_find_each_other(cluster):
+    program = (
+        "from prefjax.training.processes import join_processes; join_processes(60); "
+        "import jax; print(jax.process_index(), jax.process_count())"
+    )
+    own = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            cwd=ROOT,
+            env=own | {"JAX_PLATFORMS": "cpu"} | CLUSTERS[cluster](index),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    outputs = wait(started, [0, 0])
+    assert ["0 2" in outputs[0], "1 2" in outputs[1]] == [True, True]
+
+
+def test_half_of_the_variables_is_refused(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES set, but not JAX_COORDINATOR_ADDRESS, JAX_PROCESS_ID"):
+        join_processes()
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    for given, message in (("2", "JAX_PROCESS_ID=2: set it to at least 0 and below 2"), ("x", "no whole number")):
+        monkeypatch.setenv("JAX_PROCESS_ID", given)
+        with pytest.raises(ValueError, match=message):
+            join_processes()
+
+
+def test_without_a_cluster_the_variables_are_named(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(RuntimeError, match="Set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID"):
+        join_processes()

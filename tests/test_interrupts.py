@@ -1,0 +1,76 @@
+"""Ctrl-C and SIGTERM anywhere: noted where the work is saved first, an end within seconds elsewhere."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prefjax.interrupts import STATUS, StopRequest, at_once, saving
+from tests.experiments.test_commands import ENVIRONMENT, TINY, command
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def send(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_noted_while_the_work_is_saved_and_ends_the_program_elsewhere(number, capsys, monkeypatch):
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended, StopRequest() as stop:
+        with saving():
+            send(number)
+            assert stop.requested, "noted"
+            time.sleep(0.2)  # so that the thread has said it
+            with pytest.raises(KeyboardInterrupt), at_once():
+                send(number)
+            with pytest.raises(KeyboardInterrupt):
+                send(number)  # once more
+        send(number)
+        time.sleep(60)
+    assert ended.value.code == STATUS and signal.getsignal(number) == before
+    said = capsys.readouterr().out
+    assert f"{number.name}: stopping after this step (again: at once)" in said
+    assert "interrupted, with what was saved before. To continue:\n  python" in said
+
+
+@pytest.mark.slow
+def test_compiled_code_that_does_not_come_back_is_left_behind():
+    program = """
+import jax
+from prefjax.interrupts import StopRequest
+with StopRequest():
+    endless = jax.jit(lambda x: jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1) % 7, x))
+    print("begins", flush=True)
+    jax.block_until_ready(endless(1))
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == STATUS and "SIGTERM: stopping\ninterrupted, with what was saved before" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["== SFT", "shared_packed:", "first step"])
+def test_training_answers_in_every_phase(phase, tmp_path):
+    """In preparation, in compilation, and between steps."""
+    options = [*TINY, "--config.sft.train.steps=100000"]
+    arguments = command("train", "--config=configs/quickstart.py:dpo", f"--workdir={tmp_path}", *options)
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    while phase not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    sent = time.monotonic()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == STATUS and time.monotonic() - sent < 15
+    assert "Traceback" not in said and "To continue:\n  python -m experiments.train --config=" in said
