@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from prefjax.options import Range
 
+T = TypeVar("T")
 # Where no cluster describes itself, these do; the words of JAX and of most launchers.
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PATIENCE = 30  # seconds without a sign of life after which a process counts as dead
@@ -37,8 +39,6 @@ def join_processes(start_timeout: int = 300) -> None:
     if said and len(said) < len(VARIABLES):
         lacking = ", ".join(name for name in VARIABLES if name not in said)
         raise ValueError(f"{', '.join(said)} set, but not {lacking}: set all three, or none where a cluster knows them")
-    # On CPUs, two programs in flight that both reduce over processes can wait for each other for ever.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     address = {}
     if said:
         count = _number(VARIABLES[1], at_least=1)
@@ -91,6 +91,16 @@ def processes(join: bool) -> Iterator[None]:
         os._exit(1)  # an orderly exit would wait for those that are gone
 
 
+def in_order(results: T) -> T:
+    """What a program returned, which on the CPUs of several processes has then ended.
+
+    CPUs run the programs they were given in any order, so that two which reduce over processes can wait for each other
+    for ever; GPUs and TPUs run them in the order given, and are not waited for.
+    """
+    several = jax.process_count() > 1 and jax.default_backend() == "cpu"
+    return jax.block_until_ready(results) if several else results
+
+
 class Agreed:
     """A wish to stop that holds for all processes at the same step, whoever has it.
 
@@ -114,7 +124,7 @@ class Agreed:
 def _any_of_all(wish: bool) -> jax.Array:
     """Whether any process has the wish; on the devices, not waited for."""
     told, answer = _votes()
-    return answer(jax.make_array_from_process_local_data(told, np.full(jax.local_device_count(), wish)))
+    return in_order(answer(jax.make_array_from_process_local_data(told, np.full(jax.local_device_count(), wish))))
 
 
 @functools.cache

@@ -18,6 +18,7 @@ from prefjax.training import mesh as mesh_lib
 from prefjax.training.metrics import Metrics, Ratios, response_metrics, row_metrics
 from prefjax.training.optimizers import learning_rate
 from prefjax.training.parameters import Policy
+from prefjax.training.processes import in_order
 from prefjax.training.scoring import (
     Reference,
     Scores,
@@ -246,7 +247,7 @@ class TrainStep:
     def __call__(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         if self.program is None:
             self.program = jit_train_step(self._setup, state)
-        changed, metrics = self.program(state.changing(), state.frozen, rows)
+        changed, metrics = in_order(self.program(state.changing(), state.frozen, rows))
         return changed.replace(frozen=state.frozen, tx=state.tx), metrics
 
 
@@ -287,7 +288,7 @@ def make_eval_step(setup: Setup) -> Callable[[Any, Any, Rows], Metrics]:
                     out_shardings=NamedSharding(setup.mesh, P()),
                 )
             )
-        return compiled[0](params, frozen, rows)
+        return in_order(compiled[0](params, frozen, rows))
 
     return step
 
