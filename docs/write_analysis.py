@@ -64,6 +64,9 @@ NOT_SHIPPED = {
     "PairS's calibration of a judge (arXiv 2403.16950)": (
         "it shifts by constants of a judge, prompt and data set; here judgements of both orders are averaged"
     ),
+    "HyRe's weights of reward heads from a few pairs, as DRM uses them (arXiv 2502.13131)": (
+        "how the pairs become weights could not be read; `experiments.decompose` gives the heads, to be weighted by you"
+    ),
     "Theorem 4.1 for IPO (arXiv 2405.19534, proposition A.7)": "its bound is sufficient, not necessary",
     "Compositional preference models, multi-domain explainability": "a prompted language model makes their features",
     "Value drifts": "its stance probe needs a labelled set of stances and a judge",

@@ -25,14 +25,17 @@ python -m experiments.curate --data=samples.jsonl --output=pairs.jsonl --methods
 
 The second command writes the result as a file, with its account beside it. In a run the account is part of the report
 and of `manifest.json`: every method with its options, records in, kept and out, and the reasons by count. Methods,
-options and the contents of score files decide under which key prepared data is found again. An option that a method
-does not take is an error.
+options and the contents of score files decide under which key prepared data is found again; the manifest holds the
+sha256 of each score file. An option that a method does not take is an error.
 
 - **Where a sequence runs.** After reading and holding out. Records are adapted to the objective (rankings become pairs)
   right after the last method marked *shapes*, and all methods up to it see records as the file has them.
 - **Mixtures.** Each source of `a + b` goes through by itself with its own random draws, and shares are taken of what is
   left. To choose across sources, write one file first.
-- **Randomness.** `seed` of the method decides, with the order of the records.
+- **Randomness.** The method's `seed`, its name, its place in the sequence and the source decide, with the order of the
+  records: no two steps draw the same numbers, so two flips of 0.2 with equal seeds make 32 % noise. The same method in
+  the same place draws the same, whatever stands around it: of one seed there, `subset(share=0.2)` lies within
+  `subset(share=0.5)`.
 - **Numbers a record does not have**, such as model scores, validation losses, log-probs, embeddings, are columns of the
   records' file, named by an option, or come from score files by `join`. Nothing is invented: a record that lacks its
   column is rejected, and counted. *Response columns* hold a list with one value for each response (of a pair: chosen,
@@ -66,7 +69,10 @@ NOT_SHIPPED = {
     "HyPER's gain model and simulated routing (arXiv 2410.19133)": (
         "a regression over tagged instances; `route` takes its predictions as a column"
     ),
-    "AEPO's random exchanges after the greedy search (arXiv 2405.13541)": "`aepo` stops at the greedy set",
+    "Robust Preference Selection": (
+        "best-of-N over neighbouring preference directions: neither how directions are drawn nor how responses are "
+        "scored by them could be read; `best_of_n` chooses by one score"
+    ),
     "AIR's thresholds (arXiv 2504.03612)": "they belong to its judge's scale, and could not be read; windows are yours",
     "Skywork-Reward's filters (arXiv 2410.18451)": "the recipe by task and score could not be read in full",
     "Active Exploration": "the acquisition rule could not be read",

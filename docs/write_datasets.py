@@ -33,9 +33,9 @@ them; what is missing is named with its address. For a dataset of the Hugging Fa
 `hf download OWNER/NAME --repo-type dataset --local-dir MANUAL_DIR/<dataset>` puts them there (add
 `--revision refs/convert/parquet` where the table says *converted*). `hf:` needs `pip install -r requirements-hf.txt`.
 
-Licences are what the sources say; read them there before you train. HH-RLHF (harmless-base, test) and EvalBiasBench
-were read from the published files. The other schemas are those of the dataset cards and of public code that reads the
-files, tested on invented rows. A file whose columns differ is refused by name.
+Licences are what the sources say; read them there before you train. HH-RLHF (harmless-base, test), EvalBiasBench
+and CodePrefBench (security) were read from the published files. The other schemas are those of the dataset cards and of
+public code that reads the files, tested on invented rows. A file whose columns differ is refused by name.
 
 """
 
@@ -44,6 +44,9 @@ NOT_SHIPPED = {
     "Hummer, Hummer-F (arXiv 2405.11647)": "no public description of the files' columns was found",
     "APTY (arXiv 2407.02302)": "no public description of the ranking file's columns was found",
     "CSPref (code-switching)": "no public description of the preference file's columns was found",
+    "RAG-RewardBench (arXiv 2412.13746)": (
+        "no public description of the columns of its 1,485 pairs was found: its repository holds no data"
+    ),
     "DOVE (joint preferences)": "a row compares two different prompts, which one record of this library cannot hold",
     "AlpacaEval annotations": (
         "one file for every pair of models, hundreds of them: choose some and write `prompt`, `chosen`, `rejected`"

@@ -41,9 +41,8 @@ def main(_) -> None:
     made, accounts = [], []
     for stream, source in enumerate(opened):
         records, account = source.read(RecordFormat(ties=_TIES.value), more=columns_of(steps))
-        records, more = apply_methods(records, steps, stream=stream)
-        made.append(records)
-        accounts.append(account + more)
+        made.append(list(apply_methods(records, steps, account, stream=stream)))
+        accounts.append(account)
     if sources[0].share is not None:
         made, drawn = take_shares(made, sources, _MIXTURE_SEED.value)
         accounts += drawn

@@ -22,9 +22,9 @@ NAMES = {
         aspect_conflict best_of_n mini_best_of_n pairwise_ranking performance_falls preference_distinguishability
         preference_factors ranking_accuracy sparse_features subset_accuracy""",
     "dataset": """
-        capybara_dpo coig_p community_alignment evalbiasbench helpsteer2 helpsteer3 hh_rlhf kto_mix metamath_dpo
-        multipref offsetbias orca_dpo_pairs rpr search_arena shp skywork_reward tldr tulu_2_5 ultrafeedback
-        ultrafeedback_binarized ultramedical wildfeedback""",
+        capybara_dpo codeprefbench coig_p community_alignment evalbiasbench helpsteer2 helpsteer3 hh_rlhf kto_mix
+        metamath_dpo multipref offsetbias orca_dpo_pairs rpr search_arena shp skywork_reward tldr tulu_2_5
+        ultrafeedback ultrafeedback_binarized ultramedical wildfeedback""",
     "objective": """
         alphapo aot aot_unpaired apo_down apo_zero apo_zero_unpaired bco bco_pair bt bt_margin bt_ranking cal_dpo cdpo
         cpo discopop dpo dpo_norm dpo_rw dpop dro dro_p exo_pair exo_rw fdpo fdpo_js gpm gpo gpo_score hypo infonca ipo

@@ -55,10 +55,10 @@ def train_sparse_autoencoder(
 
     Of a batch of B pairs the B * active activations of largest magnitude are kept, whatever their sign. The loss is
     the squared error over the batch's own variance; Adam; decoder rows are kept at length 1, their gradients orthogonal
-    to them, and the encoder starts as the decoder's transpose. All as in the paper's code, with two differences: there
-    are no biases, which that code trains on x and -x alike, so that they have no direction to go; and the threshold is
-    the one that keeps N * active entries of the training set, where the code averages the smallest kept one. Defaults
-    are the code's.
+    to them, and the encoder starts as the decoder's transpose. All as in the paper's code, but: there are no biases,
+    which that code trains on x and -x alike, so that they have no direction to go; the threshold is the one that keeps
+    N * active entries of the training set, where the code averages the smallest kept one; and there is no early stop
+    on validation data, no auxiliary loss and no nested prefixes of features. Defaults are the code's.
 
     Raises:
       ValueError: more active features than there are, or differences that are all 0.

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 In = TypeVar("In")
@@ -44,6 +44,7 @@ REASONS: Mapping[str, str] = {
     # data methods
     "few_responses": "fewer responses than a method needs",
     "no_pair": "no two responses fit the rule of a method",
+    "unconnected": "the comparisons fall into groups that were never compared with each other: no common scale",
     "not_selected": "left out by a selection",
     "outside_window": "a number is outside the window of a filter",
     # encoding
@@ -202,22 +203,33 @@ def _table(name: str, stage: Stage) -> str:
     return "\n".join(lines)
 
 
-def collect(
-    stage: str, inputs: Iterable[In], step: Callable[[In], Iterable[Out | Finding]]
-) -> tuple[list[Out], Account]:
-    """Run `step` on every input: what it yields is either an output or a finding. Nothing can go missing uncounted.
+def flow(
+    account: Account, stage: str, inputs: Iterable[In], step: Callable[[In], Iterable[Out | Finding]]
+) -> Iterator[Out]:
+    """Runs `step` on every input as it comes: what it yields is either an output or a finding. Nothing can go missing
+    uncounted, and nothing is kept.
 
-    Returns:
-        the outputs in order, and an account with one stage.
+    Args:
+        account: gets the stage at once, and its counts as outputs are taken: read it after the last one.
     Raises:
         AssertionError: a step yields neither an output nor a Rejection, or both.
     """
-    counts = Stage()
-    outputs: list[Out] = []
-    for item in inputs:
-        findings, results = [], []
-        for result in step(item):
-            (findings if isinstance(result, Finding) else results).append(result)
-        counts.add(findings, len(results))
-        outputs.extend(results)
-    return outputs, Account({stage: counts})
+    counts = account.stages[stage] = Stage()
+
+    def outputs() -> Iterator[Out]:
+        for item in inputs:
+            findings, results = [], []
+            for result in step(item):
+                (findings if isinstance(result, Finding) else results).append(result)
+            counts.add(findings, len(results))
+            yield from results
+
+    return outputs()
+
+
+def collect(
+    stage: str, inputs: Iterable[In], step: Callable[[In], Iterable[Out | Finding]]
+) -> tuple[list[Out], Account]:
+    """All that `flow` lets through, in order, and an account with one stage; raises as that."""
+    account = Account()
+    return list(flow(account, stage, inputs, step)), account

@@ -275,11 +275,12 @@ def _take(
         records = [record for record in records if is_held_out(record, config.holdout) == (split == "eval")]
     kept = len(records)
     before, after = split_steps(steps)
-    records, shaped = apply_methods(records, before, stream=stream)
+    records = list(apply_methods(records, before, account, stream=stream))
     options = {} if requires.imitates else dict(rankings=config.rankings, pair_targets=config.pair_targets)
     records, adapted = adapt(records, requires, **options)
-    records, treated = apply_methods(records, after, stream=stream, first=len(before) + 1)
-    return records, account + shaped + adapted + treated, (read, kept)
+    account += adapted
+    records = list(apply_methods(records, after, account, stream=stream, first=len(before) + 1))
+    return records, account, (read, kept)
 
 
 def _holds_out(config: DataConfig) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from prefjax.data.account import Finding, Notice, Rejection
 from prefjax.data.spans import Spans
+from prefjax.options import LARGEST
 from prefjax.requirements import PAIR_NUMBERS
 
 KINDS = ("pair", "unpaired", "ranked", "demonstration")
@@ -85,6 +86,9 @@ class Record:
                 raise ValueError(f"{count} responses need as many values of {name}: {len(values)}")
         if self.kind != "pair" and any(getattr(self, name) is not None for name in PAIR_NUMBERS):
             raise ValueError(f"only a pair has {' and '.join(PAIR_NUMBERS)}: a record of kind {self.kind!r} has none")
+        numbers = (*self.targets, *(self.scores or ()), self.weight, 0.0 if self.margin is None else self.margin)
+        if not all(-LARGEST <= number <= LARGEST for number in numbers):
+            raise ValueError(f"{self.source}: {numbers} must be finite numbers of float32: leave such a record out")
         if self.target_probability is not None and not 0 <= self.target_probability <= 1:
             raise ValueError(f"target_probability must be in [0, 1], got {self.target_probability}")
         texts = (self.prompt, *self.responses, *(() if self.auxiliary is None else (self.auxiliary,)))

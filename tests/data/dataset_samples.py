@@ -250,6 +250,13 @@ FILES = {
             {"instruction": "Tea?", "output_1": "Gladly.", "output_2": "No.", "label": label} for label in (1, 2)
         ]
     },
+    "codeprefbench": {
+        f"datasets/eval/{name}-alignment.jsonl": [
+            {"task_id": "T/1", "instruction": "Tea?", "choices": ["Gladly.", "No."], "gt_choice": 0},
+            {"task_id": "T/2", "instruction": "Tea?", "choices": ["No.", "Gladly."], "gt_choice": 1},
+        ]
+        for name in ("correctness", "efficiency", "security", "human-preference")
+    },
     "evalbiasbench": {
         "data/evalbiasbench/biasbench.json": {
             bias: [{"bias": bias, "instruction": "Tea?", "response1": "Gladly.", "response2": "No.", "label": 1}]
@@ -350,6 +357,8 @@ EXPECTED = {
         ("user: Tea?", ("assistant: Gladly.",), (1.0,)), ("system: S / user: Tea?", ("assistant: No.",), (0.0,))
     ],
     "offsetbias:train": [_TEA, ("user: Tea?", ("assistant: No.", "assistant: Gladly."), (1.0, 0.0))],
+    "codeprefbench/all:test": [_TEA] * 8,
+    "codeprefbench/human_preference:test": [_TEA] * 2,
     "evalbiasbench/all:test": [_TEA] * 6,
     "evalbiasbench/familiar_knowledge:test": [_TEA],
 }  # fmt: skip

@@ -1,5 +1,7 @@
 """Pairs by reward position, model, tests passed and instruction; prompts that carry a goal."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,6 +16,8 @@ from prefjax.data.methods.pairing import (
     pass_fail,
     reward_positions,
 )
+from prefjax.data.methods.relabelling import bradley_terry_targets
+from prefjax.data.methods.selection import margin_window
 from prefjax.data.records import Message, Record
 
 
@@ -114,7 +118,7 @@ def test_reward_augmented_by_hand():
     (made,) = reward_augmented([pair((8.5, 3.0))], template="Aim at {score}.")
     assert [(item.prompt, item.responses, item.targets, item.scores) for item in made] == [
         ("Aim at 8.5.\n\np", ("good", "bad"), (1.0, 0.0), (8.5, 3.0)),
-        ("Aim at 3.\n\np", ("bad", "good"), (1.0, 0.0), (3.0, 8.5)),
+        ("Aim at 3.\n\np", ("bad", "good"), (1.0, 0.0), None),
     ]
     for scores, reason in (((3.0, 3.0), "tie"), ((3.0, 8.0), "contradicting_scores")):
         ((rejection,),) = reward_augmented([pair(scores)])
@@ -124,11 +128,30 @@ def test_reward_augmented_by_hand():
 
 
 @given(st.floats(-5, 5), st.floats(-5, 5))
-def test_the_chosen_response_is_the_one_nearest_to_the_goal(first, second):
+def test_the_goal_is_the_score_of_the_chosen_response_with_all_its_digits(first, second):
     for outcome in reward_augmented([pair((first, second))], template="{score}"):
-        for item in outcome if len(outcome) == 2 else ():
-            goal = float(item.prompt.split("\n")[0])
-            assert abs(goal - item.scores[0]) <= abs(goal - item.scores[1]) + 1e-4  # the goal has six digits
+        if len(outcome) == 2:
+            assert [float(item.prompt.split("\n")[0]) for item in outcome] == [first, second]
+            assert [item.responses[0] for item in outcome] == ["good", "bad"]
+
+
+@pytest.mark.parametrize("score, text", [(4.123456789, "4.123456789"), (123456789.0, "123456789"), (1e-7, "0.0000001")])
+def test_a_goal_is_written_out(score, text):
+    (made,) = reward_augmented([pair((score, 0.0))], template="{score}")
+    assert made[0].prompt == f"{text}\n\np"
+
+
+def test_what_contradicts_an_exchanged_pair_goes():
+    """A later method or objective that reads scores would otherwise undo the exchange."""
+    own = {"rm": (8.0, 3.0), "style": ("x", "y")}
+    (made,) = reward_augmented([pair((1.0, 2.0), **own)], template="{score}", reward="rm")
+    assert [item.scores for item in made] == [(1.0, 2.0), (2.0, 1.0)]
+    assert [dict(item.response_columns) for item in made] == [own, {"style": ("y", "x")}]
+    (made,) = conditioned_pairs([pair((8.0, 3.0), style=("a", "b"))], instruction="style")
+    assert [item.scores for item in made] == [(8.0, 3.0), None]
+    for method in (bradley_terry_targets, functools.partial(margin_window, at_least=0)):
+        kept, (lost,) = method(made)
+        assert (kept[0].responses, lost.reason) == (("good", "bad"), "missing_field")
 
 
 def test_an_instruction_joins_a_system_message():

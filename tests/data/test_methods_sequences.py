@@ -1,6 +1,7 @@
 """Sequences of methods as text, their columns and score files, and what preparing data and `curate` make of them."""
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from configs import quickstart
 from docs import write_data_methods
+from prefjax.data.account import Account
 from prefjax.data.formats import Columns, RecordFormat, parse
 from prefjax.data.jsonl import to_row, write_records
 from prefjax.data.methods import METHODS
@@ -29,6 +31,7 @@ from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import load_tokenizer
 from prefjax.registry import REQUIRED
 from prefjax.requirements import Requirements
+from prefjax.rows.store import open_trees
 from prefjax.training.runs import run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,6 +54,12 @@ def ranked_row(n, count=6, **more):
 def prepared(directory, data, methods="", split="train", need=PAIRS, **options):
     config = DataConfig(train=data, methods=methods, holdout=0.25, **options)
     return prepare(config, need, load_tokenizer("byte", None), directory, split=split, progress=False)
+
+
+def applied(records, text, **options):
+    """The records that a sequence makes, and their account."""
+    account = Account()
+    return list(apply_methods(records, parse_methods(text), account, **options)), account
 
 
 def texts(trees):
@@ -138,9 +147,9 @@ def test_columns_are_kept_as_they_are_and_counted_where_broken():
 def test_counts_and_provenance():
     records = [Record(f"p{n}", ("a", "b"), (1.0, 0.0), "pair", source=f"f:{n}") for n in range(10)]
     records.append(Record("p", ("a",), (1.0,), "demonstration", source="f:10"))
-    steps = parse_methods("flip_labels(rate=1) | subset(size=4) | subset(size=2)")
-    made, account = apply_methods(records, steps)
-    facts = provenance(steps, account)
+    text = "flip_labels(rate=1) | subset(size=4) | subset(size=2)"
+    made, account = applied(records, text)
+    facts = provenance(parse_methods(text), account)
     assert [(fact["in"], fact["kept"], fact["out"]) for fact in facts] == [(11, 10, 10), (10, 4, 4), (4, 2, 2)]
     assert facts[0]["dropped"] == {"wrong_kind": 1} and facts[0]["found"] == {"wrong_kind": 1, "flipped": 10}
     assert facts[1]["dropped"] == {"not_selected": 6} and facts[1]["options"] == dict(size=4, share=None, seed=0)
@@ -150,9 +159,20 @@ def test_counts_and_provenance():
 
 def test_the_sources_of_a_mixture_draw_independently():
     records = [Record(f"p{n}", ("a", "b"), (1.0, 0.0), "pair") for n in range(40)]
-    steps = parse_methods("flip_labels(rate=0.5, seed=2)")
-    made = [[r.responses for r in apply_methods(records, steps, stream=stream)[0]] for stream in (0, 0, 1, 2)]
+    text = "flip_labels(rate=0.5, seed=2)"
+    made = [[r.responses for r in applied(records, text, stream=stream)[0]] for stream in (0, 0, 1, 2)]
     assert made[0] == made[1] and made[0] != made[2] != made[3] != made[0]
+
+
+def test_a_sequence_takes_records_as_they_are_asked_for():
+    taken = []
+    records = (taken.append(n) or Record(f"p{n}", ("a", "b"), (1.0, 0.0), "pair") for n in range(100))
+    account = Account()
+    made = apply_methods(records, parse_methods("flip_labels(rate=0.5) | flip_labels(rate=0.5)"), account)
+    assert list(account.stages) == ["1 flip_labels", "2 flip_labels"] and not taken
+    next(made), next(made)
+    assert taken == [0, 1] and account["2 flip_labels"].outputs == 2
+    assert len(list(made)) == 98 and account["1 flip_labels"].read == 100
 
 
 def test_join_averages_what_several_models_said(tmp_path):
@@ -160,12 +180,12 @@ def test_join_averages_what_several_models_said(tmp_path):
     write(tmp_path / "b.jsonl", [pair_row(n, loss=n + 2.0, e=[n, 2]) for n in range(3)])
     records, _ = read_records(write(tmp_path / "data.jsonl", [pair_row(n) for n in range(5)]), progress=False)
     files = str(tmp_path / "[ab].jsonl")
-    made, account = apply_methods(records, parse_methods(f"join(file={files!r}, columns=('loss', 'e'))"))
+    made, account = applied(records, f"join(file={files!r}, columns=('loss', 'e'))")
     assert [record.columns["loss"] for record in made] == [1.0, 2.0, 3.0, 3.0]
     assert made[1].columns["e"] == [1.0, 1.0]
     assert account["1 join"].dropped == {"missing_field": 1}
     text = f"join(file={files!r}, columns=('loss',), count=2) | easiest(by='loss', share=0.7)"
-    made, account = apply_methods(records, parse_methods(text))
+    made, account = applied(records, text)
     assert [record.prompt for record in made] == ["q0?", "q1?"] and account["1 join"].dropped == {"missing_field": 2}
 
 
@@ -174,7 +194,7 @@ def test_join_for_each_response_and_what_it_refuses(tmp_path):
     records, _ = read_records(data, progress=False)
     scores = write(tmp_path / "s.jsonl", [ranked_row(0, 3, rm=[3, 1, 2]), ranked_row(1, 3, rm=[1, 1, 5])])
     text = f"join(file={scores!r}, columns=('rm',), per='response') | rso(count=2, beta=0.001, reward='rm')"
-    made, _ = apply_methods(records, parse_methods(text))
+    made, _ = applied(records, text)
     assert [record.responses for record in made] == [(" a0", " a2"), (" a2", " a0")]
     for rows, hint in (
         ([ranked_row(0, 3)], "rm: the column is missing"),
@@ -184,9 +204,9 @@ def test_join_for_each_response_and_what_it_refuses(tmp_path):
     ):
         path = write(tmp_path / "broken.jsonl", rows)
         with pytest.raises(ValueError, match=hint):
-            apply_methods(records, parse_methods(f"join(file={path!r}, columns=('rm',), per='response')"))
+            applied(records, f"join(file={path!r}, columns=('rm',), per='response')")
     with pytest.raises(FileNotFoundError):
-        apply_methods(records, parse_methods("join(file='nowhere.jsonl', columns=('rm',))"))
+        applied(records, "join(file='nowhere.jsonl', columns=('rm',))")
 
 
 _text = st.text(st.characters(codec="utf-8", categories=["L", "N", "P"]), min_size=1, max_size=8)
@@ -268,7 +288,10 @@ def test_everything_that_decides_makes_another_key(tmp_path):
     moved = scores.rename(tmp_path / "moved.jsonl")
     assert prepared(tmp_path, data, joined.replace("scores", "moved")).directory == found[4]
     write(moved, [pair_row(n, rank=-n) for n in range(20)])
-    assert prepared(tmp_path, data, joined.replace("scores", "moved")).directory != found[4]
+    edited = prepared(tmp_path, data, joined.replace("scores", "moved"))
+    assert edited.directory != found[4]
+    (before,), (after,) = (open_trees(path).manifest["methods"][0]["sha256"] for path in (found[4], edited.directory))
+    assert after == hashlib.sha256(moved.read_bytes()).hexdigest() != before
 
 
 def test_pairs_that_a_method_grades_meet_the_need_of_an_objective(tmp_path):
@@ -288,7 +311,7 @@ def test_a_missing_column_is_named_where_nothing_is_left(tmp_path):
 
 def test_real_solutions_by_tests_passed(real_data):
     records, _ = read_records(real_data / "gsm8k_solutions_k4.jsonl.gz", progress=False)
-    made, account = apply_methods(records, parse_methods("pass_fail()"))
+    made, account = applied(records, "pass_fail()")
     passed = [sum(record.targets) for record in records]
     unanimous = sum(total in (0, 4) for total in passed)
     assert account["1 pass_fail"].dropped == {"no_pair": unanimous}

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from prefjax.data.account import Account
 from prefjax.data.methods.sequences import apply_methods, columns_of, parse_methods
 from prefjax.data.readers import read_records
 from tests.experiments.test_commands import TINY, run
@@ -57,7 +58,7 @@ def test_the_score_file_is_what_data_methods_read(trained):
         "self_label(policy='policy_logp', reference='reference_logp') | easiest(by='loss')"
     )
     records, _ = read_records(data, more=columns_of(steps), progress=False)
-    kept, _ = apply_methods(records, steps)
+    kept = list(apply_methods(records, steps, Account()))
     losses = [record.columns["loss"] for record in kept]
     assert len(kept) == 32 and losses == sorted(losses)
     assert losses == pytest.approx(sorted(row["loss"] for row in rows[:64])[:32])

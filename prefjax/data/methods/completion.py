@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Annotated
 
 import numpy as np
+import scipy.sparse.csgraph
 from jaxtyping import Bool, Float64
 
 from prefjax.data.methods import method
@@ -32,10 +33,12 @@ def low_rank_plus_sparse(
     Returns:
         L everywhere, and S on the known entries (0 elsewhere).
     Raises:
-        ValueError: nothing is known, or no convergence.
+        ValueError: nothing is known, a known entry is NaN or infinite, or no convergence.
     """
     if not known.any():
         raise ValueError("no entry is known")
+    if not np.isfinite(observed[known]).all():
+        raise ValueError("a known entry is NaN or infinite: mark it as unknown")
     target = np.where(known, observed, 0.0)
     scale = np.linalg.norm(target)
     if scale == 0:
@@ -71,7 +74,8 @@ def complete_comparisons(
 
     Probabilities are clipped to [clip, 1 - clip], so that an always and a never have finite log-odds. If P(i beats j)
     is known and P(j beats i) is not, it is taken as 1 - P. Fewer than 12 responses are rejected: they cannot outvote
-    an error, and 5 % of errors need about 20.
+    an error, and 5 % of errors need about 20. So are responses in groups that nobody compared with each other: the
+    log-odds between two groups could be anything.
 
     Raises:
         ValueError: clip outside (0, 1/2).
@@ -89,6 +93,11 @@ def complete_comparisons(
         np.fill_diagonal(known, False)
         if not known.any():
             raise reject(record, "missing_field", wins, "no two responses were compared")
+        groups, group_of = scipy.sparse.csgraph.connected_components(known, directed=False)
+        if groups > 1:
+            other = int((group_of != group_of[0]).argmax())
+            apart = f"{groups} groups; responses 0 and {other} were never compared, even by way of others"
+            raise reject(record, "unconnected", wins, apart)
         probability = np.clip(np.where(known, win, 0.5), clip, 1 - clip)
         np.fill_diagonal(known, True)  # log-odds 0
         np.fill_diagonal(probability, 0.5)

@@ -9,7 +9,9 @@ from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
     Outcomes,
+    Seed,
     each,
+    generator,
     kept_in_order,
     measured,
     number,
@@ -19,7 +21,7 @@ from prefjax.data.methods.stream import (
     take_kind,
 )
 from prefjax.data.records import Record
-from prefjax.options import Count, NonNegative, Positive, Several
+from prefjax.options import Count, Index, NonNegative, Positive, Several
 
 _NO_VOLUME = 1e-10  # relative to the largest first gain: below it a determinant is rounding noise
 
@@ -34,8 +36,11 @@ def greedy_volume(features: Float64[np.ndarray, "n D"], count: int, bandwidth: f
         features: row i is q_i phi_i: a unit vector times its quality, so L_ij = q_i q_j k(phi_i, phi_j).
         bandwidth: None for k = phi_i . phi_j; else k = exp(-||phi_i - phi_j||^2 / (2 bandwidth^2)).
     Raises:
-        ValueError: more picks than the kernel's rank: a larger set has volume 0, whatever is added.
+        ValueError: more picks than the kernel's rank: a larger set has volume 0, whatever is added; or a feature that
+            is NaN or infinite.
     """
+    if not np.isfinite(features).all():
+        raise ValueError("a feature is NaN or infinite: leave such items out")
     quality = np.linalg.norm(features, axis=1)
     unit = features / quality[:, None]
     gain = quality**2
@@ -105,21 +110,43 @@ def diverse_subset(
     yield from lost
 
 
-def representative_and_diverse(similarity: Float64[np.ndarray, "n n"], count: int, diversity: float) -> list[int]:
-    """Indices in the order of a greedy maximisation of 1' S x / ((n - 1) k) - diversity x' S x / (k (k - 1)).
+def representative_and_diverse(
+    similarity: Float64[np.ndarray, "n n"],
+    count: int,
+    diversity: float,
+    exchanges: int = 0,
+    rng: np.random.Generator | None = None,
+) -> list[int]:
+    """Indices that maximise 1' S x / ((n - 1) k) - diversity x' S x / (k (k - 1)): greedily, then by exchanges.
 
-    x marks the k = `count` picks; the diagonal of S does not count (arXiv 2405.13541 and its code).
+    x marks the k = `count` picks; the diagonal of S does not count (arXiv 2405.13541 and its code). An exchange gives
+    up one pick and takes the item, the same or another, that is then best, so the objective never falls.
+
+    Args:
+        exchanges: how many; the pick that each gives up is drawn by `rng`.
+    Raises:
+        ValueError: a similarity that is NaN or infinite.
     """
+    if not np.isfinite(similarity).all():
+        raise ValueError("a similarity is NaN or infinite: leave such items out")
     others = similarity - np.diag(np.diag(similarity))
     size = len(others)
     representative = others.sum(0) / ((size - 1) * count)
     picked: list[int] = []
-    for _ in range(count):
+
+    def best() -> int:
         # Adding i to S changes x' S x by the similarities of i to the picks, in both orders.
         close = others[picked].sum(0) + others[:, picked].sum(1)
         gain = representative - diversity * close / (count * (count - 1))
         gain[picked] = -np.inf
-        picked.append(int(gain.argmax()))
+        return int(gain.argmax())
+
+    for _ in range(count):
+        picked.append(best())
+    for _ in range(exchanges):
+        place = int(rng.integers(count))
+        del picked[place]
+        picked.insert(place, best())
     return picked
 
 
@@ -130,18 +157,23 @@ def aepo(
     embedding: str,
     count: Several = 2,
     diversity: NonNegative = 1.0,
+    exchanges: Index = 20,
+    seed: Seed = 0,
 ) -> Outcomes:
     """Annotation-efficient preferences (AEPO): the few responses that represent all and differ from each other.
 
-    Source: arXiv 2405.13541 (objective and greedy search as in its code; the code then tries random exchanges too).
+    Source: arXiv 2405.13541 (objective, greedy search and 20 random exchanges after it as in its code).
     Takes: rankings; the response column `embedding` holds a vector of each response; similarity is their cosine.
     Makes: rankings of `count` responses in the order picked, to be annotated, or paired by the scores there are.
+
+    exchanges=0 stops at the greedy set.
 
     Raises:
         ValueError: count < 2, or diversity < 0.
     """
     if count < 2 or diversity < 0:
         raise ValueError(f"aepo needs count >= 2 and diversity >= 0, got {count=}, {diversity=}")
+    rng = generator(seed)
 
     def step(record: Record) -> Outcome:
         take_kind(record, "ranked")
@@ -151,7 +183,7 @@ def aepo(
             detail = f"{len(vectors)} responses, {int((length == 0).sum())} with the zero vector, {count} to pick"
             raise reject(record, "few_responses", embedding, detail)
         unit = vectors / length
-        picked = tuple(representative_and_diverse(unit @ unit.T, count, diversity))
+        picked = tuple(representative_and_diverse(unit @ unit.T, count, diversity, exchanges, rng))
         return (record.select(picked, tuple(record.targets[k] for k in picked), "ranked"),)
 
     return each(records, step)

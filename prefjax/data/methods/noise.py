@@ -14,7 +14,7 @@ from prefjax.options import Positive, Share
 def flip_labels(
     records: Iterable[Record], *, rate: Share, rate_undesirable: Share | None = None, seed: Seed = 0
 ) -> Outcomes:
-    """Random flips: every label is wrong with probability `rate`, independently of everything else.
+    """Random flips: every label is exchanged with probability `rate`, independently of every other step's draws.
 
     Source: arXiv 2403.00409 (random preference flips; the noise that rDPO and cDPO assume).
     Takes: pairs, single responses with a label.

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from prefjax.data.methods import method
-from prefjax.data.methods.conditioning import with_instruction
+from prefjax.data.methods.conditioning import with_instruction, without_contradiction
 from prefjax.data.methods.sampling import rescored
 from prefjax.data.methods.stream import (
     Outcome,
@@ -85,7 +85,8 @@ def best_against_few(
 ) -> Outcomes:
     """The scalable sweet spot: the best of all samples against the worst of a few random ones.
 
-    Source: arXiv 2502.16825 (its strategy for growing sample counts; the worst of 5 stands for mu - 2 sigma).
+    Source: arXiv 2502.16825 (its strategy for growing sample counts; of normal rewards the worst of 5 lies at mu - 1.2
+        sigma on average, not at the mu - 2 sigma of `reward_positions`).
     Takes: rankings, whose scores (or the response column `reward`) are the samples' rewards.
     Makes: pairs.
 
@@ -184,7 +185,8 @@ def conditioned_pairs(records: Iterable[Record], *, instruction: str) -> Outcome
     Source: arXiv 2506.11702 (preferences conditioned on rubric-derived system prompts; trained by DPO, beta 0.1).
     Takes: pairs and rankings; the response column `instruction` holds the text each response was written for.
     Makes: pairs, one for every ordered two responses with different instructions: the instruction becomes a system
-        message (of a plain text, its beginning). Two responses make two pairs with exchanged roles.
+        message (of a plain text, its beginning). Two responses make two pairs with exchanged roles; the one whose
+        scores contradict it loses them.
     """
 
     def step(record: Record) -> Outcome:
@@ -193,7 +195,7 @@ def conditioned_pairs(records: Iterable[Record], *, instruction: str) -> Outcome
         if not all(isinstance(text, str) and text.strip() for text in texts):
             raise reject(record, "wrong_type", instruction, "an instruction is a text that is not empty")
         made = [
-            with_instruction(record.select((k, j), (1.0, 0.0), "pair"), texts[k])
+            with_instruction(without_contradiction(record.select((k, j), (1.0, 0.0), "pair")), texts[k])
             for k, j in itertools.permutations(range(len(texts)), 2)
             if texts[k] != texts[j] and record.responses[k] != record.responses[j]
         ]

@@ -30,13 +30,16 @@ def rejection_sample(reward: Float64[np.ndarray, "n"], count: int, beta: float, 
 
     Passes over the candidates that are left; in each, candidate i is accepted when u < exp((reward_i - max) / beta),
     u uniform on [0, 1) and max the best reward left at the pass's start, and the pass ends with the last one needed.
-    Accepted ones leave. beta -> 0 gives the best `count` by reward, beta -> infinity the first `count`.
+    Accepted ones leave. beta -> 0 gives the best `count` by reward, beta -> infinity the first `count`: as a pass ends
+    with the last one needed, earlier candidates are favoured, and their order must not follow the reward.
 
     Args:
         reward: any unit, which beta shares; beta is that of the KL-regularised objective.
     Raises:
-        ValueError: fewer candidates than `count`, count < 1, or beta <= 0.
+        ValueError: fewer candidates than `count`, count < 1, beta <= 0, or a reward that is NaN or infinite.
     """
+    if not np.isfinite(reward).all():
+        raise ValueError(f"rewards must be finite, got {reward[~np.isfinite(reward)][0]}: leave such candidates out")
     if beta <= 0:
         raise ValueError(f"beta={beta} must be above 0; take a small one to keep the best by reward")
     if not 1 <= count <= len(reward):
@@ -71,7 +74,8 @@ def rso(
     pairing
         first_round  neighbours in the order of acceptance: count / 2 pairs; the last of an odd count is left over
         tournament   winners meet again until one is left: count - 1 pairs; of an odd number the last one has a bye
-    Equal texts are one candidate. Two equal rewards make no pair, which is counted; in a tournament the first goes on.
+    Equal texts are one candidate, and candidates are shuffled, so that the file's order, which may be that of the
+    reward, does not matter. Two equal rewards make no pair, which is counted; in a tournament the first goes on.
 
     Raises:
         ValueError: beta <= 0, count < 1, or count < 2 where pairs are made.
@@ -89,7 +93,8 @@ def rso(
         if len(distinct) < count:
             detail = f"{len(distinct)} distinct samples, {count} to accept"
             raise reject(record, "few_responses", "completions", detail)
-        accepted = [distinct[k] for k in rejection_sample(reward_of[distinct], count, beta, rng)]
+        candidates = rng.permutation(distinct)
+        accepted = candidates[rejection_sample(reward_of[candidates], count, beta, rng)].tolist()
         if pairing == "none":
             return (rescored(record, reward_of).select(tuple(accepted), tuple(reward_of[accepted].tolist()), "ranked"),)
         return _play(rescored(record, reward_of), accepted, reward_of, once=pairing == "first_round")

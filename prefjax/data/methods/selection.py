@@ -47,7 +47,7 @@ def subset(
     records = list(records)
     count = size if size is not None else max(1, math.floor(share * len(records) + 1e-9))
     if not 1 <= count <= max(1, len(records)):
-        raise ValueError(f"subset size={size} of {len(records)} records: there must be at least as many")
+        raise ValueError(f"subset size={size} of {len(records)} records: give a size from 1 up to their number")
     order = generator(seed).permutation(len(records))
     return kept_in_order(records, order[:count].tolist(), "outside the subset")
 

@@ -1,11 +1,12 @@
 """Sequences of data methods as text, and their application with an account of every record."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prefjax.data.account import Account, collect
+from prefjax.data.account import Account, flow
 from prefjax.data.formats import Columns
 from prefjax.data.methods import METHODS, Method
 from prefjax.data.methods.join import join
@@ -23,15 +24,32 @@ class Step:
     def as_dict(self) -> dict[str, Any]:
         return {"method": self.method.name, "options": dict(self.options)}
 
-    def fingerprint(self) -> list[Any]:
-        """JSON-able: what decides the outcome besides the records. A file counts by its content, not its name."""
-        options = {name: value for name, value in self.options.items() if name not in self.method.files}
-        contents = []
+    @functools.cached_property
+    def contents(self) -> tuple[str, ...]:
+        """sha256 of every file that the options name, in order, as it was when first asked for."""
+        digests = []
         for name in self.method.files:
             for path in find_files(self.options[name]):
                 with path.open("rb") as file:
-                    contents.append(hashlib.file_digest(file, "sha256").hexdigest())
-        return [self.method.name, options, contents]
+                    digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return tuple(digests)
+
+    def fingerprint(self) -> list[Any]:
+        """JSON-able: what decides the outcome besides the records. A file counts by its content, not its name."""
+        options = {name: value for name, value in self.options.items() if name not in self.method.files}
+        return [self.method.name, options, self.contents]
+
+    def options_at(self, place: int, stream: int) -> dict[str, Any]:
+        """The options, with a seed that is this step's own: (seed, source, place, name).
+
+        Two steps that drew the same numbers would undo or repeat each other: `flip_labels | flip_labels` of one seed
+        would flip every label twice.
+        """
+        options = dict(self.options)
+        if "seed" in options:
+            name = int.from_bytes(hashlib.sha256(self.method.name.encode()).digest()[:4], "big")
+            options["seed"] = (options["seed"], stream, place, name)
+        return options
 
 
 def parse_methods(text: str) -> tuple[Step, ...]:
@@ -64,34 +82,30 @@ def split_steps(steps: Sequence[Step]) -> tuple[tuple[Step, ...], tuple[Step, ..
 
 
 def apply_methods(
-    records: Iterable[Record], steps: Sequence[Step], *, stream: int = 0, first: int = 1
-) -> tuple[list[Record], Account]:
-    """Applies a sequence, each method to all that the one before made.
+    records: Iterable[Record], steps: Sequence[Step], account: Account, *, stream: int = 0, first: int = 1
+) -> Iterator[Record]:
+    """Applies a sequence, each method to what the one before makes as it makes it. A method that compares records
+    (`Method.streams` False) holds all that come to it; the others hold one.
 
     Args:
-        stream: seeds are (seed, stream) where it is not 0: sources of a mixture draw independently.
-        first: the place of the first step, for the stages' names.
-    Returns:
-        the records, and an account with a stage "<place> <method>" for each step.
+        account: gets a stage "<place> <method>" for each step, counted as records are taken: read it after the last.
+        stream: the source's number in a mixture, whose sources draw independently.
+        first: the place of the first step, for the stages' names and the steps' draws.
     """
-    records, account = list(records), Account()
+    made = iter(records)
     for place, step in enumerate(steps, first):
-        options = dict(step.options)
-        if stream and "seed" in options:
-            seed = options["seed"]
-            options["seed"] = (seed, stream) if isinstance(seed, int) else (*seed, stream)
-        outcomes = step.method.apply(records, **options)
-        records, own = collect(f"{place} {step.method.name}", outcomes, lambda outcome: outcome)
-        account += own
-    return records, account
+        outcomes = step.method.apply(made, **step.options_at(place, stream))
+        made = flow(account, f"{place} {step.method.name}", outcomes, lambda outcome: outcome)
+    return made
 
 
 def provenance(steps: Sequence[Step], account: Account) -> list[dict[str, Any]]:
-    """For a manifest: every step with its options, and its counts in, out, and by reason."""
+    """For a manifest: every step with its options, the contents of its files, and its counts in, out, and by reason."""
     facts = []
     for place, step in enumerate(steps, 1):
         stage = account[f"{place} {step.method.name}"]
+        contents = {"sha256": list(step.contents)} if step.contents else {}
         counts = {"in": stage.read, "kept": stage.kept, "out": stage.outputs}
         reasons = {"dropped": dict(stage.dropped), "found": dict(stage.found)}
-        facts.append(step.as_dict() | counts | reasons)
+        facts.append(step.as_dict() | contents | counts | reasons)
     return facts

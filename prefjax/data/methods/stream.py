@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -122,10 +123,12 @@ def rewards(record: Record, column: str | None) -> Float64[np.ndarray, "K"]:
     if own is None:
         detail = "the record has no scores; give scores (or score_chosen and score_rejected, or a reward), or "
         raise reject(record, "missing_field", "scores", detail + _HOW)
-    return np.array(own, np.float64)
+    return np.array([_finite(record, value, "scores") for value in own])  # of records in memory nobody has looked
 
 
 def generator(seed: Seed) -> np.random.Generator:
+    """The draws of a seed. Called directly, two methods of one seed draw the same numbers; in a sequence each step has
+    its own (`sequences.Step.options_at`)."""
     return np.random.default_rng(seed)
 
 
@@ -142,11 +145,11 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _finite(record: Record, value: Any, column: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise reject(record, "wrong_type", column, f"must be a number, got {type(value).__name__}")
     if value not in FLOAT32:
         raise reject(
-            record, "not_finite", column, f"{value}" if isinstance(value, float) else "an integer beyond float32"
+            record, "not_finite", column, "an integer beyond float32" if isinstance(value, int) else f"{value}"
         )
     return float(value)
 
