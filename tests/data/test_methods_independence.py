@@ -1,6 +1,5 @@
 """Random methods in sequence are independent of each other: each step of a sequence has draws of its own."""
 
-import functools
 import itertools
 import math
 
@@ -15,11 +14,6 @@ from prefjax.data.records import Record
 
 COUNT = 100_000
 RANDOM = [name for name, method in METHODS.items() if "seed" in method.options]
-
-
-@functools.cache
-def pairs() -> tuple[Record, ...]:
-    return tuple(Record("p", ("good", "bad"), (1.0, 0.0), "pair", scores=(2.0, 1.0)) for _ in range(COUNT))
 
 
 def test_the_random_methods_are_known():
@@ -41,21 +35,45 @@ def test_every_random_step_draws_numbers_of_its_own():
     assert np.abs(correlation).max() * math.sqrt(COUNT) < 5
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "flip_labels(rate=0.2) | flip_labels(rate=0.2) | subset(share=0.7) | flip_labels(rate=0.1)",
-        "bradley_terry_labels() | flip_labels(rate=0.2) | fold(index=1, folds=3) | flip_labels(rate=0.4)",
-    ],
+SEQUENCES = (
+    "flip_labels(rate=0.2) | flip_labels(rate=0.2) | subset(share=0.7) | flip_labels(rate=0.1)",
+    "bradley_terry_labels() | flip_labels(rate=0.2) | fold(index=1, folds=3) | flip_labels(rate=0.4)",
 )
+
+
+def wrong_after(step: Step, place: int, wrong: np.ndarray) -> np.ndarray:
+    """Whose labels are wrong after a step, of pairs with the scores 2 and 1, by the draws that the step makes of its
+    seed: what the methods do, without records, and checked against them below."""
+    options = step.options_at(place, 0)
+    if step.method.name in ("subset", "fold"):
+        seed = options["seed"] if step.method.name == "subset" else (*options["seed"], options["repeat"])
+        order = generator(seed).permutation(len(wrong))
+        if step.method.name == "subset":
+            return wrong[np.sort(order[: int(options["share"] * len(wrong) + 1e-9)])]
+        return wrong[np.setdiff1d(order, order[options["index"] :: options["folds"]])]
+    uniform = generator(options["seed"]).random(len(wrong))
+    if step.method.name == "flip_labels":
+        return wrong ^ (uniform < options["rate"])
+    return wrong ^ (uniform >= np.where(wrong, 1, math.e) / (1 + math.e))
+
+
+@pytest.mark.parametrize("text", SEQUENCES)
+def test_the_draws_are_those_of_the_methods(text):
+    records = [Record("p", ("good", "bad"), (1.0, 0.0), "pair", scores=(2.0, 1.0)) for _ in range(300)]
+    wrong, steps = np.zeros(300, bool), parse_methods(text)
+    for place, step in enumerate(steps, 1):
+        wrong = wrong_after(step, place, wrong)
+    made = apply_methods(records, steps, Account())
+    assert [record.responses[0] == "bad" for record in made] == wrong.tolist()
+
+
+@pytest.mark.parametrize("text", SEQUENCES)
 def test_two_three_and_four_random_methods_in_sequence(text):
     """After every step the share of wrong labels is that of independent steps: p (1 - r) + r (1 - p)."""
-    records, expected = pairs(), 0.0
+    wrong, expected = np.zeros(COUNT, bool), 0.0
     for place, step in enumerate(parse_methods(text), 1):
-        records = list(apply_methods(records, [step], Account(), first=place))
-        rate = {"flip_labels": step.options.get("rate"), "bradley_terry_labels": 1 / (1 + math.e)}.get(
-            step.method.name, 0.0
-        )
+        wrong = wrong_after(step, place, wrong)
+        rate = step.options.get("rate", 1 / (1 + math.e) if step.method.name == "bradley_terry_labels" else 0.0)
         expected = expected * (1 - rate) + rate * (1 - expected)
-        wrong = np.mean([record.responses[0] == "bad" for record in records])
-        assert abs(wrong - expected) < 3 * math.sqrt(expected * (1 - expected) / len(records)), (place, wrong, expected)
+        error = math.sqrt(expected * (1 - expected) / len(wrong))
+        assert abs(wrong.mean() - expected) < 3 * error, (place, wrong.mean(), expected)

@@ -149,8 +149,8 @@ def test_what_contradicts_an_exchanged_pair_goes():
     assert [dict(item.response_columns) for item in made] == [own, {"style": ("y", "x")}]
     (made,) = conditioned_pairs([pair((8.0, 3.0), style=("a", "b"))], instruction="style")
     assert [item.scores for item in made] == [(8.0, 3.0), None]
-    for method in (bradley_terry_targets, functools.partial(margin_window, at_least=0)):
-        kept, (lost,) = method(made)
+    for method in (bradley_terry_targets, functools.partial(margin_window, at_least=0.0)):
+        kept, (lost,) = method(list(made))
         assert (kept[0].responses, lost.reason) == (("good", "bad"), "missing_field")
 
 

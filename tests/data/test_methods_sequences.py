@@ -192,7 +192,7 @@ def test_join_averages_what_several_models_said(tmp_path):
 def test_join_for_each_response_and_what_it_refuses(tmp_path):
     data = write(tmp_path / "data.jsonl", [ranked_row(0, 3), ranked_row(1, 3)])
     records, _ = read_records(data, progress=False)
-    scores = write(tmp_path / "s.jsonl", [ranked_row(0, 3, rm=[3, 1, 2]), ranked_row(1, 3, rm=[1, 1, 5])])
+    scores = write(tmp_path / "s.jsonl", [ranked_row(0, 3, rm=[3, 1, 2]), ranked_row(1, 3, rm=[2, 1, 5])])
     text = f"join(file={scores!r}, columns=('rm',), per='response') | rso(count=2, beta=0.001, reward='rm')"
     made, _ = applied(records, text)
     assert [record.responses for record in made] == [(" a0", " a2"), (" a2", " a0")]
