@@ -31,6 +31,7 @@ from absl import app, flags, logging
 from tqdm import tqdm
 
 from prefjax.data.account import Account
+from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.prompts import Prompt, encode_prompts, read_prompts
 from prefjax.interrupts import StopRequest
 from prefjax.models import SamplingOptions
@@ -58,6 +59,15 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers; each prompt and 
 _BATCH = flags.DEFINE_integer("batch", 64, "Sequences sampled at once.")
 _CHAT = flags.DEFINE_bool("chat", None, "Whether a prompt of text is a user's turn.")
 _CHAT_TEMPLATE = flags.DEFINE_string("chat_template", None, "In place of the model's own: plain, or a Jinja template.")
+_KWARGS = flags.DEFINE_string(
+    "chat_template_kwargs", "", "What else the template is given, a JSON object; empty: what the run gave it."
+)
+_DATE = flags.DEFINE_string(
+    "date", "", "The day that a template which reads the clock is told, as 2026-11-29. Empty: data.date, or today."
+)
+_PREFILL = flags.DEFINE_bool(
+    "prefill", None, "Whether responses go on in a turn of the assistant's that a prompt ends in. None: as in the run."
+)
 _DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the computation. None: the model's own.")
 _MESH = flags.DEFINE_string("mesh", "", "Of devices, as data=2,fsdp=4,tensor=1; empty: fsdp over all of them.")
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", "", "Where named datasets are kept; empty: ~/tensorflow_datasets.")
@@ -70,14 +80,16 @@ def main(_) -> None:
         logging.set_verbosity(logging.WARNING)
     config = _config()
     mesh = open_mesh(_MESH.value)
-    policy = open_policy(_MODEL.value, mesh, dtype=_DTYPE.value, chat_template=_CHAT_TEMPLATE.value)
+    told = dict(chat_template=_CHAT_TEMPLATE.value, chat_template_kwargs=_KWARGS.value, date=_DATE.value)
+    policy = open_policy(_MODEL.value, mesh, dtype=_DTYPE.value, **told)
     stops = (*policy.stop_ids, *map(int, _STOP_IDS.value))
     policy = dataclasses.replace(policy, stop_ids=tuple(dict.fromkeys(stops)))
     scorer = load_scorer(_SCORER.value, mesh) if _SCORER.value else None
     if _PROMPT.value:
         _show(policy, config, scorer)
         return
-    read, file = read_prompts(_PROMPTS.value, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
+    folders = dict(data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
+    read, file = read_prompts(_PROMPTS.value, prefill=_chat_policy(policy).prefill, **folders)
     prompts, account = _encoded(policy, read, _is_chat(policy))
     account = file.account + account
     print(f"{account}\n", flush=True)
@@ -86,6 +98,8 @@ def main(_) -> None:
         "parameters": parameter_hash(policy.params),
         "dtype": policy.model.dtype,
         "tokenizer": policy.tokenizer.fingerprint,
+        "date": policy.tokenizer.date,
+        "prefill": _chat_policy(policy).prefill,
         "stop_ids": policy.stop_ids,
         "prompts": file.sources,
         "max_prompt_length": _MAX_PROMPT.value,
@@ -132,8 +146,14 @@ def _templated(policy: Policy) -> bool:
     return policy.tokenizer.has_chat_template and is_checkpoint(_MODEL.value)
 
 
+def _chat_policy(policy: Policy) -> EncodingPolicy:
+    asked = policy.data.encoding
+    return asked if _PREFILL.value is None else dataclasses.replace(asked, prefill=_PREFILL.value)
+
+
 def _encoded(policy: Policy, prompts: list[Prompt], chat: bool) -> tuple[list[Prompt], Account]:
-    return encode_prompts(prompts, policy.tokenizer, chat=chat, max_length=_MAX_PROMPT.value)
+    rules = _chat_policy(policy)
+    return encode_prompts(prompts, policy.tokenizer, rules, chat=chat, max_length=_MAX_PROMPT.value)
 
 
 def _show(policy: Policy, config: GenerationConfig, scorer: Scorer | None) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from absl import app, flags
 
 from experiments.config_flag import define_config
+from prefjax.data.days import as_prepared
 from prefjax.data.prepare import records_of
 from prefjax.data.preview import legend, preview_tree
 from prefjax.data.tokenizers import Tokenizer
@@ -40,7 +41,7 @@ _PREVIEW = flags.DEFINE_integer("preview", 0, "Trees of each split to show.", lo
 
 def show(stage: StageConfig, tokenizer: Tokenizer, prepared: PreparedTrees, trees: TreeSource, count: int) -> None:
     """Prints the first trees, with baselines where the objective takes them; the records are read again."""
-    colour = sys.stdout.isatty()
+    colour, tokenizer = sys.stdout.isatty(), as_prepared(tokenizer, prepared)
     print(f"\n{legend(colour=colour)}")
     records = records_of(stage.data, objective_of(stage).requires, tokenizer, Path(stage.data.directory), prepared)
     for row, (record, _) in enumerate(itertools.islice(records, count)):

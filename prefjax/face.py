@@ -82,7 +82,7 @@ def load(source: str | Path, **options: Any) -> Policy:
 
     Args:
       source: a run's --workdir, the folder of one of its stages (WORKDIR/sft), or a Hugging Face folder.
-      options: as of `prefjax.policies.open_policy`: mesh, dtype, chat_template.
+      options: as of `prefjax.policies.open_policy`: mesh, dtype, chat_template, chat_template_kwargs, date.
     """
     return open_policy(source, **options)
 

@@ -8,7 +8,6 @@ response of several turns only the assistant's are scored.
 
 import collections
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -16,13 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from prefjax.data.account import Account, Finding, Notice, Rejection, collect
+from prefjax.data.chats import ChatRules, EncodedChat, Unencodable, encode_chat, open_prompt
 from prefjax.data.records import Message, Record, Text
 from prefjax.data.spans import token_labels
-from prefjax.data.tokenizers import TemplateError, Tokenizer
-from prefjax.data.turns import Turn, UnclearTurn, open_turn, read_response
+from prefjax.data.tokenizers import Tokenizer
 from prefjax.options import check_ranges, option
 from prefjax.rows.trees import TokenTree
 
+NOTHING: Mapping[str, str] = {}  # is given to a chat template besides the turns
 TRUNCATIONS = ("drop", "trim_prompt_left", "trim_responses", "trim_both")
 
 
@@ -58,6 +58,22 @@ class EncodingPolicy:
         "as plain text that has been through a chat template wants",
         choices=("reject", "parse"),
     )
+    thoughts: str = option(
+        "scored",
+        'of the assistant\'s turns, told apart (`reasoning_content`) or in the text. "unscored": the model reads them, '
+        "and what it says after them alone is scored",
+        choices=("scored", "unscored"),
+    )
+    thought_marks: tuple[str, ...] = option(
+        ("<think>", "</think>"),
+        "texts before and after a thought in a turn's text; one told apart is put between them where the chat template "
+        "reads none",
+    )
+    prefill: bool = option(
+        False,
+        "whether a response goes on in the turn of the assistant's that a prompt ends in; else it is another turn, and "
+        "counted",
+    )
 
     def __post_init__(self):
         check_ranges(self, "data.encoding")
@@ -70,8 +86,16 @@ class EncodingPolicy:
         }[self.truncation]
         if needs and all(getattr(self, name) is None for name in needs):
             raise ValueError(f"truncation={self.truncation!r} needs {' or '.join(needs)}")
+        if isinstance(self.thought_marks, str) or len(self.thought_marks) != 2 or not all(self.thought_marks):
+            raise ValueError(
+                f"data.encoding.thought_marks must be two texts, as ('<think>', '</think>'), got {self.thought_marks!r}"
+            )
         if self.truncation == "trim_both" and self.max_prompt_length is None and self.max_length is None:
             raise ValueError("truncation='trim_both' needs max_prompt_length or max_length, to trim prompts to")
+
+    @property
+    def of_chats(self) -> ChatRules:
+        return ChatRules(self.thoughts == "unscored", self.thought_marks, self.prefill)
 
 
 def encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy = EncodingPolicy()) -> TokenTree | Rejection:
@@ -97,33 +121,49 @@ def encode_all(
     return [dataclasses.replace(tree, example_id=row) for row, tree in enumerate(trees)], account
 
 
-def encode_prompt(prompt: Text, tokenizer: Tokenizer) -> list[int]:
+def encode_prompt(
+    prompt: Text, tokenizer: Tokenizer, policy: EncodingPolicy = EncodingPolicy(), *, given: Mapping[str, str] = NOTHING
+) -> list[int]:
     """Ids of a prompt up to where the response begins, with exactly one BOS in front if the tokenizer has one.
 
     A chat ends with the header of the assistant's turn. A BOS that the template renders is not doubled.
+
+    Args:
+        given: `Record.given` of a chat.
     """
-    return _begin(prompt if isinstance(prompt, str) else open_turn(prompt, tokenizer.render, tokenizer)[0], tokenizer)
+    return _begin(_opened(prompt, tokenizer, policy, given)[0], tokenizer)
 
 
-def response_ending(prompt: Text, tokenizer: Tokenizer) -> str:
+def response_ending(
+    prompt: Text, tokenizer: Tokenizer, policy: EncodingPolicy = EncodingPolicy(), *, given: Mapping[str, str] = NOTHING
+) -> str:
     """What the chat template puts after a response's own text besides special tokens, which decoding leaves out."""
-    ending = "" if isinstance(prompt, str) else open_turn(prompt, tokenizer.render, tokenizer)[1]
-    ids = tokenizer.encode(ending, continues=True)
+    ids = tokenizer.encode(_opened(prompt, tokenizer, policy, given)[1], continues=True)
     return tokenizer.decode([i for i in ids if i not in tokenizer.special_ids]).strip()
 
 
 def decode_response(
-    prompt: Sequence[int], response: Sequence[int], tokenizer: Tokenizer, *, chat: bool, ending: str = ""
+    prompt: Sequence[int],
+    response: Sequence[int],
+    tokenizer: Tokenizer,
+    *,
+    chat: bool,
+    ending: str = "",
+    prefill: bool = False,
 ) -> str:
     """The text of a response that was sampled after a prompt, special tokens left out.
 
     Decoded as what the two texts differ by, because some tokenizers drop the space before a first word. Of a chat's
-    response white space at both ends, and `ending`, which the template puts there, is dropped too.
+    response white space at both ends, and `ending`, which the template puts there, is dropped too; where the response
+    goes on in a turn that the prompt began (`prefill`), at its end alone.
     """
     text = lambda ids: tokenizer.decode([i for i in map(int, ids) if i not in tokenizer.special_ids])
     whole, before = text([*prompt, *response]), text(prompt)
     after = whole[len(before) :] if whole.startswith(before) else text(response)
-    return after.strip().removesuffix(ending).rstrip() if chat else after
+    if not chat:
+        return after
+    after = (after if prefill else after.lstrip()).rstrip()
+    return after.removesuffix(ending).rstrip()
 
 
 def beyond_vocabulary(ids: Iterable[int], tokenizer: Tokenizer) -> str:
@@ -132,9 +172,11 @@ def beyond_vocabulary(ids: Iterable[int], tokenizer: Tokenizer) -> str:
     return "" if missing is None else f"{tokenizer.decode([missing])} is id {missing} of {tokenizer.vocab_size}"
 
 
-def end_id(prompt: Text, tokenizer: Tokenizer) -> int:
+def end_id(
+    prompt: Text, tokenizer: Tokenizer, policy: EncodingPolicy = EncodingPolicy(), *, given: Mapping[str, str] = NOTHING
+) -> int:
     """The id that ends a response to this prompt: EOS, or the end of turn of the chat template."""
-    ending = "" if isinstance(prompt, str) else open_turn(prompt, tokenizer.render, tokenizer)[1]
+    ending = _opened(prompt, tokenizer, policy, given)[1]
     return tokenizer.encode(ending, continues=True)[-1] if tokenizer.ends_in(ending) else tokenizer.eos_id
 
 
@@ -143,6 +185,10 @@ def end_ids(trees: Iterable[TokenTree], tokenizer: Tokenizer) -> list[int]:
     last = collections.Counter(int(ids[-1]) for tree in trees for ids in tree.responses)
     ends = [i for i, _ in last.most_common() if i >= 0 and tokenizer.ends_in(tokenizer.decode([i]))]
     return ends or [tokenizer.eos_id]
+
+
+def _opened(prompt: Text, tokenizer: Tokenizer, policy: EncodingPolicy, given: Mapping[str, str]) -> tuple[str, str]:
+    return (prompt, "") if isinstance(prompt, str) else open_prompt(prompt, tokenizer, policy.of_chats, given)
 
 
 def _begin(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -161,14 +207,10 @@ def _until_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
     return ids[:end] if end and ids[end - 1] in tokenizer.special_ids else [*ids, tokenizer.eos_id]
 
 
-class _Rejected(Exception):
-    """The record cannot become a tree, found at any depth of this file. `args` are (reason, field, detail)."""
-
-
 def _encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Iterator[TokenTree | Finding]:
     try:
         yield from _encode_or_raise(record, tokenizer, policy)
-    except _Rejected as rejected:
+    except Unencodable as rejected:
         reason, field, detail = rejected.args
         yield Rejection(reason, record.source, field, detail)
 
@@ -178,10 +220,11 @@ def _encode_or_raise(record: Record, tokenizer: Tokenizer, policy: EncodingPolic
     if record.auxiliary is not None:
         texts["auxiliary"] = record.auxiliary
     yield from _special_texts(record, texts, tokenizer, policy)
-    said = texts
+    said, chat = texts, None
     if record.is_chat:
-        before, branches, said, notices = _chat_ids(record, texts, tokenizer)
-        yield from notices
+        chat = encode_chat(record, texts, tokenizer, policy.of_chats)
+        before, branches, said = chat.prompt, chat.branches, chat.said
+        yield from chat.notices
     else:
         before = record.prompt
         encoded = {field: tokenizer.encode(text, continues=True) for field, text in texts.items()}
@@ -190,22 +233,24 @@ def _encode_or_raise(record: Record, tokenizer: Tokenizer, policy: EncodingPolic
     for field, ids in {"prompt": prompt, **branches}.items():
         if tokenizer.special_ids.issuperset(token for token in ids if token >= 0):
             reason = "empty_prompt" if field == "prompt" else "empty_response"
-            raise _Rejected(reason, field, "nothing but special tokens once encoded")
+            raise Unencodable(reason, field, "nothing but special tokens once encoded")
         if detail := beyond_vocabulary(ids, tokenizer):
-            raise _Rejected("beyond_vocabulary", field, detail)
+            raise Unencodable("beyond_vocabulary", field, detail)
 
-    kept_prompt, kept = _fit(prompt, branches, lambda: _least_prompt(record, before, tokenizer), tokenizer, policy)
+    kept_prompt, kept = _fit(prompt, branches, lambda: _least_prompt(chat, tokenizer), tokenizer, policy)
     if len(kept_prompt) < len(prompt):
         yield Notice("trimmed_prompt", record.source, "prompt", f"{len(prompt)} to {len(kept_prompt)} tokens")
     for field, ids in kept.items():
         if len(ids) < len(branches[field]):
             yield Notice("trimmed_response", record.source, field, f"{len(branches[field])} to {len(ids)} tokens")
+        if all(token < 0 for token in ids):
+            raise Unencodable("response_too_long", field, "what is left of it is read and not scored")
 
     arrays = {field: np.asarray(ids, np.int32) for field, ids in kept.items()}
     auxiliary = arrays.pop("auxiliary", None)
     responses = tuple(arrays.values())
     if len(responses) > 1 and all(np.array_equal(responses[0], response) for response in responses[1:]):
-        raise _Rejected("identical_responses", record.field(1), "the same token ids once encoded")
+        raise Unencodable("identical_responses", record.field(1), "the same token ids once encoded")
     yield TokenTree(
         prompt=np.asarray(kept_prompt, np.int32),
         responses=responses,
@@ -223,53 +268,24 @@ def _special_texts(
 ) -> Iterator[Notice]:
     """Texts that spell a special token, where the policy lets them pass."""
     for field, text in {"prompt": record.prompt, **texts}.items():
-        contents = [text] if isinstance(text, str) else [part for turn in text for part in (turn.content, turn.fields)]
+        contents = [text] if isinstance(text, str) else _spelled(text, policy)
         contents += [record.tools] if field == "prompt" else []
         special = next(filter(None, map(tokenizer.special_in, contents)), None)
         if special is not None and policy.special_text == "reject":
-            raise _Rejected("special_text", field, special)
+            raise Unencodable("special_text", field, special)
         if special is not None:
             yield Notice("special_text", record.source, field, special)
 
 
-def _chat_ids(
-    record: Record, texts: Mapping[str, tuple[Message, ...]], tokenizer: Tokenizer
-) -> tuple[str, dict[str, list[int]], dict[str, str], list[Notice]]:
-    """The rendered prompt, the ids of what follows it and its text by field, and what is to be counted."""
-    render = functools.cache(functools.partial(tokenizer.render, tools=record.tools))
-    field, read = "prompt", {}
-    try:
-        for field, turns in texts.items():
-            read[field] = read_response(record.prompt, turns, render, tokenizer)
-        hidden = record.tools and tokenizer.render(record.prompt, generate=True) == render(record.prompt, generate=True)
-    except TemplateError as error:
-        raise _Rejected("template_error", "prompt", str(error)) from error
-    except UnclearTurn as unclear:
-        raise _Rejected("unstable_template", field, str(unclear)) from unclear
-    # A response that speaks its thought begins later than one for which the header was cut.
-    before = min((turn.text[: turn.opens] for turn, _ in read.values()), key=len)
-    branches, said, notices = {}, {}, [Notice("tools_not_shown", record.source, "tools")] if hidden else []
-    for field, (turn, scored) in read.items():
-        if not turn.text.startswith(before):
-            raise _Rejected("unstable_template", field, f"its prompt {turn.text[: turn.opens]!r} is not {before!r}")
-        scored[0] = (len(before), scored[0][1]) if scored[0][0] == turn.opens else scored[0]
-        branches[field] = _piece_ids(turn, len(before), scored, tokenizer)
-        said[field] = turn.text[len(before) : turn.closes]
-        notices += [Notice(reason, record.source, field, repr(text)) for reason, text in turn.found.items()]
-    return before, branches, said, notices
-
-
-def _piece_ids(turn: Turn, begin: int, scored: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> list[int]:
-    """Ids of a chat response from `begin` on; what is not scored is there as ~id.
-
-    Every piece is tokenised alone, as when the model spoke turn by turn.
-    """
-    ids: list[int] = []
-    for start, end in scored:
-        ids += [~token for token in tokenizer.encode(turn.text[begin:start], continues=True)]
-        ids += tokenizer.encode(turn.text[start:end], continues=True)
-        begin = end
-    return ids if turn.ended else [*ids, tokenizer.eos_id]
+def _spelled(chat: Sequence[Message], policy: EncodingPolicy) -> list[str]:
+    """What messages say, but for the marks of the assistant's thoughts, which may be special tokens."""
+    parts = []
+    for turn in chat:
+        content = turn.content
+        for mark in policy.thought_marks if turn.role == "assistant" else ():
+            content = content.replace(mark, "\n")
+        parts += [content, turn.fields]
+    return parts
 
 
 def _token_labels(
@@ -283,7 +299,7 @@ def _token_labels(
         origin = rendered.find(text)
         if origin < 0 and spans is not None:
             detail = "the template changes its text: give chat_template='plain', or text without spans"
-            raise _Rejected("unlocated_span", field, detail)
+            raise Unencodable("unlocated_span", field, detail)
         offsets = [(a - origin, b - origin) for a, b in tokenizer.offsets(rendered, continues=True)]
         found.append(token_labels(spans, offsets, len(text), len(kept[field])))
     weights, segments = zip(*found, strict=True)
@@ -305,34 +321,33 @@ def _fit(
         for limit in (policy.max_length, policy.max_prompt_length, policy.max_response_length)
     )
     if not trims_prompt and len(prompt) > max_prompt:
-        raise _Rejected("prompt_too_long", "prompt", f"{len(prompt)} tokens")
+        raise Unencodable("prompt_too_long", "prompt", f"{len(prompt)} tokens")
 
     if trims_responses:
         bound = max_response if trims_prompt else min(max_response, max_length - len(prompt))
         if bound < 1:
-            raise _Rejected("sequence_too_long", "prompt", f"{len(prompt)} tokens leave no room for a response")
+            raise Unencodable("sequence_too_long", "prompt", f"{len(prompt)} tokens leave no room for a response")
         branches = {field: ids[: min(len(ids), bound)] for field, ids in branches.items()}
     longest_field = max(branches, key=lambda field: len(branches[field]))
     longest = len(branches[longest_field])
     if longest > max_response:
-        raise _Rejected("response_too_long", longest_field, f"{longest} tokens")
+        raise Unencodable("response_too_long", longest_field, f"{longest} tokens")
 
     bound = min(max_prompt, max_length - longest)
     if trims_prompt and len(prompt) > bound:
         if bound < least_prompt():
             reason = "prompt_too_long" if max_prompt < max_length - longest else "sequence_too_long"
-            raise _Rejected(reason, "prompt", f"{bound} of its {len(prompt)} tokens would hold no text")
+            raise Unencodable(reason, "prompt", f"{bound} of its {len(prompt)} tokens would hold no text")
         front = prompt[: prompt[0] == tokenizer.bos_id]
         prompt = [*front, *prompt[len(prompt) - (bound - len(front)) :]]
     if len(prompt) + longest > max_length:
-        raise _Rejected("sequence_too_long", longest_field, f"{len(prompt)} + {longest} tokens")
+        raise Unencodable("sequence_too_long", longest_field, f"{len(prompt)} + {longest} tokens")
     return prompt, dict(branches)
 
 
-def _least_prompt(record: Record, before: str, tokenizer: Tokenizer) -> int:
+def _least_prompt(chat: EncodedChat | None, tokenizer: Tokenizer) -> int:
     """Tokens a trimmed prompt must keep to hold any text: BOS, the header of the assistant's turn, and one more."""
     header = ""
-    if record.is_chat:
-        bare = tokenizer.render(record.prompt, generate=False, tools=record.tools)
-        header = before[len(bare) :] if before.startswith(bare) else ""
+    if chat is not None and chat.prompt.startswith(bare := chat.bare()):
+        header = chat.prompt[len(bare) :]
     return (tokenizer.bos_id is not None) + len(tokenizer.encode(header, continues=True)) + 1

@@ -7,9 +7,11 @@
 
 All have a `prompt`, except that a pair may leave it out and give the whole conversation twice; all may have a
 `weight`. A pair may have a margin and a probability, and responses weighted spans, in the columns that `RecordFormat`
-names. Text is a string or a list of {role, content} messages, which may have tool_calls, name and tool_call_id, and a
-row of messages `tools`: they are given to the chat template as they are. Where only some texts are messages, a string
-prompt is the user's turn and a string response the assistant's. Other columns are not read, and that is counted.
+names. Text is a string or a list of messages as `messages` reads them, and a row of messages may have `tools` and
+`chat_template_kwargs`, a list and an object or their JSON text: they are given to the chat template. Where only some
+texts are messages, a string prompt is the user's turn and a string response the assistant's. Of ShareGPT's columns,
+`conversations` is the prompt beside responses; alone, as `messages` is, it is a demonstration from the first of the
+assistant's turns on. Other columns are not read, and that is counted.
 """
 
 import dataclasses
@@ -19,8 +21,10 @@ from typing import Any
 
 from prefjax.data.account import Finding, Notice, Rejection
 from prefjax.data.boundaries import NoPrompt, join
-from prefjax.data.function_calls import BadTools, message_fields, tools_text
-from prefjax.data.records import MESSAGE_FIELDS, TIES, Message, Record, Text, inspect
+from prefjax.data.chat_templates import arguments_text
+from prefjax.data.function_calls import BadTools, tools_text
+from prefjax.data.messages import BadMessage, MessageReader, unicode
+from prefjax.data.records import TIES, Record, Text, inspect
 from prefjax.data.spans import Spans, read_spans
 from prefjax.options import FLOAT32, check_ranges, option
 from prefjax.requirements import PAIR_NUMBERS
@@ -35,6 +39,16 @@ class RecordFormat:
         ("\n\nAssistant:",),
         "texts after which a response may begin: a pair of plain text without a prompt is split after the last one "
         "inside the common prefix",
+    )
+    roles: tuple[str, ...] = option(
+        ("human=user", "gpt=assistant", "model=assistant", "bot=assistant", "chatbot=assistant", "ai=assistant"),
+        "what messages may call a role, and which it is; each is counted",
+    )
+    nested_nulls: str = option(
+        "drop",
+        "keys without a value inside tools, calls of them and chat_template_kwargs, which Parquet, Feather and the hub "
+        "add where rows differ in keys. Those inside of JSON text always stay",
+        choices=("drop", "keep"),
     )
     auxiliary_field: str | None = option(None, "the column of the regulariser target (SLiC's y_ref)")
     margin_field: str | None = option(None, "the column of a pair's margin, a number")
@@ -51,6 +65,8 @@ class RecordFormat:
             raise ValueError(
                 f"data.format.boundaries must be a tuple of texts that are not empty, got {self.boundaries!r}"
             )
+        if isinstance(self.roles, str) or not all(all(one.partition("=")[::2]) for one in self.roles):
+            raise ValueError(f"data.format.roles must be a tuple of texts as 'human=user', got {self.roles!r}")
         known = set(_KNOWN_COLUMNS)
         for name in ("auxiliary", "spans", *PAIR_NUMBERS):
             column = getattr(self, f"{name}_field")
@@ -112,7 +128,7 @@ def parse(
     record_format = record_format or RecordFormat()
     try:
         record, notices = _read(row, source, record_format, more or Columns())
-    except (_RejectedRow, NoPrompt) as rejected:
+    except (_RejectedRow, BadMessage, NoPrompt) as rejected:
         reason, field, detail = rejected.args
         yield Rejection(reason, source, field, detail)
         return
@@ -129,34 +145,38 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     if not isinstance(row, Mapping):
         raise _RejectedRow("wrong_type", "", f"a row must be an object, got {type(row).__name__}")
     columns = {name: value for name, value in row.items() if value is not None}
+    reader = _reader_of(record_format)
+    columns = _by_own_names(columns, reader)
     read_responses, own_columns = _shape_of(columns)
+    own_texts = [name for name in _TEXTS if name in own_columns]
+    columns = reader.texts(columns, ["prompt", *own_texts, record_format.auxiliary_field])
     judged = read_responses(columns)
 
     texts, auxiliary = dict(judged.responses), record_format.auxiliary_field
     if auxiliary is not None:
-        texts[auxiliary] = _text(columns, auxiliary)
-    prompt = _text(columns, "prompt") if "prompt" in columns else None
+        texts[auxiliary] = _get(columns, auxiliary)
+    prompt = columns.get("prompt")
     prompt, texts, repeated = join(prompt, texts, record_format.boundaries)
     weight = _number(columns, "weight") if "weight" in columns else 1.0
     if weight < 0:
         raise _RejectedRow("bad_weight", "weight", f"{weight:g}")
 
     numbers = _numbers(columns, record_format) if judged.kind == "pair" else {}
-    tools = "" if isinstance(prompt, str) or "tools" not in columns else _tools(columns["tools"])
+    given = {} if isinstance(prompt, str) else _given(columns, reader)
 
-    notices = []
+    notices = [Notice(reason, source, *where) for reason, where in reader.found.items()]
     if repeated:
         notices.append(Notice("prompt_repeated", source, repeated[0]))
     goes_on = [f for f, text in texts.items() for b in record_format.boundaries if isinstance(text, str) and b in text]
     if goes_on:
         notices.append(Notice("several_messages", source, goes_on[0]))
     responses = tuple(texts[field] for field in judged.responses)
-    spans, given = None, record_format.spans_field
-    if given in columns:
-        spans = tuple(map(functools.partial(_spans, given), _each(columns, given, judged), responses))
+    spans, marked = None, record_format.spans_field
+    if marked in columns:
+        spans = tuple(map(functools.partial(_spans, marked), _each(columns, marked, judged), responses))
     read = (
         own_columns
-        | {"prompt", "weight", auxiliary, given, *(("tools",) if tools else ())}
+        | {"prompt", "weight", auxiliary, marked, *(name for name, text in given.items() if text)}
         | {getattr(record_format, f"{name}_field") for name in numbers}
     )
     unread = columns.keys() - read - {*more.record, *more.response}
@@ -170,7 +190,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
         scores=judged.scores,
         auxiliary=texts.get(auxiliary),
         weight=weight,
-        tools=tools,
+        **given,
         source=source,
         **numbers,
         spans=spans,
@@ -178,6 +198,27 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
         response_columns={name: _each(columns, name, judged) for name in more.response if name in columns},
     )
     return record, notices
+
+
+def _reader_of(record_format: RecordFormat) -> MessageReader:
+    roles = dict(one.partition("=")[::2] for one in record_format.roles)
+    return MessageReader(roles, record_format.nested_nulls == "keep")
+
+
+def _by_own_names(columns: dict[str, Any], reader: MessageReader) -> dict[str, Any]:
+    """A row with a whole conversation as one with a prompt: of those beside responses, or up to the first answer."""
+    name = next((name for name in _CHATS if name in columns), None)
+    beside = any(shape in columns for shape in _SHAPES)
+    if name is None or "prompt" in columns or beside and name != "conversations":
+        return columns
+    rest = {other: value for other, value in columns.items() if other != name}
+    if beside:
+        return {**rest, "prompt": columns[name]}
+    turns = reader.text(columns[name], name)
+    first = None if isinstance(turns, str) else next((at for at, t in enumerate(turns) if t.role == "assistant"), None)
+    if first is None:
+        raise _RejectedRow("no_boundary", name, "it has no turn of the assistant's to imitate")
+    return {**rest, "prompt": turns[:first], "completion": turns[first:]}
 
 
 def _shape_of(columns: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], _Judged], set[str]]:
@@ -223,7 +264,7 @@ def _numbers(columns: Mapping[str, Any], record_format: RecordFormat) -> dict[st
 
 
 def _pair(columns: Mapping[str, Any]) -> _Judged:
-    texts = {field: _text(columns, field) for field in ("chosen", "rejected")}
+    texts = {field: _get(columns, field) for field in ("chosen", "rejected")}
     names = ("score_chosen", "score_rejected")
     scored = any(name in columns for name in names)
     scores = tuple(_number(columns, name) for name in names) if scored else None
@@ -231,7 +272,7 @@ def _pair(columns: Mapping[str, Any]) -> _Judged:
 
 
 def _single(columns: Mapping[str, Any]) -> _Judged:
-    texts = {"completion": _text(columns, "completion")}
+    texts = {"completion": _get(columns, "completion")}
     scores = (_number(columns, "reward"),) if "reward" in columns else None
     if "label" in columns:
         label = columns["label"]
@@ -252,7 +293,7 @@ def _ranked(columns: Mapping[str, Any]) -> _Judged:
     if not texts:
         raise _RejectedRow("empty_response", "completions", "the list is empty")
     numbers = tuple(_number(scores, name) for name in scores)
-    return _Judged("ranked", {name: _text(texts, name) for name in texts}, numbers, numbers)
+    return _Judged("ranked", {name: _get(texts, name) for name in texts}, numbers, numbers)
 
 
 # The column that makes a row this shape -> its reader, and all columns that the shape reads besides the common ones.
@@ -261,7 +302,11 @@ _SHAPES = {
     "completion": (_single, {"completion", "label", "reward"}),
     "completions": (_ranked, {"completions", "scores"}),
 }
-_KNOWN_COLUMNS = {"prompt", "weight", "tools"}.union(*(columns for _, columns in _SHAPES.values()))
+_CHATS = ("conversations", "messages")  # whole ones, the first name ShareGPT's
+_KNOWN_COLUMNS = {"prompt", "weight", "tools", "chat_template_kwargs", *_CHATS}.union(
+    *(columns for _, columns in _SHAPES.values())
+)
+_TEXTS = ("chosen", "rejected", "completion", "completions")
 
 
 def _get(columns: Mapping[str, Any], field: str) -> Any:
@@ -280,47 +325,16 @@ def _number(columns: Mapping[str, Any], field: str) -> float:
     return float(value)
 
 
-def _text(columns: Mapping[str, Any], field: str) -> Text:
-    value = _get(columns, field)
-    if isinstance(value, str):
-        return _unicode(value, field)
-    if not isinstance(value, list | tuple):
-        raise _RejectedRow("wrong_type", field, f"must be text or a list of messages, got {type(value).__name__}")
-    return tuple(_message(message, f"{field}[{turn}]") for turn, message in enumerate(value))
-
-
-def _message(value: Any, field: str) -> Message:
-    if not isinstance(value, Mapping):
-        raise _RejectedRow("wrong_type", field, f"a message has role and content, got {type(value).__name__}")
-    given = {str(key): entry for key, entry in value.items() if entry is not None}
-    if given.get("tool_calls"):
-        given.setdefault("content", "")
-    for key in ("role", "content"):
-        if key not in given:
-            raise _RejectedRow("missing_field", f"{field}.{key}", "")
-        if not isinstance(given[key], str):
-            raise _RejectedRow("wrong_type", f"{field}.{key}", f"must be text, got {type(given[key]).__name__}")
-        _unicode(given[key], f"{field}.{key}")
-    extra = sorted(given.keys() - {"role", "content", *MESSAGE_FIELDS})
-    if extra:
-        raise _RejectedRow("unsupported_field", field, f"{', '.join(extra)}: put it into content, or remove it")
-    try:
-        fields = message_fields(given)
-    except BadTools as error:
-        raise _RejectedRow("bad_tools", f"{field}.{error.args[0]}", error.args[1]) from error
-    return Message(given["role"], given["content"], _unicode(fields, field))
-
-
-def _tools(value: Any) -> str:
-    try:
-        return _unicode(tools_text(value), "tools")
-    except BadTools as error:
-        raise _RejectedRow("bad_tools", error.args[0], error.args[1]) from error
-
-
-def _unicode(value: str, field: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half of a character outside the basic plane
-        raise _RejectedRow("wrong_type", field, f"no valid text: {error.reason} at character {error.start}") from error
-    return value
+def _given(columns: Mapping[str, Any], reader: MessageReader) -> dict[str, str]:
+    """What a chat's template is given besides the turns, as fields of the record."""
+    texts = {}
+    for name, as_text in (("tools", tools_text), ("chat_template_kwargs", arguments_text)):
+        if name not in columns:
+            continue
+        try:
+            texts[name] = unicode(as_text(reader.without_nulls(columns[name], name)), name)
+        except BadTools as error:
+            raise _RejectedRow("bad_tools", error.args[0], error.args[1]) from error
+        except ValueError as error:
+            raise _RejectedRow("bad_arguments", name, str(error)) from error
+    return texts

@@ -33,7 +33,7 @@ def message_fields(message: Mapping[str, Any]) -> str:
     """What a message has besides role and content, as `Message.fields`.
 
     Calls of tools are the assistant's, [{"type": "function", "function": {"name", "arguments"}, ...}] or the functions
-    alone; `name` and `tool_call_id` are text.
+    alone; `name`, `tool_call_id` and the thought are text.
 
     Raises:
         BadTools: anything else.
@@ -43,7 +43,7 @@ def message_fields(message: Mapping[str, Any]) -> str:
         _function(call, f"tool_calls[{at}]")
     if "tool_calls" in given and message["role"] != "assistant":
         raise BadTools("tool_calls", f"by {message['role']!r}: only the assistant calls tools")
-    for key in ("name", "tool_call_id"):
+    for key in MESSAGE_FIELDS[1:]:
         if not isinstance(given.get(key, ""), str):
             raise BadTools(key, f"must be text, got {type(given[key]).__name__}")
     return _text(given, "tool_calls") if given else ""

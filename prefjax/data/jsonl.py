@@ -25,6 +25,8 @@ def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, A
     row: dict[str, Any] = {"prompt": _plain(record.prompt)}
     if record.tools:
         row["tools"] = json.loads(record.tools)
+    if record.chat_template_kwargs:
+        row["chat_template_kwargs"] = json.loads(record.chat_template_kwargs)
     texts = [_plain(response) for response in record.responses]
     if record.kind == "pair":
         if record.targets != (1.0, 0.0):

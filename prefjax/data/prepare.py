@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from prefjax.data.account import Account, Rejection
+from prefjax.data.chat_templates import check_given
+from prefjax.data.days import as_prepared, first_day
 from prefjax.data.encoding import EncodingPolicy, encode, encode_all, end_ids
 from prefjax.data.formats import Columns, RecordFormat
 from prefjax.data.jsonl import write_rows
@@ -75,6 +77,8 @@ class DataConfig:
         decides=False,
     )
     chat_template: str | None = option(None, 'None: the tokenizer\'s own; "plain", or a Jinja template')
+    chat_template_kwargs: str = option("", "what else templates are given, a JSON object; a record's own go first")
+    date: str = option("", "told to templates that read the clock, as 2026-11-29; empty: when first prepared, as kept")
     rankings: str | None = option(
         None, "which pairs a ranking makes; None: the objective decides", choices=RANKING_RULES
     )
@@ -114,6 +118,7 @@ class DataConfig:
         if not self.eval and self.train != SYNTHETIC and not self.holdout:
             raise ValueError("nothing to evaluate on: set data.eval to a file or data.holdout above 0")
         columns_of(parse_methods(self.methods))
+        check_given(self.chat_template_kwargs, self.date)
         for given in filter(None, (self.train, self.eval)):
             if given != SYNTHETIC and SYNTHETIC in (source.name for source in parse_sources(given)):
                 raise ValueError(f"{given!r}: the synthetic world cannot be mixed with other data")
@@ -148,6 +153,7 @@ def prepare(
             print(f"{error}. They are prepared again", file=sys.stderr, flush=True)
             shutil.rmtree(target)
 
+    tokenizer = tokenizer.on_day(config.date or first_day(tokenizer, Path(directory)))
     # Lists by source, from here on.
     records, accounts, division = _gather(config, requires, split, sources, opened, steps, progress)
     constants = None
@@ -177,6 +183,7 @@ def prepare(
             "name": config.tokenizer,
             "fingerprint": tokenizer.fingerprint,
             "fingerprints": dict(tokenizer.fingerprints),
+            "date": tokenizer.date,
         },
         "end_ids": end_ids(trees, tokenizer),
         "options": _options(config),
@@ -209,7 +216,7 @@ def records_of(
     Raises:
       ValueError: a record no longer becomes the tree that was prepared, or some are not there any more.
     """
-    split = trees.manifest["split"]
+    split, tokenizer = trees.manifest["split"], as_prepared(tokenizer, trees)
     sources = parse_sources(_given(config, requires, split, directory))
     opened = open_sources(sources, data_dir=config.tfds_dir, manual_dir=config.manual_dir)
     steps = parse_methods(config.methods) if split == "train" else ()

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from prefjax.data.account import Account, Finding, Rejection, collect
-from prefjax.data.encoding import beyond_vocabulary, encode_prompt, response_ending
+from prefjax.data.account import Account, Finding, Notice, Rejection, collect
+from prefjax.data.encoding import EncodingPolicy, beyond_vocabulary, encode_prompt, response_ending
 from prefjax.data.formats import RecordFormat, parse
 from prefjax.data.records import Message, Record, Text
 from prefjax.data.sources import open_sources, parse_sources
@@ -18,14 +18,15 @@ _ANY = "."  # stands for the response, which is not read
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-    """One prompt. `id` is the row's own, or None; `source` is "file:line"; `tokens` [P] int32 and `ending`, text
-    that the template ends a response with, once encoded."""
+    """One prompt. `id` is the row's own, or None; `source` is "file:line"; `given` is `Record.given` of a chat;
+    `tokens` [P] int32 and `ending`, text that the template ends a response with, once encoded."""
 
     text: Text
     source: str
     id: str | int | None = None
     tokens: np.ndarray | None = None
     ending: str = ""
+    given: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +38,18 @@ class PromptFile:
 
 
 def read_prompts(
-    given: str, *, data_dir: str = "", manual_dir: str = "", progress: bool = True
+    given: str, *, data_dir: str = "", manual_dir: str = "", prefill: bool = False, progress: bool = True
 ) -> tuple[list[Prompt], PromptFile]:
     """The prompts of some sources in order, each once.
 
-    A row has `prompt` (text or messages), or `messages`, of which the assistant's turns at the end are left out, or it
-    is a pair whose prompt is implicit. Responses are not looked at where the prompt stands apart.
+    A row has `prompt` (text or messages), or `messages` or `conversations`, whole ones, or it is a pair whose prompt is
+    implicit. Responses are not looked at where the prompt stands apart. The assistant's turns at the end are left out,
+    which is counted of a prompt.
 
     Args:
         given: as `data.train`, without shares.
         data_dir, manual_dir: as of `OpenSource`; errors too.
+        prefill: the assistant's turns at the end of a prompt stay, to be gone on from.
     Raises:
         ValueError: `given` has shares.
     """
@@ -54,15 +57,16 @@ def read_prompts(
     if sources[0].share is not None:
         raise ValueError(f"{given!r}: prompts are all taken, each once; leave out the shares")
     opened = open_sources(sources, data_dir=data_dir, manual_dir=manual_dir)
-    seen: set[Text] = set()
+    seen: set[tuple[Text, ...]] = set()
 
     def step(numbered: tuple[str, Any]) -> Iterator[Prompt | Finding]:
-        for item in _read(*numbered):
+        for item in _read(*numbered, prefill):
             if isinstance(item, Prompt):
-                if item.text in seen:
+                asked = (item.text, *item.given.values())
+                if asked in seen:
                     item = Rejection("repeated_prompt", item.source, "prompt")
                 else:
-                    seen.add(item.text)
+                    seen.add(asked)
             yield item
 
     rows = (row for source in opened for row in source.rows(progress=progress))
@@ -70,36 +74,47 @@ def read_prompts(
     return prompts, PromptFile({source.name: source.fingerprint().hex() for source in opened}, account)
 
 
-def _read(source: str, row: Any) -> Iterator[Prompt | Finding]:
+def _read(source: str, row: Any, prefill: bool) -> Iterator[Prompt | Finding]:
     if isinstance(row, Rejection):
         yield row
         return
-    own = None
+    own, name = None, None
     if isinstance(row, Mapping):
         own = row.get("id")
-        alone = next((row[name] for name in ("prompt", "messages") if row.get(name) is not None), None)
-        if alone is not None:
-            row = {"prompt": alone, "completion": _ANY}
+        name = next((name for name in ("prompt", "messages", "conversations") if row.get(name) is not None), None)
+        if name is not None:
+            more = {other: row[other] for other in ("tools", "chat_template_kwargs") if other in row}
+            row = {"prompt": row[name], "completion": _ANY, **more}
     for item in parse(row, source, RecordFormat(ties="keep")):
         if not isinstance(item, Record):
             if isinstance(item, Rejection):
                 yield item
             continue
         text = item.prompt
-        while not isinstance(text, str) and text and text[-1].role == "assistant":
+        while (
+            not isinstance(text, str) and text and text[-1].role == "assistant" and not (prefill and name == "prompt")
+        ):
             text = text[:-1]
-        if text:
-            yield Prompt(text, source, own if isinstance(own, str | int) else None)
-        else:
+        if not text:
             yield Rejection("empty_prompt", source, "messages", "nothing but the assistant's turns")
+            continue
+        if name == "prompt" and len(text) < len(item.prompt):
+            yield Notice("unread_answer", source, "prompt")
+        yield Prompt(text, source, own if isinstance(own, str | int) else None, given=item.given)
 
 
 def encode_prompts(
-    prompts: Iterable[Prompt], tokenizer: Tokenizer, *, chat: bool, max_length: int | None = None
+    prompts: Iterable[Prompt],
+    tokenizer: Tokenizer,
+    policy: EncodingPolicy = EncodingPolicy(),
+    *,
+    chat: bool,
+    max_length: int | None = None,
 ) -> tuple[list[Prompt], Account]:
     """Prompts with their tokens, and an account with the stage "encode".
 
     Args:
+        policy: how chats are read; its limits are not.
         chat: a prompt of plain text becomes a user's turn.
         max_length: longer prompts are dropped.
     """
@@ -112,7 +127,8 @@ def encode_prompts(
         if special := next(filter(None, map(tokenizer.special_in, contents)), None):
             return [Rejection("special_text", prompt.source, "prompt", special)]
         try:
-            ids, ending = encode_prompt(text, tokenizer), response_ending(text, tokenizer)
+            ids = encode_prompt(text, tokenizer, policy, given=prompt.given)
+            ending = response_ending(text, tokenizer, policy, given=prompt.given)
         except TemplateError as error:
             return [Rejection("template_error", prompt.source, "prompt", str(error))]
         if tokenizer.special_ids.issuperset(ids):
@@ -126,9 +142,9 @@ def encode_prompts(
     return collect("encode", prompts, step)
 
 
-def plain_text(text: Text) -> str | list[dict[str, str]]:
+def plain_text(text: Text) -> str | list[dict[str, Any]]:
     """A text as JSON holds it: itself, or a list of messages."""
-    return text if isinstance(text, str) else [{"role": turn.role, "content": turn.content} for turn in text]
+    return text if isinstance(text, str) else [turn.as_dict() for turn in text]
 
 
 def answer(prompt: Text, completion: str) -> Text:

@@ -13,7 +13,9 @@ from prefjax.requirements import PAIR_NUMBERS
 
 KINDS = ("pair", "unpaired", "ranked", "demonstration")
 TIES = ("drop", "keep")
-MESSAGE_FIELDS = ("tool_calls", "name", "tool_call_id")  # of a message, besides role and content
+THOUGHT = "reasoning_content"  # what was thought before the content was said
+CALL_FIELDS = ("tool_calls", "name", "tool_call_id")
+MESSAGE_FIELDS = (*CALL_FIELDS, THOUGHT)  # of a message, besides role and content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,12 @@ class Message:
 
     def as_dict(self) -> dict[str, Any]:
         """The message as files hold it and chat templates take it."""
-        return {"role": self.role, "content": self.content, **(json.loads(self.fields) if self.fields else {})}
+        return {"role": self.role, "content": self.content, **self.more}
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """`fields` by name."""
+        return json.loads(self.fields) if self.fields else {}
 
 
 Text = str | tuple[Message, ...]  # plain text, or a chat
@@ -48,6 +55,8 @@ class Record:
     auxiliary  a regulariser target under the same prompt (SLiC's y_ref), or None
     weight     per-prompt loss weight
     tools      the tools a chat's template is given, a JSON list as text; empty: none
+    chat_template_kwargs  what else a chat's template is given, a JSON object as text, before what the run gives; empty:
+               nothing
     source     "file:line", for messages
     margin     what the pair's rewards must differ by (`Responses.margin`), or None
     target_probability  P(the first response is better) of a pair, in [0, 1], or None
@@ -64,6 +73,7 @@ class Record:
     auxiliary: Text | None = None
     weight: float = 1.0
     tools: str = ""
+    chat_template_kwargs: str = ""
     source: str = "memory"
     margin: float | None = None
     target_probability: float | None = None
@@ -98,6 +108,11 @@ class Record:
     @property
     def is_chat(self) -> bool:
         return not isinstance(self.prompt, str)
+
+    @property
+    def given(self) -> dict[str, str]:
+        """What a chat's template is given besides the turns, as `Tokenizer.render` takes it."""
+        return {"tools": self.tools, "chat_template_kwargs": self.chat_template_kwargs}
 
     def field(self, response: int) -> str:
         """The name the file gives response k."""

@@ -1,5 +1,6 @@
 """Text <-> token ids, and chats -> text: the built-in byte tokenizer, or any Hugging Face tokenizer folder."""
 
+import copy
 import hashlib
 import json
 import os
@@ -11,6 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
+from prefjax.data.chat_templates import (
+    CLOCK,
+    FROZEN_CLOCK,
+    arguments_read,
+    arguments_text,
+    check_given,
+    clock_of,
+    refuse_unread,
+    template_file,
+    today,
+    what_failed,
+)
 from prefjax.data.records import Message
 
 PLAIN = "plain"  # names the chat template that is built in, in place of a tokenizer's own
@@ -31,7 +44,9 @@ class Tokenizer(Protocol):
     vocab_size         number of ids that the model has; records with an id from there on are rejected
     special_ids        ids that stand for no text (BOS, EOS, ends of turns, ...)
     has_chat_template  whether `render` works
-    fingerprint        hash of everything that decides which ids a text gets
+    template           source of the chat template, of all its variants one after the other; empty: the built-in one
+    date               the day, as 2026-11-29, that a template which reads the clock is told; empty: it reads none
+    fingerprint        hash of everything that decides which ids a text gets, but for a date that nobody set
     fingerprints       its parts by name, "tokenizer" and "template": to say which of them changed
     """
 
@@ -41,6 +56,8 @@ class Tokenizer(Protocol):
     vocab_size: int
     special_ids: frozenset[int]
     has_chat_template: bool
+    template: str
+    date: str
     fingerprint: str
     fingerprints: Mapping[str, str]
 
@@ -61,12 +78,24 @@ class Tokenizer(Protocol):
         """Characters [start, end) of tokens that can end a turn: special ones, or where there are none, other added
         ones, which some tokenizers end turns with."""
 
-    def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
-        """A chat as text; `generate` adds the header after which the assistant speaks, `tools` is `Record.tools`.
-        Raises TemplateError."""
+    def render(
+        self, messages: Sequence[Message], *, generate: bool, tools: str = "", chat_template_kwargs: str = ""
+    ) -> str:
+        """A chat as text; `generate` adds the header after which the assistant speaks, `tools` and
+        `chat_template_kwargs` are those of a `Record`. Raises TemplateError."""
+
+    def on_day(self, date: str) -> "Tokenizer":
+        """The same tokenizer, with a template that is told another day."""
 
 
-def load_tokenizer(name_or_path: str | Path, chat_template: str | None = None, *, vocab_size: int = 0) -> Tokenizer:
+def load_tokenizer(
+    name_or_path: str | Path,
+    chat_template: str | None = None,
+    *,
+    vocab_size: int = 0,
+    chat_template_kwargs: str = "",
+    date: str = "",
+) -> Tokenizer:
     """The tokenizer of a run.
 
     Args:
@@ -74,18 +103,24 @@ def load_tokenizer(name_or_path: str | Path, chat_template: str | None = None, *
         chat_template: in place of the folder's own: "plain" for the built-in one, or a Jinja template.
         vocab_size: of the model, which may lack the tokenizer's last ids as Gemma 3 1B lacks that of images; 0: it has
             all of them.
+        chat_template_kwargs: what the template is given besides the turns, a JSON object as text; empty: nothing.
+        date: what a template that reads the clock is told, as 2026-11-29; empty: today.
     Raises:
         FileNotFoundError: there is no such folder.
         ValueError: chat_template with "byte", which has its one; or a folder that lacks EOS or a fast tokenizer, that
-            is damaged, or that wants code of its own to run, which never does; or a model without its BOS or EOS.
+            is damaged, or that wants code of its own to run, which never does; or a model without its BOS or EOS; or
+            arguments, or a date, that are not of their form, or arguments that the template does not read.
     """
+    check_given(chat_template_kwargs, date)
     tokenizer: Tokenizer
     if str(name_or_path) == "byte":
         if chat_template not in (None, PLAIN):
             raise ValueError("the byte tokenizer has the plain chat template only: drop chat_template")
+        refuse_unread(arguments_text(chat_template_kwargs), "", "the plain chat template")
         tokenizer = ByteTokenizer()
     else:
-        tokenizer = HuggingFaceTokenizer(name_or_path, chat_template, vocab_size=vocab_size)
+        told = dict(chat_template_kwargs=chat_template_kwargs, date=date)
+        tokenizer = HuggingFaceTokenizer(name_or_path, chat_template, vocab_size=vocab_size, **told)
     last = max(tokenizer.eos_id, tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id)
     if 0 < vocab_size <= last:
         raise ValueError(
@@ -112,6 +147,7 @@ class ByteTokenizer:
     vocab_size = 259
     special_ids = frozenset((256, 257, 258))
     has_chat_template = True
+    template = date = ""
     fingerprint = hashlib.sha256(b"prefjax byte tokenizer, 1").hexdigest()
     fingerprints = {"tokenizer": fingerprint, "template": PLAIN}
 
@@ -133,14 +169,27 @@ class ByteTokenizer:
     def ends_in(self, text: str) -> list[tuple[int, int]]:
         return []
 
-    def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
+    def render(
+        self, messages: Sequence[Message], *, generate: bool, tools: str = "", chat_template_kwargs: str = ""
+    ) -> str:
         return render_plain(messages, generate=generate)
+
+    def on_day(self, date: str) -> Tokenizer:
+        return self
 
 
 class HuggingFaceTokenizer:
     """A tokenizer folder of the Hugging Face format (tokenizer.json), read by transformers; no network, no torch."""
 
-    def __init__(self, folder: str | Path, chat_template: str | None = None, *, vocab_size: int = 0):
+    def __init__(
+        self,
+        folder: str | Path,
+        chat_template: str | None = None,
+        *,
+        vocab_size: int = 0,
+        chat_template_kwargs: str = "",
+        date: str = "",
+    ):
         """Args and errors as in `load_tokenizer`."""
         if not Path(folder).is_dir():
             raise FileNotFoundError(f"no tokenizer folder {folder}: give 'byte', or download the model's folder first")
@@ -161,6 +210,7 @@ class HuggingFaceTokenizer:
             self._wrapped.chat_template = chat_template
         self._plain = chat_template == PLAIN
         self._folder = folder
+        self._written = template_file(folder) if chat_template in (None, PLAIN) else "data.chat_template"
 
         backend = json.loads(self._wrapped.backend_tokenizer.to_str())
         backend["truncation"] = backend["padding"] = None
@@ -180,13 +230,35 @@ class HuggingFaceTokenizer:
         self._added_pattern = _any_of(token.content for token in self._wrapped.added_tokens_decoder.values())
         self.has_chat_template = self._plain or self._wrapped.chat_template is not None
         template = PLAIN if self._plain else self._wrapped.chat_template
-        identity = json.dumps([backend, template, self.bos_id, self.eos_id, self.pad_id, *lacks], sort_keys=True)
+        self._arguments = arguments_text(chat_template_kwargs)
+        self._stop_clock(template, date)
+        given = [self._arguments, date and self.date]
+        shown = [template, *(given if any(given) else [])]
+        identity = json.dumps([backend, *shown, self.bos_id, self.eos_id, self.pad_id, *lacks], sort_keys=True)
         self.fingerprint = hashlib.sha256(identity.encode()).hexdigest()
         without = json.dumps([backend, self.bos_id, self.eos_id, self.pad_id, *lacks], sort_keys=True)
+        whole = json.dumps(shown if any(given) else template)
         self.fingerprints = {
             "tokenizer": hashlib.sha256(without.encode()).hexdigest(),
-            "template": PLAIN if self._plain else hashlib.sha256(json.dumps(template).encode()).hexdigest(),
+            "template": PLAIN if self._plain else hashlib.sha256(whole.encode()).hexdigest(),
         }
+
+    def _stop_clock(self, template: str | dict[str, str] | None, date: str) -> None:
+        """Looks at what the template reads besides the turns, and puts a clock into it that stands still."""
+        named = {} if self._plain or template is None else {"": template} if isinstance(template, str) else template
+        self.template = "\n".join(named.values())
+        refuse_unread(self._arguments, self.template, "the plain chat template" if self._plain else self._written)
+        self.date = (date or today()) if CLOCK in self.template else ""
+        if self.date:
+            frozen = {name: FROZEN_CLOCK + text if CLOCK in text else text for name, text in named.items()}
+            self._wrapped.chat_template = frozen if isinstance(template, dict) else frozen[""]
+
+    def on_day(self, date: str) -> Tokenizer:
+        if not self.date or date == self.date:
+            return self
+        other = copy.copy(self)
+        other.date = date
+        return other
 
     def _first_id_added(self) -> int | None:
         """BOS, if the tokenizer puts it before a text. A declared bos_token proves nothing: GPT-2 and SmolLM2 declare
@@ -214,7 +286,9 @@ class HuggingFaceTokenizer:
         special = [found.span() for found in self._special_pattern.finditer(text)]
         return special or [found.span() for found in self._added_pattern.finditer(text)]
 
-    def render(self, messages: Sequence[Message], *, generate: bool, tools: str = "") -> str:
+    def render(
+        self, messages: Sequence[Message], *, generate: bool, tools: str = "", chat_template_kwargs: str = ""
+    ) -> str:
         if self._plain:
             return render_plain(messages, generate=generate)
         if not self.has_chat_template:
@@ -222,11 +296,15 @@ class HuggingFaceTokenizer:
                 f"{self._folder} has no chat template, so it cannot encode messages: give chat_template='plain' (the "
                 "built-in one) or a Jinja template, or use records of plain text"
             )
-        import jinja2
+        arguments = dict(arguments_read(self._arguments, chat_template_kwargs, self.template))
+        if self.date:
+            arguments["frozen_clock"] = clock_of(self.date)
 
         def apply() -> str:
-            turns, given = [message.as_dict() for message in messages], json.loads(tools) if tools else None
-            text = self._wrapped.apply_chat_template(turns, tools=given, tokenize=False, add_generation_prompt=generate)
+            turns, offered = [message.as_dict() for message in messages], json.loads(tools) if tools else None
+            text = self._wrapped.apply_chat_template(
+                turns, tools=offered, tokenize=False, add_generation_prompt=generate, **arguments
+            )
             if len(text) > _RENDERED:
                 raise ValueError(f"it makes {len(text)} characters of one conversation, more than {_RENDERED}")
             text.encode()
@@ -236,12 +314,11 @@ class HuggingFaceTokenizer:
             return _in_time(apply)
         except TimeoutError as error:
             raise ValueError(
-                f"{self._folder}: its chat template ran for more than {_RENDERING:g} s on one conversation: give "
+                f"{self._written}: its chat template ran for more than {_RENDERING:g} s on one conversation: give "
                 "chat_template='plain' or a Jinja template that ends"
             ) from error
         except Exception as error:  # a template is a program, and may fail as any
-            known = isinstance(error, jinja2.exceptions.TemplateError)
-            raise TemplateError(str(error) if known else f"{type(error).__name__}: {error}") from error
+            raise TemplateError(f"{self._written}{what_failed(error, bool(self.date))}") from error
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

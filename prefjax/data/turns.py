@@ -7,11 +7,13 @@ and without it, and with and without the header, and what cannot be told is refu
 
 import dataclasses
 import functools
+import json
 import os
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-from prefjax.data.records import Message
-from prefjax.data.tokenizers import Tokenizer
+from prefjax.data.records import CALL_FIELDS, Message
+from prefjax.data.tokenizers import TemplateError, Tokenizer
 
 _WORDS = "Wombats dig."  # spoken in place of a turn whose own text does not stand in the render exactly once
 _SHOWN = 60  # characters at either side of where two renders part
@@ -33,6 +35,7 @@ class Turn:
     closes  where it stops, the token that ends the turn included
     ended   whether a token ends it; else EOS has to follow
     ending  what `closes` includes after the turn's own text
+    says    where its own text begins, after a thought that the message tells apart; None: that cannot be told
     found   what the template does that is to be counted: a key of `account.REASONS` -> the text it is about
     """
 
@@ -41,7 +44,17 @@ class Turn:
     closes: int
     ended: bool
     ending: str
+    says: int | None
     found: dict[str, str]
+
+
+class Spoken(NamedTuple):
+    """A turn that is scored, within the render of a whole conversation; characters as in `Turn`."""
+
+    opens: int
+    closes: int
+    says: int | None
+    message: Message
 
 
 def read_turn(history: Sequence[Message], turn: Message, render: Render, tokenizer: Tokenizer) -> Turn:
@@ -55,18 +68,20 @@ def read_turn(history: Sequence[Message], turn: Message, render: Render, tokeniz
     bare = functools.cache(lambda: render(history, generate=False))
     shown, content = whole, turn.content
     if not content.strip() or '"tool_calls"' in turn.fields or shown.count(content, _shared(start, shown)) != 1:
-        shown, content = render((*history, Message("assistant", _WORDS)), generate=False), _WORDS
+        shown, content = render((*history, _in_words(turn)), generate=False), _WORDS
     at = shown.find(content, min(_shared(start, shown), len(start)))
     if at < 0:  # its text is changed, so only a header tells where it begins
         if start == bare() or not whole.startswith(start):
             raise UnclearTurn(_parting(start, whole))
         return _until_last_end(whole, len(start), tokenizer)
-    opens, found = _opening(start, bare, shown, at)
+    apart = functools.partial(_thought_apart, history, turn, render)
+    opens, found = _opening(start, bare, shown, at, apart if _thought(turn) else None)
+    says = at if whole.startswith(shown[:at]) else None
     if not whole.startswith(shown[:opens]):
         raise UnclearTurn(_parting(shown[:opens], whole))
     tail = shown[at + len(content) :]
     if not whole.endswith(tail):  # a call may end in another way than words
-        return _until_last_end(whole, opens, tokenizer, found)
+        return dataclasses.replace(_until_last_end(whole, opens, tokenizer, found), says=says)
     ends, always = tokenizer.ends_in(tail), lambda: opens == len(start) and start.endswith(tail) and start == bare()
     ended = bool(ends) and not (len(ends) == 1 and always())
     kept = ends[0][1] if ended else 0 if tail.strip() and always() else len(tail.rstrip())
@@ -74,13 +89,13 @@ def read_turn(history: Sequence[Message], turn: Message, render: Render, tokeniz
         found["text_ends_turn"] = tail[:kept]
     if tail[kept:].strip():
         found["cut_after_turn"] = tail[kept:]
-    return Turn(whole, opens, len(whole) - len(tail) + kept, ended, tail[:kept], found)
+    return Turn(whole, opens, len(whole) - len(tail) + kept, ended, tail[:kept], says, found)
 
 
 def read_response(
     prompt: Sequence[Message], turns: Sequence[Message], render: Render, tokenizer: Tokenizer
-) -> tuple[Turn, list[tuple[int, int]]]:
-    """The response's last turn with `opens` where the first begins, and [from, to) of its text that is scored.
+) -> tuple[Turn, list[Spoken]]:
+    """The response's last turn with `opens` where the first begins, and what of its text is scored.
 
     An earlier turn that the template shows otherwise once the conversation goes on, as without its thought, is not what
     the model said any more: it is read and not scored.
@@ -92,18 +107,48 @@ def read_response(
     whole, opens = read[-1].text, read[0].opens
     if not whole.startswith(read[0].text[:opens]):
         raise UnclearTurn(_parting(read[0].text[:opens], whole))
-    scored = [(turn.opens, turn.closes) for turn in read if whole.startswith(turn.text[: turn.closes])]
+    stays = [whole.startswith(turn.text[: turn.closes]) for turn in read]
+    scored = [
+        Spoken(turn.opens, turn.closes, turn.says, turns[at])
+        for at, turn, same in zip(spoken, read, stays, strict=True)
+        if same
+    ]
     found = {reason: text for turn in read for reason, text in turn.found.items()}
     if len(scored) < len(read):
         found["changed_turn"] = f"{len(read) - len(scored)} of {len(read)}"
     return dataclasses.replace(read[-1], opens=opens, found=found), scored
 
 
-def open_turn(prompt: Sequence[Message], render: Render, tokenizer: Tokenizer) -> tuple[str, str]:
+def go_on(begun: Message, turn: Message) -> Message:
+    """A turn of the assistant's, and the one that it was begun with, as one."""
+    more = {**begun.more, **turn.more}
+    return Message("assistant", begun.content + turn.content, json.dumps(more) if more else "")
+
+
+def gone_on(turn: Turn, says: int | None, begun: Message) -> int:
+    """Where in a turn that goes on from another the new text begins. Raises UnclearTurn."""
+    if says is None or not turn.text.startswith(begun.content, says):
+        raise UnclearTurn(
+            f"{begun.content!r}, with which the turn begins, does not stand in {turn.text[turn.opens :]!r}"
+        )
+    return says + len(begun.content)
+
+
+def open_turn(
+    prompt: Sequence[Message], render: Render, tokenizer: Tokenizer, *, prefill: bool = False
+) -> tuple[str, str]:
     """A prompt as text with the header of the assistant's turn, and what will stand after a response's own text.
 
-    Raises: TemplateError.
+    Args:
+        prefill: a last turn of the assistant's goes on; else another one follows it.
+    Raises: TemplateError, and as one that the response's text would not go on from a prefill.
     """
+    if prefill and prompt and prompt[-1].role == "assistant":
+        try:
+            turn = read_turn(prompt[:-1], go_on(prompt[-1], Message("assistant", f" {_WORDS}")), render, tokenizer)
+            return turn.text[: gone_on(turn, turn.says, prompt[-1])], turn.ending
+        except UnclearTurn as unclear:
+            raise TemplateError(str(unclear)) from unclear
     start = render(prompt, generate=True)
     try:
         turn = read_turn(prompt, Message("assistant", _WORDS), render, tokenizer)
@@ -114,15 +159,23 @@ def open_turn(prompt: Sequence[Message], render: Render, tokenizer: Tokenizer) -
     return (turn.text[: turn.opens] if "header_moved" in turn.found else start), turn.ending
 
 
-def _opening(start: str, bare: Callable[[], str], shown: str, at: int) -> tuple[int, dict[str, str]]:
-    """Where the model begins to speak, given where its own text stands, and what is to be counted."""
+def _opening(
+    start: str, bare: Callable[[], str], shown: str, at: int, apart: Callable[[], int] | None
+) -> tuple[int, dict[str, str]]:
+    """Where the model begins to speak, given where its own text stands, and what is to be counted.
+
+    Args:
+        apart: where the render is another one than without the turn's thought; None where it has no thought.
+    """
     if shown.startswith(start):
         before = shown[len(start) : at]
         if before.strip() and start == bare():
-            return at, {"header_moved": before}
-        return len(start), {"added_text": before} if before.strip() else {}
+            opens = at if apart is None else min(apart(), at)
+            header = shown[len(start) : opens]
+            return opens, {"header_moved": header} if header.strip() else {}
+        return len(start), {"added_text": before} if before.strip() and apart is None else {}
     opens = min(_shared(start, shown), at)
-    if opens < len(bare()) or not shown.startswith(bare()) or shown[opens:at].strip():
+    if opens < len(bare()) or not shown.startswith(bare()) or shown[opens:at].strip() and apart is None:
         raise UnclearTurn(_parting(start, shown))
     return opens, {"header_cut": start[opens:]}
 
@@ -132,7 +185,23 @@ def _until_last_end(whole: str, opens: int, tokenizer: Tokenizer, found: dict[st
     ends = tokenizer.ends_in(whole[opens:])
     ended = bool(ends) and not whole[opens + ends[-1][1] :].strip()
     closes = opens + ends[-1][1] if ended else len(whole.rstrip())
-    return Turn(whole, opens, closes, ended, "", found or {})
+    return Turn(whole, opens, closes, ended, "", None, found or {})
+
+
+def _thought(turn: Message) -> dict[str, str]:
+    """What the message tells apart that was thought, by the template's name for it."""
+    return {name: text for name, text in turn.more.items() if name not in CALL_FIELDS}
+
+
+def _thought_apart(history: Sequence[Message], turn: Message, render: Render) -> int:
+    without = render((*history, Message("assistant", _WORDS)), generate=False)
+    return _shared(render((*history, _in_words(turn)), generate=False), without)
+
+
+def _in_words(turn: Message) -> Message:
+    """The turn with words that stand nowhere else in place of its own, after the same thought."""
+    thought = _thought(turn)
+    return Message("assistant", _WORDS, json.dumps(thought) if thought else "")
 
 
 def _shared(a: str, b: str) -> int:

@@ -68,7 +68,8 @@ def respond(
 def response_text(tokenizer: Tokenizer, prompt: Prompt, response: Response) -> str:
     """The text of a response, as a completion of its prompt."""
     ids, chat = (prompt.tokens.tolist(), response.tokens.tolist()), not isinstance(prompt.text, str)
-    return decode_response(*ids, tokenizer, chat=chat, ending=prompt.ending)
+    begun = chat and prompt.text[-1].role == "assistant"
+    return decode_response(*ids, tokenizer, chat=chat, ending=prompt.ending, prefill=begun)
 
 
 def rows_of(
@@ -103,6 +104,7 @@ def rows_of(
     for at, (prompt, (text, completions, logps, lengths), finished) in enumerate(kept):
         row = {"id": prompt.id} if prompt.id is not None else {}
         row |= {"from": prompt.source, "prompt": plain_text(text)}
+        row |= {name: json.loads(given) for name, given in prompt.given.items() if given}
         if scores is None:
             columns = zip(completions, logps, lengths, finished, strict=True)
             rows += [row | dict(completion=c, logp=p, length=n, finished=f) for c, p, n, f in columns]

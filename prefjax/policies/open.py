@@ -6,7 +6,6 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from prefjax.data.prepare import DataConfig
-from prefjax.data.tokenizers import load_tokenizer
 from prefjax.models import decoder, huggingface
 from prefjax.options import build
 from prefjax.state_files import read_object
@@ -32,6 +31,8 @@ def open_policy(
     *,
     dtype: str | None = None,
     chat_template: str | None = None,
+    chat_template_kwargs: str = "",
+    date: str = "",
     config: StageConfig | None = None,
 ) -> Policy:
     """The policy of a run's newest checkpoint, of the stage that a run's folder holds (WORKDIR/sft), or of a Hugging
@@ -42,6 +43,7 @@ def open_policy(
       dtype: what is computed in. None: what the run was trained in, or the folder says (float32, unless bfloat16);
         a folder's parameters are held in it too.
       chat_template: as in `data.chat_template`; None: the run's, or the folder's own.
+      chat_template_kwargs, date: as in `data`; empty: the run's.
       config: how a run was trained; None: as its folder says.
 
     Raises:
@@ -56,11 +58,13 @@ def open_policy(
             dtype = "bfloat16" if says == "bfloat16" else "float32"
         model = huggingface.read_config(source, dtype=dtype, param_dtype=dtype)
         params = huggingface.read_params(source, model, parameter_shardings(mesh, decoder.shapes(model)))
-        data = DataConfig(tokenizer=source, chat_template=chat_template)
-        tokenizer = load_tokenizer(source, chat_template, vocab_size=model.vocab_size)
+        told = dict(chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, date=date)
+        data = DataConfig(tokenizer=source, **told)
+        tokenizer = tokenizer_of(data, model)
     else:
         stage = stage_of(source)[0] if config is None else config
-        data = dataclasses.replace(stage.data, chat_template=chat_template or stage.data.chat_template)
+        told = dict(chat_template=chat_template, chat_template_kwargs=chat_template_kwargs, date=date)
+        data = dataclasses.replace(stage.data, **{name: value for name, value in told.items() if value})
         tokenizer = tokenizer_of(data, stage.model)
         model = complete_model(stage.model, tokenizer)
         model = dataclasses.replace(model, dtype=dtype or model.dtype)

@@ -107,15 +107,16 @@ class RewardModel:
         A response without text is the end token alone: a policy may say that, and so it has a score.
         """
         texts = [text for text in dict.fromkeys(record.responses) if not is_blank(text)]
-        end = np.array([end_id(record.prompt, self.tokenizer)], np.int32)
+        policy, given = self.data.encoding, record.given
+        end = np.array([end_id(record.prompt, self.tokenizer, policy, given=given)], np.int32)
         if texts:
-            plain = Record(record.prompt, tuple(texts), (0.0,) * len(texts), "ranked", source=record.source)
-            tree = encode(plain, self.tokenizer, self.data.encoding)
+            plain = Record(record.prompt, tuple(texts), (0.0,) * len(texts), "ranked", source=record.source, **given)
+            tree = encode(plain, self.tokenizer, policy)
             if isinstance(tree, Rejection):
                 yield tree
                 return
         else:
-            prompt = np.asarray(encode_prompt(record.prompt, self.tokenizer), np.int32)
+            prompt = np.asarray(encode_prompt(record.prompt, self.tokenizer, policy, given=given), np.int32)
             tree = TokenTree(prompt, (), np.zeros(0, np.float32))
         responses = tree.responses + (end,) * any(map(is_blank, record.responses))
         tree = dataclasses.replace(tree, responses=responses, targets=np.zeros(len(responses), np.float32))

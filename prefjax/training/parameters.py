@@ -43,7 +43,13 @@ class Policy:
 
 def tokenizer_of(data: DataConfig, model: ModelConfig) -> Tokenizer:
     """The tokenizer of a run, held to the model's vocabulary. Raises as `load_tokenizer`."""
-    return load_tokenizer(data.tokenizer, data.chat_template, vocab_size=model.vocab_size)
+    return load_tokenizer(
+        data.tokenizer,
+        data.chat_template,
+        vocab_size=model.vocab_size,
+        chat_template_kwargs=data.chat_template_kwargs,
+        date=data.date,
+    )
 
 
 def complete_model(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

@@ -103,7 +103,7 @@ def test_refusals_of_templates_are_counted(make_tokenizer):
     system = pair(chat("s:Be kind.", "u:hello"), chat("a:yes"), chat("a:no"))
     trees, account = encode_all([system, CHAT], make_tokenizer(WITH_BOS), progress=False)
     assert len(trees) == 1 and account["encode"].dropped == {"template_error": 1}
-    assert "f:1:prompt: no system messages" in str(account)
+    assert "tokenizer_config.json:1: no system messages" in str(account)
 
 
 def test_messages_without_a_template_name_the_fix(make_tokenizer):
