@@ -1,6 +1,7 @@
 """Messages as people publish them: what is read, what is counted, what is refused by name."""
 
 import json
+import re
 
 import pytest
 
@@ -8,6 +9,7 @@ from prefjax.data.account import Finding, Rejection
 from prefjax.data.formats import RecordFormat, parse
 from prefjax.data.jsonl import to_row
 from prefjax.data.records import THOUGHT, Message, Record
+from tests.documents import ROOT
 
 ASK, SAY = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 NO = [{"role": "assistant", "content": "no"}]
@@ -157,3 +159,14 @@ def test_arguments_of_a_record():
 def test_a_rejected_row_is_found_once():
     items = list(parse(pair([{"role": "user", "content": [{"type": "video"}]}]), "f:1"))
     assert [type(item) for item in items] == [Rejection]
+
+
+def test_the_page_of_chats_says_what_becomes_of_its_rows():
+    page = (ROOT / "docs/chats.md").read_text()
+    blocks = re.split(r"```jsonl\n(.*?)```\n", page, flags=re.DOTALL)
+    assert len(blocks) > 20
+    for rows, after in zip(blocks[1::2], blocks[2::2], strict=True):
+        says, _, reason = re.match(r"\s*(Counted|Dropped|)(: `(\w+)`)?", after).groups()
+        for row in rows.splitlines():
+            record, found = read(json.loads(row))
+            assert (record is None) == (says == "Dropped") and list(found) == ([reason] if reason else []), row
