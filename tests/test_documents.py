@@ -132,7 +132,11 @@ CHECKED = {
     "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
     " --config.data.train=hh_rlhf/helpful-base:train": _DOWNLOADS,
 }
+GENERATE = "python -m experiments.generate --model=runs/mine --prompt=hi"
 CHECKED_ALONE = {
+    "--chat_template_kwargs='{\"enable_thinking\": true}'": GENERATE,
+    "--date=2026-11-29": GENERATE,
+    "--prefill": GENERATE,
     "--size=tiny": "python -m experiments.benchmarks.accelerator --output=DIR",
     "--micro_batch=2560": "python -m experiments.benchmarks.throughput --output=DIR --data=long_prompt",
     "--data=paper:...": "python -m experiments.benchmarks.throughput --output=DIR",

@@ -34,7 +34,7 @@ from prefjax.rows.trees import TokenTree
 
 SYNTHETIC = "synthetic"
 SPLITS = ("train", "eval")
-_ENCODING = 5  # of encoded records and the manifest: prepared trees of an earlier number are not found again
+_ENCODING = 6  # of encoded records and the manifest: prepared trees of an earlier number are not found again
 _RANKED = 4  # responses of a ranking of the synthetic world
 _PARTS = 10_000  # resolution of the held-out share
 
