@@ -34,6 +34,10 @@ LLAMA3 = tuple(
 VALUES = {
     "objective": "simpo",
     "data.methods": "flip_labels(rate=0.1)",
+    "data.chat_template_kwargs": '{"enable_thinking": false}',
+    "data.date": "2026-11-29",
+    "data.format.roles": ("client=user",),
+    "data.encoding.thought_marks": ("[THINK]", "[/THINK]"),
     "data.encoding.truncation": "trim_prompt_left",
     "model.num_heads": 8,
     "model.num_kv_heads": 1,
