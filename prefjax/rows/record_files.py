@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,34 @@ def write_records(folder: Path, records: Iterable[Mapping[str, np.ndarray]], fie
     shutil.rmtree(folder / "downloads", ignore_errors=True)  # TFDS makes it, empty
 
 
-def open_records(folder: Path) -> Sequence[dict[str, np.ndarray]]:
-    """What `write_records` wrote into `folder`, by index."""
-    written = folder / _Records.name / str(_Records.VERSION)
-    return tfds.builder_from_directory(str(written)).as_data_source(split=_SPLIT)
+class WrittenRecords(Sequence):
+    """What `write_records` wrote into `folder`, by index. Where it is damaged, a ValueError names the folder."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        with _named(folder):
+            builder = tfds.builder_from_directory(str(folder / _Records.name / str(_Records.VERSION)))
+            self._source = builder.as_data_source(split=_SPLIT)
+            self._length = len(self._source)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        with _named(self._folder):
+            record = self._source[index]
+            if lacking := [name for name, value in record.items() if not isinstance(value, np.ndarray)]:
+                raise ValueError(f"record {index} has no {', '.join(lacking)}")  # TFDS gives None
+            return record
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """Errors of protobuf, JSON, array_record, TFDS and the system, whichever damage brings up, as one of the folder."""
+    try:
+        yield
+    except Exception as error:
+        why = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{folder} is damaged ({type(error).__name__}: {why}): remove it, and prepare the data again"
+        ) from error

@@ -196,9 +196,9 @@ class PreparedTrees:
             fields = dataclasses.fields(TreeLengths)
             self.lengths = TreeLengths(**{field.name: arrays[field.name] for field in fields})
         self.content_hash: str = self.manifest["content_hash"]
-        from prefjax.rows.record_files import open_records  # here: trees in memory need no TFDS
+        from prefjax.rows.record_files import WrittenRecords  # here: trees in memory need no TFDS
 
-        self._records = open_records(self.directory)
+        self._records = WrittenRecords(self.directory)
         if len(self._records) != len(self):
             raise ValueError(f"{self.directory} holds {len(self._records)} trees, but its manifest says {len(self)}")
 
@@ -212,8 +212,12 @@ class PreparedTrees:
         if index >= len(self):  # the readers raise ValueError, which does not end a loop over the trees
             raise IndexError(f"tree {index} of {self.directory}, which holds {len(self)}")
         record = self._records[index]
-        lengths, tokens = record["lengths"], record["tokens"]
-        if _digest(lengths, tokens, record["targets"], record["numbers"], record) != self._digests[index].tobytes():
+        try:
+            lengths, tokens = record["lengths"], record["tokens"]
+            digest = _digest(lengths, tokens, record["targets"], record["numbers"], record)
+        except KeyError as error:  # a name in TFDS's features.json
+            raise ValueError(f"{self.directory} has no {error} in its records: prepare the data again") from error
+        if digest != self._digests[index].tobytes():
             raise ValueError(f"tree {index} of {self.directory} is not what was written: prepare the data again")
         prompt, *responses, baseline, auxiliary = np.split(tokens, np.cumsum(lengths)[:-1])
         return TokenTree(

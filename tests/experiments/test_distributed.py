@@ -108,7 +108,9 @@ def test_one_that_is_killed_ends_the_other(victim, tmp_path):
     killed = time.monotonic()
     output, _ = started[1 - victim].communicate(timeout=60)
     assert started[1 - victim].returncode not in (0, None) and time.monotonic() - killed < 30
-    assert "another process may be gone" in output or "unhealthy" in output, output[-3000:]
+    # Which of JAX's threads is the first to see it decides the words.
+    said = ("another process may be gone", "another task died", "unhealthy")
+    assert any(words in output for words in said), output[-3000:]
 
 
 CLUSTERS = {

@@ -1,5 +1,6 @@
 """The store: round trip, identity of the content, and what an interrupted or damaged dataset looks like."""
 
+import collections
 import dataclasses
 import json
 import pickle
@@ -133,6 +134,30 @@ def test_damage_is_noticed(tmp_path):
     (tmp_path / "set" / "index.npz").write_bytes((tmp_path / "twin" / "index.npz").read_bytes())
     with pytest.raises(ValueError, match="index.npz is not what"):
         open_trees(tmp_path / "set")
+
+
+def test_what_is_damaged_is_named_or_changes_nothing(tmp_path):
+    """Cut, emptied, and with single bits flipped, in every file."""
+    trees = random_trees(3)
+    write_trees(tmp_path / "set", trees, manifest={})
+    outcomes = collections.Counter()
+    for path in sorted(path for path in (tmp_path / "set").rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        flipped = [
+            whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :]
+            for at in range(0, len(whole), len(whole) // 40 + 1)
+        ]
+        for data in (b"", whole[: len(whole) // 2], whole[:-1], *flipped):
+            path.write_bytes(data)
+            try:
+                opened = open_trees(tmp_path / "set")
+                assert all(equal_trees(*pair) for pair in zip(opened, trees, strict=True)), path
+                outcomes["the same"] += 1
+            except (ValueError, OSError) as error:
+                assert str(tmp_path / "set") in str(error)
+                outcomes["refused"] += 1
+        path.write_bytes(whole)
+    assert min(outcomes.values()) > 20
 
 
 def test_trees_that_no_layout_can_hold_are_refused(tmp_path):
