@@ -9,6 +9,7 @@ from . import dataset_files as dataset_files
 from . import datasets as datasets
 from . import days as days
 from . import encoding as encoding
+from . import encoding_parts as encoding_parts
 from . import formats as formats
 from . import function_calls as function_calls
 from . import in_memory as in_memory
@@ -27,7 +28,9 @@ from . import synthetic as synthetic
 from . import tokenizer_files as tokenizer_files
 from . import tokenizers as tokenizers
 from . import transforms as transforms
+from . import treatment as treatment
 from . import turns as turns
+from . import worker_processes as worker_processes
 from .account import Account as Account
 from .account import Finding as Finding
 from .account import Notice as Notice

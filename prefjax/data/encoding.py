@@ -117,8 +117,16 @@ def encode_all(
     """
     # tqdm's `disable=None` shows the bar on a terminal only.
     bar = tqdm(records, desc="encode", unit=" records", disable=None if progress else True)
-    trees, account = collect("encode", bar, lambda record: _encode(record, tokenizer, policy))
+    trees, account = collect("encode", encoded(bar, tokenizer, policy), lambda outcome: outcome)
     return [dataclasses.replace(tree, example_id=row) for row, tree in enumerate(trees)], account
+
+
+def encoded(
+    records: Iterable[Record], tokenizer: Tokenizer, policy: EncodingPolicy
+) -> Iterator[tuple[TokenTree | Finding, ...]]:
+    """What becomes of each record: the tree of `encode`, or why not, and what is to be counted. Raises as `encode`."""
+    for record in records:
+        yield tuple(_encode(record, tokenizer, policy))
 
 
 def encode_prompt(
@@ -182,7 +190,11 @@ def end_id(
 
 def end_ids(trees: Iterable[TokenTree], tokenizer: Tokenizer) -> list[int]:
     """The ids that end responses of some trees, the commonest first; EOS where none was seen, all being cut off."""
-    last = collections.Counter(int(ids[-1]) for tree in trees for ids in tree.responses)
+    return ends_among(collections.Counter(int(ids[-1]) for tree in trees for ids in tree.responses), tokenizer)
+
+
+def ends_among(last: collections.Counter[int], tokenizer: Tokenizer) -> list[int]:
+    """`end_ids`, given how often each id is the last of a response."""
     ends = [i for i, _ in last.most_common() if i >= 0 and tokenizer.ends_in(tokenizer.decode([i]))]
     return ends or [tokenizer.eos_id]
 

@@ -9,10 +9,10 @@ from jaxtyping import Int32
 from prefjax.data.account import Account, Finding, collect
 from prefjax.data.encoding import EncodingPolicy, encode_all
 from prefjax.data.formats import RecordFormat, parse
-from prefjax.data.prepare import is_held_out
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.data.transforms import adapt
+from prefjax.data.treatment import is_held_out
 from prefjax.requirements import Requirements
 from prefjax.rows.store import MemoryTrees
 from prefjax.rows.trees import TokenTree

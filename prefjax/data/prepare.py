@@ -1,12 +1,14 @@
 """Preference data, or the synthetic world, made into prepared token trees: read, split, adapt, mix, encode, store.
 
 What was prepared once is found again by a key over everything it depends on: the sources' content, the options, the
-tokenizer. The manifest beside the trees says what happened to every record of every source.
+tokenizer. The manifest beside the trees says what happened to every record of every source. Records pass as a
+stream, so memory grows by what an index holds of a tree alone; who was killed finds the parts that were encoded.
 """
 
+import collections
 import dataclasses
+import functools
 import hashlib
-import itertools
 import json
 import shutil
 import sys
@@ -14,29 +16,34 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefjax.data.account import Account, Rejection
+from prefjax.data.account import Account, Rejection, Stage
 from prefjax.data.chat_templates import check_given
 from prefjax.data.days import as_prepared, first_day
-from prefjax.data.encoding import EncodingPolicy, encode, encode_all, end_ids
-from prefjax.data.formats import Columns, RecordFormat
+from prefjax.data.encoding import EncodingPolicy, encode, ends_among
+from prefjax.data.encoding_parts import PartEncoder, encode_parts, stage_of
+from prefjax.data.formats import RecordFormat
 from prefjax.data.jsonl import write_rows
-from prefjax.data.methods.sequences import Step, apply_methods, columns_of, parse_methods, provenance, split_steps
+from prefjax.data.methods.sequences import Step, columns_of, parse_methods, provenance
 from prefjax.data.records import Record
-from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources, take_shares
+from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources
 from prefjax.data.synthetic import World
 from prefjax.data.tokenizers import Tokenizer
-from prefjax.data.transforms import PAIR_TARGETS, RANKING_RULES, Normalization, adapt, normalize_targets
+from prefjax.data.transforms import PAIR_TARGETS, RANKING_RULES, Normalization, measure_targets, normalized
+from prefjax.data.treatment import TreatedRecords, Treatment
 from prefjax.options import check_ranges, option
 from prefjax.requirements import Requirements
-from prefjax.rows.lengths import summarize_lengths
-from prefjax.rows.store import PreparedTrees, open_trees, same_tokens, write_trees
+from prefjax.rows.lengths import summarize
+from prefjax.rows.parts import finish, parts_of, read_index
+from prefjax.rows.store import PreparedTrees, open_trees
 from prefjax.rows.trees import TokenTree
+from prefjax.rows.vectors import same_tokens
 
 SYNTHETIC = "synthetic"
 SPLITS = ("train", "eval")
 _ENCODING = 6  # of encoded records and the manifest: prepared trees of an earlier number are not found again
 _RANKED = 4  # responses of a ranking of the synthetic world
-_PARTS = 10_000  # resolution of the held-out share
+# Options that decide nothing, or that the key holds in another way.
+_ELSEWHERE = "train tokenizer world directory mixture_seed tfds_dir manual_dir methods workers".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +114,13 @@ class DataConfig:
     manual_dir: str = option(
         "", "offline: a folder with <dataset>/<file> of named datasets; empty: they are downloaded", decides=False
     )
+    workers: int = option(
+        0,
+        "processes that encode records; 0: one for each core, where there are more than 4,096 records; the result is "
+        "the same for any number",
+        at_least=0,
+        decides=False,
+    )
     format: RecordFormat = option(RecordFormat(), "how rows of files are read")
     encoding: EncodingPolicy = option(EncodingPolicy(), "limits of length")
     world: WorldOptions = option(WorldOptions(), "of the synthetic world")
@@ -140,61 +154,18 @@ def prepare(
     """
     if config.normalize_targets and requires.reads == "scores":
         raise ValueError("normalize_targets would change scores, which are left as they are: drop it")
-    given = _given(config, requires, split, directory)
-    sources = parse_sources(given)
-    opened = open_sources(sources, data_dir=config.tfds_dir, manual_dir=config.manual_dir)
-    steps = parse_methods(config.methods) if split == "train" else ()
-    key = _key(config, requires, tokenizer, split, sources, opened, steps)
-    target = Path(directory) / f"{split}-{key}"
+    told = tokenizer.on_day(config.date or first_day(tokenizer, Path(directory)))
+    asked = _Asked(config, requires, told, Path(directory), split)
+    target = asked.directory / f"{split}-{asked.key()}"
     if target.exists():
         try:
             return open_trees(target)
         except (ValueError, OSError) as error:  # a damaged manifest or index, or a file that is not there
             print(f"{error}. They are prepared again", file=sys.stderr, flush=True)
             shutil.rmtree(target)
-
-    tokenizer = tokenizer.on_day(config.date or first_day(tokenizer, Path(directory)))
-    # Lists by source, from here on.
-    records, accounts, division = _gather(config, requires, split, sources, opened, steps, progress)
-    constants = None
-    if config.normalize_targets and not requires.imitates:
-        constants = _normalization(config, requires, tokenizer, directory, split)
-        if any(records):
-            _, constants = normalize_targets([record for own in records for record in own], constants)
-            records = [normalize_targets(own, constants)[0] for own in records]
-    trees, counts = [], []
-    for index, own in enumerate(records):
-        encoded, account = encode_all(own, tokenizer, config.encoding, progress=progress)
-        accounts[index] += account
-        trees += encoded
-        counts.append(len(encoded))
-    account = sum(accounts, Account())
-    if not trees:
-        fix = f": data.holdout={config.holdout:g} may be too small for it, or too large; or give data.eval"
-        fix = f"{division}{fix if _holds_out(config) else ''}"
-        raise ValueError(f"{given}: no record of the {split} split is left\n{fix}\n\n{account}")
-    lengths = summarize_lengths(trees)
-    facts = {
-        "source": given,
-        "sources": _describe(sources, accounts, counts),
-        "split": split,
-        "requires": requires.of_data(),
-        "tokenizer": {
-            "name": config.tokenizer,
-            "fingerprint": tokenizer.fingerprint,
-            "fingerprints": dict(tokenizer.fingerprints),
-            "date": tokenizer.date,
-        },
-        "end_ids": end_ids(trees, tokenizer),
-        "options": _options(config),
-        "methods": provenance(steps, account),
-        "normalization": None if constants is None else dataclasses.asdict(constants),
-        "account": account.as_dict(),
-        "account_text": "\n\n".join([str(account), division, *_source_table(sources, accounts, counts)]),
-        "lengths": lengths.as_dict(),
-        "lengths_text": str(lengths),
-    }
-    return write_trees(target, trees, manifest=facts)
+    with parts_of(target) as folder:
+        # Another process may have made it while this one waited.
+        return open_trees(target) if target.exists() else _make(asked, target, folder, progress)
 
 
 def records_of(
@@ -216,13 +187,10 @@ def records_of(
     Raises:
       ValueError: a record no longer becomes the tree that was prepared, or some are not there any more.
     """
-    split, tokenizer = trees.manifest["split"], as_prepared(tokenizer, trees)
-    sources = parse_sources(_given(config, requires, split, directory))
-    opened = open_sources(sources, data_dir=config.tfds_dir, manual_dir=config.manual_dir)
-    steps = parse_methods(config.methods) if split == "train" else ()
-    records, _, _ = _gather(config, requires, split, sources, opened, steps, progress=True, columns=columns)
+    tokenizer = as_prepared(tokenizer, trees)
+    asked = _Asked(config, requires, tokenizer, Path(directory), trees.manifest["split"])
     index = 0
-    for record in itertools.chain.from_iterable(records):
+    for _, record in asked.records(progress=True, columns=tuple(columns)):
         made = encode(record, tokenizer, config.encoding)
         if isinstance(made, Rejection):
             continue
@@ -234,64 +202,125 @@ def records_of(
         raise ValueError(f"no record becomes tree {index} of {trees.directory} any more: prepare them again")
 
 
-def _gather(
-    config: DataConfig,
-    requires: Requirements,
-    split: str,
-    sources: Sequence[Source],
-    opened: Sequence[OpenSource],
-    steps: Sequence[Step],
-    progress: bool,
-    columns: Sequence[str] = (),
-) -> tuple[list[list[Record]], list[Account], str]:
-    """Records and accounts by source, shares taken, and how the splits were divided."""
-    read_by_steps = columns_of(steps)
-    more = dataclasses.replace(read_by_steps, record=tuple(dict.fromkeys((*read_by_steps.record, *columns))))
-    taken = [
-        _take(source, config, requires, split, steps, stream, progress, more) for stream, source in enumerate(opened)
-    ]
-    records, accounts = [own for own, _, _ in taken], [account for _, account, _ in taken]
-    read, kept = (sum(count) for count in zip(*(counts for _, _, counts in taken), strict=True))
-    division = f"split {split}: all {read} records"
-    if _holds_out(config):
-        division = (
-            f"split {split}: {kept} of {read} records; a share of {config.holdout:g} of the prompts, "
-            "chosen by their hash, makes the eval split"
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What was asked for, and what it says of the sources."""
+
+    config: DataConfig
+    requires: Requirements
+    tokenizer: Tokenizer
+    directory: Path
+    split: str
+
+    @functools.cached_property
+    def given(self) -> str:
+        return _given(self.config, self.requires, self.split, self.directory)
+
+    @functools.cached_property
+    def sources(self) -> tuple[Source, ...]:
+        return parse_sources(self.given)
+
+    @functools.cached_property
+    def opened(self) -> list[OpenSource]:
+        return open_sources(self.sources, data_dir=self.config.tfds_dir, manual_dir=self.config.manual_dir)
+
+    @functools.cached_property
+    def steps(self) -> tuple[Step, ...]:
+        return parse_methods(self.config.methods) if self.split == "train" else ()
+
+    @property
+    def holds_out(self) -> bool:
+        return not self.config.eval and self.config.train != SYNTHETIC
+
+    def records(self, *, progress: bool, columns: tuple[str, ...] = ()) -> TreatedRecords:
+        config = self.config
+        how = Treatment(
+            record_format=config.format,
+            requires=self.requires,
+            split=self.split,
+            holdout=config.holdout if self.holds_out else None,
+            rankings=config.rankings,
+            pair_targets=config.pair_targets,
+            steps=self.steps,
+            mixture_seed=config.mixture_seed,
+            columns=columns,
         )
-    if sources[0].share is not None:
-        records, drawn = take_shares(records, sources, config.mixture_seed)
-        accounts = [account + more for account, more in zip(accounts, drawn, strict=True)]
-    return records, accounts, division
+        return TreatedRecords(self.sources, self.opened, how, progress=progress)
+
+    def key(self) -> str:
+        """Of everything that the trees depend on."""
+        digest = hashlib.sha256()
+        for source in self.opened:
+            digest.update(source.fingerprint())
+        own = self.requires.of_data()
+        facts = [_ENCODING, _options(self.config), own, self.tokenizer.fingerprint, self.split]
+        if self.sources[0].share is not None:  # which records a mixture draws depends on the sources' names
+            facts += [self.config.mixture_seed, [dataclasses.asdict(source) for source in self.sources]]
+        facts += [step.fingerprint() for step in self.steps]
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        return digest.hexdigest()[:16]
+
+    def normalization(self, records: TreatedRecords) -> Normalization | None:
+        """Constants of the training set, which another set takes over; None where targets stay as they are."""
+        if not self.config.normalize_targets or self.requires.imitates:
+            return None
+        if self.split == "train":
+            return measure_targets(record for _, record in records)
+        train = prepare(self.config, self.requires, self.tokenizer, self.directory, split="train")
+        return Normalization(**train.manifest["normalization"])
 
 
-def _take(
-    source: OpenSource,
-    config: DataConfig,
-    requires: Requirements,
-    split: str,
-    steps: Sequence[Step],
-    stream: int,
-    progress: bool,
-    more: Columns,
-) -> tuple[list[Record], Account, tuple[int, int]]:
-    """A source's records of the split as the objective needs them, an account, and how many there were before and after
-    holding out."""
-    records, account = source.read(config.format, more=more, progress=progress)
-    read = len(records)
-    if _holds_out(config):
-        records = [record for record in records if is_held_out(record, config.holdout) == (split == "eval")]
-    kept = len(records)
-    before, after = split_steps(steps)
-    records = list(apply_methods(records, before, account, stream=stream))
-    options = {} if requires.imitates else dict(rankings=config.rankings, pair_targets=config.pair_targets)
-    records, adapted = adapt(records, requires, **options)
-    account += adapted
-    records = list(apply_methods(records, after, account, stream=stream, first=len(before) + 1))
-    return records, account, (read, kept)
+def _make(asked: _Asked, target: Path, folder: Path, progress: bool) -> PreparedTrees:
+    """Encodes the records into parts in `folder`, which become the dataset `target`."""
+    config, tokenizer = asked.config, asked.tokenizer
+    records = asked.records(progress=progress)
+    constants = asked.normalization(records)
+    pairs = records if constants is None else ((number, normalized(own, constants)) for number, own in records)
+    encoder = PartEncoder(tokenizer, config.encoding, folder)
+    parts = list(encode_parts(pairs, encoder, workers=config.workers, progress=progress))
+    accounts, counts, last = _add_up(parts, records)
+    account, division = sum(accounts, Account()), records.division()
+    if not sum(counts):
+        fix = f": data.holdout={config.holdout:g} may be too small for it, or too large; or give data.eval"
+        fix = f"{division}{fix if asked.holds_out else ''}"
+        raise ValueError(f"{asked.given}: no record of the {asked.split} split is left\n{fix}\n\n{account}")
+    index = read_index(folder, len(parts))
+    lengths = summarize(index.lengths, index.pairs)
+    facts = {
+        "source": asked.given,
+        "sources": _describe(asked.sources, accounts, counts),
+        "split": asked.split,
+        "requires": asked.requires.of_data(),
+        "tokenizer": {
+            "name": config.tokenizer,
+            "fingerprint": tokenizer.fingerprint,
+            "fingerprints": dict(tokenizer.fingerprints),
+            "date": tokenizer.date,
+        },
+        "end_ids": ends_among(last, tokenizer),
+        "options": _options(config),
+        "methods": provenance(asked.steps, account),
+        "normalization": None if constants is None else dataclasses.asdict(constants),
+        "account": account.as_dict(),
+        "account_text": "\n\n".join([str(account), division, *_source_table(asked.sources, accounts, counts)]),
+        "lengths": lengths.as_dict(),
+        "lengths_text": str(lengths),
+    }
+    return finish(target, folder, parts, index, facts)
 
 
-def _holds_out(config: DataConfig) -> bool:
-    return not config.eval and config.train != SYNTHETIC
+def _add_up(
+    parts: Sequence[dict[str, Any]], records: TreatedRecords
+) -> tuple[list[Account], list[int], collections.Counter[int]]:
+    """By source the account and the number of trees; and how often every id ends a response."""
+    accounts = [passage.account + Account({"encode": Stage()}) for passage in records.passages]
+    counts, last = [0] * len(accounts), collections.Counter()
+    for part in parts:
+        accounts[part["source"]] += Account({"encode": stage_of(part)})
+        counts[part["source"]] += part["trees"]
+        for token, count in part["last"]:
+            last[token] += count
+    return accounts, counts, last
 
 
 def _describe(sources: Sequence[Source], accounts: Sequence[Account], counts: Sequence[int]) -> list[dict[str, Any]]:
@@ -348,48 +377,12 @@ def _given(config: DataConfig, requires: Requirements, split: str, directory: Pa
     return str(path)
 
 
-def _key(
-    config: DataConfig,
-    requires: Requirements,
-    tokenizer: Tokenizer,
-    split: str,
-    sources: Sequence[Source],
-    opened: Sequence[OpenSource],
-    steps: Sequence[Step],
-) -> str:
-    digest = hashlib.sha256()
-    for source in opened:
-        digest.update(source.fingerprint())
-    facts = [_ENCODING, _options(config), requires.of_data(), tokenizer.fingerprint, split]
-    if sources[0].share is not None:  # which records a mixture draws depends on the sources' names
-        facts += [config.mixture_seed, [dataclasses.asdict(source) for source in sources]]
-    facts += [step.fingerprint() for step in steps]
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
 def _options(config: DataConfig) -> dict[str, Any]:
     """The options that decide what given records become."""
     facts = dataclasses.asdict(config)
-    for elsewhere in ("train", "tokenizer", "world", "directory", "mixture_seed", "tfds_dir", "manual_dir", "methods"):
+    for elsewhere in _ELSEWHERE:
         del facts[elsewhere]
     return facts
-
-
-def is_held_out(record: Record, share: float) -> bool:
-    """By a hash of the prompt, so that all records of one prompt fall on one side, whatever else the file holds."""
-    digest = hashlib.sha256(repr(record.prompt).encode()).digest()
-    return int.from_bytes(digest[:8], "big") % _PARTS < share * _PARTS
-
-
-def _normalization(
-    config: DataConfig, requires: Requirements, tokenizer: Tokenizer, directory: Path, split: str
-) -> Normalization | None:
-    """None on the training set, which measures its own constants; those of the training set elsewhere."""
-    if split == "train":
-        return None
-    train = prepare(config, requires, tokenizer, directory, split="train")
-    return Normalization(**train.manifest["normalization"])
 
 
 def full_account(trees: PreparedTrees) -> str:

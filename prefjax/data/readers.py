@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from prefjax.data.account import Account, Finding, Rejection, collect
+from prefjax.data.account import Account, Finding, Rejection, flow
 from prefjax.data.formats import Columns, RecordFormat, columns_read, parse
 from prefjax.data.records import Record
 
@@ -32,15 +32,27 @@ def read_records(
     more: Columns | None = None,
     progress: bool = True,
 ) -> tuple[list[Record], Account]:
-    """All records of some files, in order.
+    """All records of some files, in order, and an account with the stage "read"; see `stream_records`."""
+    account = Account()
+    return list(stream_records(files, account, record_format, more=more, progress=progress)), account
+
+
+def stream_records(
+    files: str | Path | Iterable[str | Path],
+    account: Account,
+    record_format: RecordFormat | None = None,
+    *,
+    more: Columns | None = None,
+    progress: bool = True,
+) -> Iterator[Record]:
+    """The records of some files, in order, as they are asked for.
 
     Args:
         files: a path or a glob pattern, or several of them.
         record_format: how rows are read; None means `RecordFormat()`.
         more: further columns to keep, see `Columns`.
+        account: gets the stage "read", see `flow`.
         progress: a progress bar per file, on a terminal only.
-    Returns:
-        the records, and an account with the stage "read".
     Raises:
         FileNotFoundError: a path or pattern matches nothing.
         ValueError: a file has another suffix, is named twice, or is damaged.
@@ -52,7 +64,7 @@ def read_records(
 
     columns = columns_read(record_format or RecordFormat(), more or Columns())
     rows = (row for path in find_files(files) for row in read_rows(path, columns=columns, progress=progress))
-    return collect("read", rows, step)
+    return flow(account, "read", rows, step)
 
 
 def find_files(files: str | Path | Iterable[str | Path]) -> list[Path]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 from tqdm import tqdm
 
-from prefjax.data.account import Account, Finding, Rejection, collect
+from prefjax.data.account import Account, Finding, Rejection, flow
 from prefjax.data.datasets import DATASETS, find
 from prefjax.data.formats import Columns, RecordFormat, parse
-from prefjax.data.readers import SUFFIXES, find_files, read_records, read_rows
+from prefjax.data.readers import SUFFIXES, find_files, read_rows, stream_records
 from prefjax.data.records import Record
 
 HUB = "hf:"
@@ -110,9 +111,16 @@ class OpenSource:
     def read(
         self, record_format: RecordFormat, *, more: Columns | None = None, progress: bool = True
     ) -> tuple[list[Record], Account]:
-        """Its records, named "<source>:<row>" from row 1 on, and an account with the stage "read"."""
+        """All that `stream` reads, and its account."""
+        account = Account()
+        return list(self.stream(account, record_format, more=more, progress=progress)), account
+
+    def stream(
+        self, account: Account, record_format: RecordFormat, *, more: Columns | None = None, progress: bool = True
+    ) -> Iterator[Record]:
+        """Its records, named "<source>:<row>" from row 1 on, as they are asked for; `account` gets the stage "read"."""
         if self.files:
-            return read_records(self.files, record_format, more=more, progress=progress)
+            return stream_records(self.files, account, record_format, more=more, progress=progress)
 
         def step(numbered: tuple[int, Any]) -> Iterable[Record | Finding]:
             number, row = numbered
@@ -120,7 +128,7 @@ class OpenSource:
 
         # tqdm's `disable=None` shows the bar on a terminal only.
         bar = tqdm(self._rows, desc=self.name, unit=" rows", disable=None if progress else True)
-        return collect("read", enumerate(bar, 1), step)
+        return flow(account, "read", enumerate(bar, 1), step)
 
 
 def open_sources(sources: Sequence[Source], *, data_dir: str = "", manual_dir: str = "") -> list[OpenSource]:
@@ -183,21 +191,33 @@ def take_shares(
     Raises:
         ValueError: a source with a share has no records, so no mixture has it.
     """
-    if empty := [source.name for source, own in zip(sources, records, strict=True) if not own]:
-        raise ValueError(f"no record of {', '.join(empty)} is left, so no mixture can have its share: leave it out")
-    total = min(len(own) / source.share for source, own in zip(sources, records, strict=True))
-    kept, accounts = [], []
-    for source, own in zip(sources, records, strict=True):
-        name = int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "big")
-        order = np.random.default_rng([seed, name]).permutation(len(own))
-        # The smallest source is kept whole, whatever the floating-point product says.
-        chosen = set(order[: max(1, math.floor(total * source.share + 1e-6))].tolist())
-
-        def step(numbered: tuple[int, Record], chosen: set[int] = chosen) -> Iterable[Record | Finding]:
-            number, record = numbered
-            return (record if number in chosen else Rejection("not_drawn", record.source),)
-
-        taken, account = collect("mix", enumerate(own), step)
-        kept.append(taken)
-        accounts.append(account)
+    drawn = draw_shares([len(own) for own in records], sources, seed)
+    accounts = [Account() for _ in sources]
+    kept = [list(keep_drawn(*given)) for given in zip(records, drawn, accounts, strict=True)]
     return kept, accounts
+
+
+def draw_shares(counts: Sequence[int], sources: Sequence[Source], seed: int) -> list[Bool[np.ndarray, "n"]]:
+    """Which records of every source `take_shares` takes, given how many there are; raises as that."""
+    if empty := [source.name for source, count in zip(sources, counts, strict=True) if not count]:
+        raise ValueError(f"no record of {', '.join(empty)} is left, so no mixture can have its share: leave it out")
+    total = min(count / source.share for source, count in zip(sources, counts, strict=True))
+    drawn = []
+    for source, count in zip(sources, counts, strict=True):
+        name = int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "big")
+        order = np.random.default_rng([seed, name]).permutation(count)
+        # The smallest source is kept whole, whatever the floating-point product says.
+        own = np.zeros(count, bool)
+        own[order[: max(1, math.floor(total * source.share + 1e-6))]] = True
+        drawn.append(own)
+    return drawn
+
+
+def keep_drawn(records: Iterable[Record], drawn: Bool[np.ndarray, "n"], account: Account) -> Iterator[Record]:
+    """The records that were drawn, as they are asked for; `account` gets the stage "mix"."""
+
+    def step(numbered: tuple[int, Record]) -> Iterable[Record | Finding]:
+        number, record = numbered
+        return (record if drawn[number] else Rejection("not_drawn", record.source),)
+
+    return flow(account, "mix", enumerate(records), step)

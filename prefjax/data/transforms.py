@@ -3,12 +3,13 @@
 A per-record transform yields the records it makes and the findings it has, as `account.collect` takes them.
 """
 
+import array
 import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
-from prefjax.data.account import Account, Finding, Notice, Rejection, collect
+from prefjax.data.account import Account, Finding, Notice, Rejection, flow
 from prefjax.data.records import Record
 from prefjax.requirements import Requirements
 
@@ -96,17 +97,30 @@ def adapt(
     rankings: str | None = None,
     pair_targets: str = "labels",
 ) -> tuple[list[Record], Account]:
+    """All that `stream_adapted` lets through, and its account."""
+    account = Account()
+    made = stream_adapted(records, requires, account, rankings=rankings, pair_targets=pair_targets)
+    return list(made), account
+
+
+def stream_adapted(
+    records: Iterable[Record],
+    requires: Requirements,
+    account: Account,
+    *,
+    rankings: str | None = None,
+    pair_targets: str = "labels",
+) -> Iterator[Record]:
     """Makes records what an objective requires; what cannot be made is rejected with the requirement in the reason.
 
     Under group_size 2 records are pairs, and rankings become pairs; under None they keep all responses below their
     prompt. An objective that imitates gets `keep_best` of every record, and takes neither option.
 
     Args:
+        account: gets the stage "adapt", see `flow`.
         rankings: the rule that makes pairs of rankings, see `rankings_to_pairs`. None means "best_worst" under
             group_size 2, and rankings as they are otherwise.
         pair_targets: targets of a pair: "labels", 1 and 0, or "scores", score_chosen and score_rejected.
-    Returns:
-        the records, and an account with the stage "adapt".
     Raises:
         ValueError: an unknown value, or options that contradict the objective.
     """
@@ -145,7 +159,7 @@ def adapt(
             else:
                 yield _unmet(item, requires) or item
 
-    return collect("adapt", records, checked)
+    return flow(account, "adapt", records, checked)
 
 
 def _unmet(record: Record, requires: Requirements) -> Rejection | None:
@@ -204,15 +218,22 @@ def normalize_targets(
     Raises:
         ValueError: no records, or all targets are equal.
     """
-    if constants is None:
-        targets = [target for record in records for target in record.targets]
-        if not targets:
-            raise ValueError("no targets to normalise")
-        mean = math.fsum(targets) / len(targets)
-        constants = Normalization(mean, math.sqrt(math.fsum((t - mean) ** 2 for t in targets) / len(targets)))
+    constants = measure_targets(records) if constants is None else constants
+    return [normalized(record, constants) for record in records], constants
+
+
+def measure_targets(records: Iterable[Record]) -> Normalization:
+    """The constants of some records, of which the targets alone are held. Raises ValueError where there are none."""
+    targets = array.array("d", (target for record in records for target in record.targets))
+    if not targets:
+        raise ValueError("no targets to normalise")
+    mean = math.fsum(targets) / len(targets)
+    return Normalization(mean, math.sqrt(math.fsum((t - mean) ** 2 for t in targets) / len(targets)))
+
+
+def normalized(record: Record, constants: Normalization) -> Record:
+    """The record with normalised targets. Raises ValueError where all targets were equal."""
     if constants.std <= 0:
         raise ValueError(f"all targets are {constants.mean:g}: there is nothing to normalise, or to learn")
-    normalized = [
-        dataclasses.replace(r, targets=tuple((t - constants.mean) / constants.std for t in r.targets)) for r in records
-    ]
-    return normalized, constants
+    targets = tuple((target - constants.mean) / constants.std for target in record.targets)
+    return dataclasses.replace(record, targets=targets)

@@ -3,11 +3,13 @@ from . import layout as layout
 from . import lengths as lengths
 from . import mismatch as mismatch
 from . import packing as packing
+from . import parts as parts
 from . import pipeline as pipeline
 from . import record_files as record_files
 from . import steps as steps
 from . import store as store
 from . import trees as trees
+from . import vectors as vectors
 from .arrays import LAYOUTS as LAYOUTS
 from .arrays import Branches as Branches
 from .arrays import PromptRows as PromptRows
@@ -27,6 +29,7 @@ from .packing import first_fit_decreasing as first_fit_decreasing
 from .packing import real_tokens as real_tokens
 from .packing import suggest_shape as suggest_shape
 from .packing import tree_sizes as tree_sizes
+from .parts import write_trees as write_trees
 from .pipeline import row_dataset as row_dataset
 from .steps import FixedPrompts as FixedPrompts
 from .steps import FullRows as FullRows
@@ -39,5 +42,4 @@ from .store import MemoryTrees as MemoryTrees
 from .store import PreparedTrees as PreparedTrees
 from .store import TreeSource as TreeSource
 from .store import open_trees as open_trees
-from .store import write_trees as write_trees
 from .trees import TokenTree as TokenTree

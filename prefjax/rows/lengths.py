@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool
 
+from prefjax.rows.packing import TreeLengths
 from prefjax.rows.trees import TokenTree
 
 
@@ -66,42 +68,48 @@ class LengthSummary:
 
 
 def summarize_lengths(trees: Sequence[TokenTree]) -> LengthSummary:
-    """Lengths of a dataset after encoding, and so after truncation.
+    """Length statistics of trees after encoding, and so after truncation; raises as `summarize`."""
+    pairs = [len(tree.responses) == 2 and bool(tree.targets[0] > tree.targets[1]) for tree in trees]
+    return summarize(TreeLengths.of(trees), np.array(pairs, bool))
 
+
+def summarize(lengths: TreeLengths, is_pair: Bool[np.ndarray, "n"]) -> LengthSummary:
+    """Length statistics of a dataset.
+
+    Args:
+        is_pair: two responses, the first with the higher target.
     Raises:
         ValueError: no trees.
     """
-    if not trees:
+    if not len(lengths):
         raise ValueError("no token trees to measure")
-    prompts = np.array([tree.prompt.size for tree in trees])
-    responses = [np.array([response.size for response in tree.responses]) for tree in trees]
-    branches = [np.array([branch.size for branch in tree.branches]) for tree in trees]
-    is_pair = np.array([len(tree.responses) == 2 and tree.targets[0] > tree.targets[1] for tree in trees])
-    pairs = np.array([lengths for lengths, pair in zip(responses, is_pair, strict=True) if pair]).reshape(-1, 2)
-    chosen, rejected, pair_prompts = pairs[:, 0], pairs[:, 1], prompts[is_pair]
-    sequences = np.concatenate([prompt + lengths for prompt, lengths in zip(prompts, responses, strict=True)])
-    shared = prompts + np.array([lengths.sum() for lengths in branches])
-    separate = shared + prompts * np.array([lengths.size - 1 for lengths in branches])
-    mean_response = np.array([lengths.mean() for lengths in responses])
+    prompts, responses = lengths.prompt.astype(np.int64), lengths.responses.astype(np.int64)
+    count, total = np.count_nonzero(responses, axis=1), responses.sum(axis=1)
+    extras = np.stack([lengths.baseline, lengths.auxiliary], axis=1).astype(np.int64)
+    pair_prompts, pairs = prompts[is_pair], responses[is_pair]
+    chosen, rejected = (pairs[:, side] if pairs.shape[1] > side else pairs[:0, 0] for side in (0, 1))
+    shared = prompts + total + extras.sum(axis=1)
+    separate = shared + prompts * (count + np.count_nonzero(extras, axis=1) - 1)
+    mean_response = total / count
 
     return LengthSummary(
-        trees=len(trees),
+        trees=len(lengths),
         lengths=_summaries(
             ("prompt", "P, over trees", prompts),
-            ("response", "L, over responses", np.concatenate(responses)),
+            ("response", "L, over responses", responses[responses > 0]),
             ("chosen", "C, over pairs (K = 2, first target higher)", chosen),
             ("rejected", "R, over pairs", rejected),
-            ("sequence", "P + L, over responses", sequences),
+            ("sequence", "P + L, over responses", (prompts[:, None] + responses)[responses > 0]),
             ("tree", "P + sum of branches, over trees", shared),
             ("separate", "sum of P + L over a tree's branches; 2 P + C + R for a pair", separate),
-            ("responses", "K, over trees", np.array([lengths.size for lengths in responses])),
+            ("responses", "K, over trees", count),
         ),
         ratios=_summaries(
             ("P / C", "over pairs", pair_prompts / chosen),
             ("P / R", "over pairs", pair_prompts / rejected),
             ("P / mean L", "over trees", prompts / mean_response),
-            ("P / max L", "over trees", prompts / np.array([lengths.max() for lengths in responses])),
-            ("P / sum L", "over trees", prompts / np.array([lengths.sum() for lengths in responses])),
+            ("P / max L", "over trees", prompts / responses.max(axis=1)),
+            ("P / sum L", "over trees", prompts / total),
         ),
         ratio_of_means=float(prompts.sum() / mean_response.sum()),
         separate_tokens=int(separate.sum()),

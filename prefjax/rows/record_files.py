@@ -1,82 +1,82 @@
-"""Records of named vectors on disk: array_record files that TFDS writes in order and reads at random."""
+"""Records of named vectors on disk: array_record files, written in order and read at random by TFDS."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 try:
     import tensorflow_datasets as tfds
+    from array_record.python import array_record_module
 except ImportError as error:
     raise ImportError("token trees on disk need tensorflow-datasets (pip install 'prefjax[data]')") from error
 
-_SPLIT = "trees"
+_NAME, _VERSION, _SPLIT = "token_trees", "1.0.0", "trees"
 
 
-class _Records(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes records in the given order: unshuffled, so that row ids are stable."""
+def write_file(path: Path, records: Iterable[Mapping[str, np.ndarray]], fields: Mapping[str, type]) -> int:
+    """Writes the records into one file, in the given order, and returns how many bytes they are.
 
-    name = "token_trees"
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = (
-        None  # nothing is downloaded; TFDS's search for checksums needs importlib_resources, which may be absent
-    )
-
-    def __init__(self, records: Iterable[Mapping[str, np.ndarray]], fields: Mapping[str, type], *, data_dir: str):
-        self._records, self._fields = records, fields
-        super().__init__(data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="One prompt with K responses per record, as token ids.",
-            disable_shuffling=True,
-            # Vectors of any length: TFDS reads and writes them several times faster than its `Sequence`.
-            features=tfds.features.FeaturesDict(
-                {name: tfds.features.Tensor(shape=(None,), dtype=dtype) for name, dtype in self._fields.items()}
-            ),
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
-        return {_SPLIT: self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, Mapping[str, np.ndarray]]]:
-        yield from enumerate(self._records)
-
-    def _log_download_bytes(self) -> None:
-        """Nothing is downloaded, so TFDS need not announce it."""
-
-    def _log_download_done(self) -> None:
-        """The partial folder it would announce is about to be renamed."""
-
-
-def write_records(folder: Path, records: Iterable[Mapping[str, np.ndarray]], fields: Mapping[str, type]) -> None:
-    """Writes the records into a subfolder of `folder`, in the given order.
+    TFDS's own writers would hold up to 1 GB of records in memory.
 
     Args:
-      folder: made where it does not exist.
       records: vectors by name, of any length each.
       fields: the dtype of every name.
     """
-    tfds.disable_progress_bar()
+    features = _features(fields)
+    serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+    writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")  # one record a group: read at random
+    size = 0
     try:
-        builder = _Records(records, fields, data_dir=str(folder))
-        builder.download_and_prepare(file_format="array_record")  # the default format needs TensorFlow
+        for record in records:
+            # Deterministic, since the fields' order is otherwise drawn by each process.
+            data = serializer.get_tf_example(features.encode_example(record)).SerializeToString(deterministic=True)
+            writer.write(data)
+            size += len(data)
     finally:
-        tfds.enable_progress_bar()
-    shutil.rmtree(folder / "downloads", ignore_errors=True)  # TFDS makes it, empty
+        writer.close()
+    return size
+
+
+def join_files(folder: Path, files: Sequence[tuple[Path, int, int]], fields: Mapping[str, type]) -> None:
+    """Makes the records of files a dataset inside `folder`, where the files are moved.
+
+    Args:
+      files: path, number of records and of bytes of each, in order; none of them empty.
+    """
+    place = folder / _NAME / _VERSION
+    shutil.rmtree(folder / _NAME, ignore_errors=True)
+    place.mkdir(parents=True)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=place, dataset_name=_NAME, split=_SPLIT, filetype_suffix="array_record"
+    )
+    for index, (path, _, _) in enumerate(files):
+        path.rename(template.sharded_filepath(shard_index=index, num_shards=len(files)))
+    split = tfds.core.SplitInfo(
+        name=_SPLIT,
+        shard_lengths=[count for _, count, _ in files],
+        num_bytes=sum(size for _, _, size in files),
+        filename_template=template,
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=place,
+        features=_features(fields),
+        split_infos=[split],
+        check_data=False,
+        description="One prompt with K responses per record, as token ids.",
+        disable_shuffling=True,
+    )
 
 
 class WrittenRecords(Sequence):
-    """What `write_records` wrote into `folder`, by index. Where it is damaged, a ValueError names the folder."""
+    """What `join_files` put together in `folder`, by index. Where it is damaged, a ValueError names the folder."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         with _named(folder):
-            builder = tfds.builder_from_directory(str(folder / _Records.name / str(_Records.VERSION)))
+            builder = tfds.builder_from_directory(str(folder / _NAME / _VERSION))
             self._source = builder.as_data_source(split=_SPLIT)
             self._length = len(self._source)
 
@@ -101,3 +101,10 @@ def _named(folder: Path) -> Iterator[None]:
         raise ValueError(
             f"{folder} is damaged ({type(error).__name__}: {why}): remove it, and prepare the data again"
         ) from error
+
+
+def _features(fields: Mapping[str, type]) -> tfds.features.FeaturesDict:
+    # Vectors of any length: TFDS reads and writes them several times faster than its `Sequence`.
+    return tfds.features.FeaturesDict(
+        {name: tfds.features.Tensor(shape=(None,), dtype=dtype) for name, dtype in fields.items()}
+    )

@@ -17,7 +17,8 @@ from prefjax.data.transforms import adapt
 from prefjax.requirements import Requirements
 from prefjax.rows.arrays import LAYOUTS, Branches, RowShape
 from prefjax.rows.layout import build_rows
-from prefjax.rows.store import MemoryTrees, write_trees
+from prefjax.rows.parts import write_trees
+from prefjax.rows.store import MemoryTrees
 from tests.data.small_tokenizers import CHATML, KINDS, NO_END, WITH_BOS, small_tokenizer
 from tests.rows.random_trees import random_trees
 

@@ -10,9 +10,10 @@ import pytest
 from prefjax.rows.arrays import LAYOUTS, Branches, Rows, RowShape
 from prefjax.rows.layout import build_rows
 from prefjax.rows.packing import TreeLengths, row_capacity, suggest_shape
+from prefjax.rows.parts import write_trees
 from prefjax.rows.pipeline import row_dataset
 from prefjax.rows.steps import FixedPrompts, FullRows, InOrder, StepSampler, rows_for_prompts, simulate
-from prefjax.rows.store import MemoryTrees, write_trees
+from prefjax.rows.store import MemoryTrees
 from tests.rows.random_trees import random_trees
 
 BRANCHES = Branches(responses=3, baseline=True, auxiliary=True)

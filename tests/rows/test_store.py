@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from prefjax.rows.mismatch import mismatched_baselines, mismatched_partners
-from prefjax.rows.store import MemoryTrees, TreeSource, open_trees, write_trees
+from prefjax.rows.parts import write_trees
+from prefjax.rows.store import MemoryTrees, TreeSource, open_trees
 from prefjax.rows.trees import TokenTree
 from tests.rows.random_trees import equal_trees, random_trees
 
