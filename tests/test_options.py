@@ -72,7 +72,7 @@ def test_these_options_may_change_when_a_run_is_continued():
     assert free == {
         *("init_from", "head_chunk", "check_start", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat"),
         *("model.attention", "reference.init_from", "reference.cache"),
-        *(f"data.{name}" for name in ("train", "eval", "tokenizer", "directory", "tfds_dir", "manual_dir")),
+        *(f"data.{name}" for name in ("train", "eval", "tokenizer", "directory", "tfds_dir", "manual_dir", "workers")),
         *(f"train.{name}" for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")),
         *("train.profile_steps", "train.writers", "train.skip_non_finite"),
         *(f"sampling.{name}" for name in ("prompts", "max_new_tokens", "temperature")),
