@@ -13,7 +13,8 @@ from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.rows.arrays import Branches, RowShape
 from prefjax.rows.layout import build_rows
-from prefjax.rows.store import MemoryTrees, write_trees
+from prefjax.rows.parts import write_trees
+from prefjax.rows.store import MemoryTrees
 from prefjax.rows.trees import is_scored, token_ids
 from tests.data.small_tokenizers import CHATML, TOOLS, small_tokenizer
 
