@@ -36,11 +36,14 @@ def main(_) -> None:
     if stage is None:
         raise app.UsageError(f"--stage={name}: {workdir} had no {name.upper()} stage")
     if objective_of(stage).requires.reward_head:
-        model = open_reward_model(workdir)
-        export_reward_model(model, _OUTPUT.value, origin=origin(str(workdir)), **options)
+        source = open_reward_model(workdir)
+        export_reward_model(source, _OUTPUT.value, origin=origin(str(workdir)), **options)
     else:
-        export_policy(open_policy(workdir / name), _OUTPUT.value, **options)
+        source = open_policy(workdir / name)
+        export_policy(source, _OUTPUT.value, **options)
     print(f"exported to {_OUTPUT.value}")
+    if given := source.data.chat_template_kwargs:
+        print(f"its chat template was given {given}: whoever serves it has to give the same")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ REASONS: Mapping[str, str] = {
     "template_error": "the chat template refuses the conversation",
     "unstable_template": "the chat template renders the prompt differently once a response follows, so that where the "
     "response begins cannot be told",
+    "call_not_shown": "the chat template leaves a call of a tool out",
     "unlocated_span": "a response with spans is not found as it is in what the chat template renders",
     "beyond_vocabulary": "a token of the tokenizer that the model has no embedding for",
     "prompt_too_long": "the prompt exceeds max_prompt_length",
@@ -81,6 +82,7 @@ REASONS: Mapping[str, str] = {
     "decoded_arguments": "a call's arguments as JSON text, which the chat template wants as an object: decoded",
     "encoded_arguments": "a call's arguments as an object, which the chat template wants as JSON text: encoded",
     "thought_in_text": "the chat template reads no thought apart: put before the text, in data.encoding.thought_marks",
+    "thought_from_text": "a thought in a message's text, given to the chat template apart, as it reads it",
     "thought_not_shown": "the chat template leaves the thought of a response's last turn out",
     "answered_prompt": "the prompt ends in an assistant's turn, and the response is another one: data.encoding.prefill "
     "would let it go on there",

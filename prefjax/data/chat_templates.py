@@ -18,13 +18,14 @@ _TAKEN = frozenset(
     "frozen_clock".split()
 )
 CLOCK = "strftime_now"
-# In place of the function that reads the clock: its directives are looked up in `clock_of`. Of one line, with its end,
-# which `trim_blocks` takes away, so that the template itself begins as it did.
+# In place of the function that reads the clock: formats, and else their directives, are looked up in `clock_of`. Of one
+# line, with its end, which `trim_blocks` takes away, so that the template itself begins as it did.
 FROZEN_CLOCK = (
-    "{% macro strftime_now(format) %}{% set ns = namespace(text=format) %}{% for directive, text in "
-    "frozen_clock.items() %}{% set ns.text = ns.text | replace(directive, text) %}{% endfor %}{{ ns.text }}"
-    "{% endmacro %}\n"
+    "{% macro strftime_now(format) %}{% if format in frozen_clock %}{{ frozen_clock[format] }}{% else %}"
+    "{% set ns = namespace(text=format) %}{% for directive, text in frozen_clock.items() %}"
+    "{% set ns.text = ns.text | replace(directive, text) %}{% endfor %}{{ ns.text }}{% endif %}{% endmacro %}\n"
 )
+_FORMAT = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1")
 _DIRECTIVES = [*(f"%-{letter}" for letter in "dmyHIMSj"), *(f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWeFDTRcxX")]
 
 
@@ -54,7 +55,7 @@ def arguments_text(given: Any) -> str:
 
 def unread_arguments(arguments: str, template: str) -> list[str]:
     """Names of the arguments that a template does not so much as mention."""
-    words = set(re.findall(r"\w+", template))
+    words = set(re.findall(r"\w+", template)) if arguments else ()
     return [name for name in json.loads(arguments or "{}") if name not in words]
 
 
@@ -91,10 +92,11 @@ def today() -> str:
 
 
 @functools.lru_cache
-def clock_of(date: str) -> Mapping[str, str]:
-    """What `strftime_now` makes of each directive at the beginning of a day; %% comes last."""
+def clock_of(date: str, template: str) -> Mapping[str, str]:
+    """What `strftime_now` makes of a template's formats and of each directive at the beginning of a day; %% is last."""
     moment = datetime.datetime.fromisoformat(date)
-    return {directive: moment.strftime(directive) for directive in _DIRECTIVES} | {"%%": "%"}
+    formats = [found[1] for found in _FORMAT.findall(template)]
+    return {format: moment.strftime(format) for format in (*formats, *_DIRECTIVES)} | {"%%": "%"}
 
 
 def template_file(folder: str | Path) -> str:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from prefjax.data.account import Notice
 from prefjax.data.chat_templates import unread_arguments
-from prefjax.data.message_forms import in_form, thought_of
+from prefjax.data.message_forms import calls_missing, in_form, thought_of
 from prefjax.data.messages import THOUGHTS
 from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import TemplateError, Tokenizer
@@ -68,7 +68,7 @@ def encode_chat(
     """
     render = functools.cache(functools.partial(tokenizer.render, **record.given))
     field, read, found = "prompt", {}, []
-    begun = _begun(record.prompt, rules)
+    begun = is_begun(record.prompt, rules)
     try:
         for field, turns in texts.items():
             formed = in_form((*record.prompt, *turns), render, tokenizer.template, rules.marks)
@@ -95,9 +95,13 @@ def encode_chat(
         branches[field] = _piece_ids(turn, len(before), pieces, tokenizer)
         said[field] = turn.text[len(before) : turn.closes]
         found += [Notice(reason, record.source, field, repr(text)) for reason, text in turn.found.items()]
+        if missing := calls_missing([one.message for one in spoken], said[field]):
+            raise Unencodable("call_not_shown", field, ", ".join(missing))
         thought = thought_of(spoken[-1].message, rules.marks)
         if thought and thought not in said[field]:
             found.append(Notice("thought_not_shown", record.source, field, thought))
+    if missing := calls_missing(record.prompt, before):
+        found.append(Notice("call_not_shown", record.source, "prompt", ", ".join(missing)))
     if record.prompt and record.prompt[-1].role == "assistant":
         found.append(Notice("prefilled" if begun else "answered_prompt", record.source, "prompt"))
     return EncodedChat(before, functools.partial(render, prompt, generate=False), branches, said, found)
@@ -114,10 +118,10 @@ def open_prompt(
     """
     render = functools.cache(functools.partial(tokenizer.render, **given))
     formed = in_form(prompt, render, tokenizer.template, rules.marks)
-    return open_turn(formed.turns, render, tokenizer, prefill=_begun(prompt, rules))
+    return open_turn(formed.turns, render, tokenizer, prefill=is_begun(prompt, rules))
 
 
-def _begun(prompt: Sequence[Message], rules: ChatRules) -> bool:
+def is_begun(prompt: Sequence[Message], rules: ChatRules) -> bool:
     """Whether responses go on in the prompt's last turn; calls of tools end theirs."""
     return rules.prefill and bool(prompt) and prompt[-1].role == "assistant" and "tool_calls" not in prompt[-1].more
 

@@ -12,19 +12,16 @@ class BadTools(Exception):
 
 
 def tools_text(value: Any) -> str:
-    """The `tools` column of a row, a list of JSON schemas or that list as JSON text, as `Record.tools`.
+    """The `tools` column of a row, a list of JSON schemas, as `Record.tools`.
 
-    A schema is {"type": "function", "function": {"name", ...}}, or the function alone. An empty list is no tools.
+    The list, or each schema, may be JSON text. A schema is {"type": "function", "function": {"name", ...}}, or the
+    function alone. An empty list is no tools.
 
     Raises:
         BadTools: anything else.
     """
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise BadTools("tools", f"text that is no JSON: {error}") from error
-    for at, tool in enumerate(_list(value, "tools")):
+    value = [_parsed(tool, f"tools[{at}]") for at, tool in enumerate(_list(_parsed(value, "tools"), "tools"))]
+    for at, tool in enumerate(value):
         _function(tool, f"tools[{at}]")
     return _text(value, "tools") if value else ""
 
@@ -33,12 +30,14 @@ def message_fields(message: Mapping[str, Any]) -> str:
     """What a message has besides role and content, as `Message.fields`.
 
     Calls of tools are the assistant's, [{"type": "function", "function": {"name", "arguments"}, ...}] or the functions
-    alone; `name`, `tool_call_id` and the thought are text.
+    alone, or the JSON text of that; `name`, `tool_call_id` and the thought are text.
 
     Raises:
         BadTools: anything else.
     """
     given = {key: message[key] for key in MESSAGE_FIELDS if message.get(key) not in (None, [], "")}
+    if "tool_calls" in given and not (calls := _parsed(given.pop("tool_calls"), "tool_calls")) == []:
+        given["tool_calls"] = calls
     for at, call in enumerate(_list(given.get("tool_calls", []), "tool_calls")):
         _function(call, f"tool_calls[{at}]")
     if "tool_calls" in given and message["role"] != "assistant":
@@ -47,6 +46,16 @@ def message_fields(message: Mapping[str, Any]) -> str:
         if not isinstance(given.get(key, ""), str):
             raise BadTools(key, f"must be text, got {type(given[key]).__name__}")
     return _text(given, "tool_calls") if given else ""
+
+
+def _parsed(value: Any, field: str) -> Any:
+    """What text says in JSON; nothing else changes."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else []
+    except (ValueError, RecursionError) as error:
+        raise BadTools(field, f"text that is no JSON: {error}") from error
 
 
 def _list(value: Any, field: str) -> list[Any] | tuple[Any, ...]:

@@ -3,6 +3,7 @@
 What a template reads stands in its source, and what it does with arguments in what it renders of the record itself.
 """
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -30,13 +31,17 @@ def in_form(turns: Sequence[Message], render: Render, template: str, marks: tupl
         template: its source.
         marks: texts before and after a thought that has to stand in the message's text.
     """
-    if not any(turn.fields for turn in turns):
+    name = thought_name(template)
+    within = [turn for turn in turns if turn.role == "assistant" and marks[1] in turn.content] if name else []
+    if not within and not any(turn.fields for turn in turns):
         return Formed(tuple(turns), {})
     found: dict[str, str] = {}
-    name = thought_name(template)
-    if any(THOUGHT in turn.more for turn in turns) and name != THOUGHT:
-        turns = [_with_thought(turn, name, marks) for turn in turns]
-        found |= {} if name else {"thought_in_text": marks[0]}
+    if any(THOUGHT in turn.more for turn in turns):
+        turns, done = _with_thoughts(turns, name, marks, render)
+        found |= done
+    if name and within:
+        turns, done = _taken_apart(turns, name, marks, render)
+        found |= done
     calls = [call for turn in turns for call in _calls(turn)]
     if any(_is_object(call.get("arguments")) for call in calls):
         turns, done = _with_arguments(turns, render)
@@ -49,6 +54,11 @@ def thought_name(template: str) -> str | None:
     return next((name for name in THOUGHTS if re.search(rf"[.'\"]{name}\b", template)), None)
 
 
+def calls_missing(turns: Sequence[Message], text: str) -> list[str]:
+    """Names of the functions that turns call and a render of them does not show."""
+    return [call["name"] for turn in turns for call in _calls(turn) if call["name"] not in text]
+
+
 def thought_of(turn: Message, marks: tuple[str, ...]) -> str:
     """What a message in its form says was thought, apart from its text or in it; empty: nothing."""
     apart = next((turn.more[name] for name in THOUGHTS if name in turn.more), "")
@@ -57,14 +67,55 @@ def thought_of(turn: Message, marks: tuple[str, ...]) -> str:
     return (apart or (within if opened and closed else "")).strip()
 
 
-def _with_thought(turn: Message, name: str | None, marks: tuple[str, ...]) -> Message:
+def _with_thoughts(
+    turns: Sequence[Message], name: str | None, marks: tuple[str, ...], render: Render
+) -> tuple[Sequence[Message], dict[str, str]]:
+    """The turns with thoughts by another name; without one in their text, or nowhere where the template drops them
+    from there, since what is left beside them would be taught."""
+    thoughts = [turn.more.get(THOUGHT) for turn in turns]
+    if name:
+        return [_with_thought(turn, {name: own}) for turn, own in zip(turns, thoughts, strict=True)], {}
+    opens, closes = marks
+    before = [f"{opens}\n{own}\n{closes}\n\n" for own in thoughts]
+    within = [_with_thought(turn, {}, text) for turn, text in zip(turns, before, strict=True)]
+    if missing := _last_missing(within, list(filter(None, thoughts)), render):
+        return [_with_thought(turn, {}) for turn in turns], {"thought_not_shown": missing}
+    return within, {"thought_in_text": opens}
+
+
+def _taken_apart(
+    turns: Sequence[Message], name: str, marks: tuple[str, ...], render: Render
+) -> tuple[Sequence[Message], dict[str, str]]:
+    """The turns with thoughts out of their text, where the template shows them so too."""
+    apart, thoughts = [], []
+    for turn in turns:
+        inner, closed, after = turn.content.lstrip().partition(marks[1])
+        if turn.role != "assistant" or not closed or not inner.startswith(marks[0]) or name in turn.more:
+            apart.append(turn)
+            continue
+        thoughts.append(inner.removeprefix(marks[0]).strip("\n"))
+        more = _as_text({**turn.more, name: thoughts[-1]})
+        apart.append(Message(turn.role, after.lstrip("\n"), more))
+    if not any(map(str.strip, thoughts)) or _last_missing(apart, thoughts, render):
+        return turns, {}
+    return apart, {"thought_from_text": thoughts[-1]}
+
+
+def _last_missing(turns: Sequence[Message], thoughts: Sequence[str], render: Render) -> str:
+    """The last thought, where the template leaves it out."""
+    with contextlib.suppress(TemplateError):
+        return "" if thoughts[-1].strip() in render(tuple(turns), generate=False) else thoughts[-1]
+    return ""
+
+
+def _with_thought(turn: Message, apart: dict[str, Any], before: str = "") -> Message:
+    """The turn with another thing said for its thought, apart and before its text; without a thought as it is."""
     more = turn.more
     if THOUGHT not in more:
         return turn
-    thought = more.pop(THOUGHT)
-    content = turn.content if name else f"{marks[0]}\n{thought}\n{marks[1]}\n\n{turn.content}"
-    more |= {name: thought} if name else {}
-    return Message(turn.role, content, _as_text(more) if more else "")
+    del more[THOUGHT]
+    more |= apart
+    return Message(turn.role, before + turn.content, _as_text(more) if more else "")
 
 
 def _with_arguments(turns: Sequence[Message], render: Render) -> tuple[Sequence[Message], dict[str, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from prefjax.data.account import Account, Finding, Notice, Rejection, collect
+from prefjax.data.chats import is_begun
 from prefjax.data.encoding import EncodingPolicy, beyond_vocabulary, encode_prompt, response_ending
 from prefjax.data.formats import RecordFormat, parse
 from prefjax.data.records import Message, Record, Text
@@ -19,7 +20,8 @@ _ANY = "."  # stands for the response, which is not read
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
     """One prompt. `id` is the row's own, or None; `source` is "file:line"; `given` is `Record.given` of a chat;
-    `tokens` [P] int32 and `ending`, text that the template ends a response with, once encoded."""
+    `begun`: its last turn is one that responses go on in; `tokens` [P] int32 and `ending`, text that the template ends
+    a response with, once encoded."""
 
     text: Text
     source: str
@@ -27,6 +29,7 @@ class Prompt:
     tokens: np.ndarray | None = None
     ending: str = ""
     given: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    begun: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +140,8 @@ def encode_prompts(
             return [Rejection("beyond_vocabulary", prompt.source, "prompt", detail)]
         if max_length is not None and len(ids) > max_length:
             return [Rejection("prompt_too_long", prompt.source, "prompt", f"{len(ids)} tokens")]
-        return [dataclasses.replace(prompt, text=text, tokens=np.array(ids, np.int32), ending=ending)]
+        tokens, begun = np.array(ids, np.int32), not isinstance(text, str) and is_begun(text, policy.of_chats)
+        return [dataclasses.replace(prompt, text=text, tokens=tokens, ending=ending, begun=begun)]
 
     return collect("encode", prompts, step)
 

@@ -298,7 +298,7 @@ class HuggingFaceTokenizer:
             )
         arguments = dict(arguments_read(self._arguments, chat_template_kwargs, self.template))
         if self.date:
-            arguments["frozen_clock"] = clock_of(self.date)
+            arguments["frozen_clock"] = clock_of(self.date, self.template)
 
         def apply() -> str:
             turns, offered = [message.as_dict() for message in messages], json.loads(tools) if tools else None

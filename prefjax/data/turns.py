@@ -175,9 +175,13 @@ def _opening(
             return opens, {"header_moved": header} if header.strip() else {}
         return len(start), {"added_text": before} if before.strip() and apart is None else {}
     opens = min(_shared(start, shown), at)
-    if opens < len(bare()) or not shown.startswith(bare()) or shown[opens:at].strip() and apart is None:
+    if opens < len(bare()) or not shown.startswith(bare()):
         raise UnclearTurn(_parting(start, shown))
-    return opens, {"header_cut": start[opens:]}
+    # The header may stand in what comes before the text only where it is there but for white space.
+    added, cut = shown[opens : at if apart is None else min(apart(), at)], start[opens:]
+    if added.strip() and cut.strip():
+        raise UnclearTurn(_parting(start, shown))
+    return opens, {"header_cut": cut} | ({"added_text": added} if added.strip() else {})
 
 
 def _until_last_end(whole: str, opens: int, tokenizer: Tokenizer, found: dict[str, str] | None = None) -> Turn:

@@ -68,8 +68,7 @@ def respond(
 def response_text(tokenizer: Tokenizer, prompt: Prompt, response: Response) -> str:
     """The text of a response, as a completion of its prompt."""
     ids, chat = (prompt.tokens.tolist(), response.tokens.tolist()), not isinstance(prompt.text, str)
-    begun = chat and prompt.text[-1].role == "assistant"
-    return decode_response(*ids, tokenizer, chat=chat, ending=prompt.ending, prefill=begun)
+    return decode_response(*ids, tokenizer, chat=chat, ending=prompt.ending, prefill=prompt.begun)
 
 
 def rows_of(

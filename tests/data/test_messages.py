@@ -103,6 +103,18 @@ def test_thoughts_told_apart(key):
     assert read(pair(chosen=[both]))[1] == {"unclear_thought": "chosen[0]: reasoning and thinking differ: keep one"}
 
 
+def test_tools_and_calls_as_json_text():
+    tool, call = {"name": "f"}, {"name": "f", "arguments": {"x": 1}}
+    turn = lambda calls: {"role": "assistant", "content": "yo", "tool_calls": calls}
+    record, found = read(pair(chosen=[turn([call])], tools=[tool]))
+    assert not found and record.tools == '[{"name": "f"}]'
+    for tools in (json.dumps([tool]), [json.dumps(tool)]):
+        assert read(pair(chosen=[turn(json.dumps([call]))], tools=tools))[0] == record
+    assert read(pair(chosen=[turn("[]")], tools=[]))[0] == read(pair())[0]
+    assert read(pair(tools=["{"]))[1]["bad_tools"].startswith("tools[0]: text that is no JSON")
+    assert read(pair(chosen=[turn("{")]))[1]["bad_tools"].startswith("chosen[0].tool_calls: text that is no JSON")
+
+
 def test_nulls_inside_of_tools_and_calls_are_left_out_and_counted():
     """As Arrow writes a row whose keys another row has not, and JSON text does not."""
     schema = {"name": "f", "parameters": {"properties": {"city": {"type": "string"}, "expression": None}}}

@@ -174,6 +174,7 @@ def test_thoughts_in_the_text_are_those_told_apart(tokenizer_of):
     within = pair(chat("u:hello"), chat("a:<think>\nfox\n</think>\n\nyes"))
     for policy in (dict(), dict(thoughts="unscored")):
         assert shown(apart, tokenizer, **policy)[:2] == shown(within, tokenizer, **policy)[:2]
+        assert shown(within, tokenizer, **policy)[2]["thought_from_text"] == 1
     # A text that only speaks of the marks has no thought in it.
     text = "a:the end is </think> here"
     assert (
@@ -202,8 +203,11 @@ def test_a_thought_before_a_call_is_only_read(tokenizer_of):
 def test_a_thought_that_the_template_drops_is_counted(tokenizer_of):
     drops = CHATML.replace("m.content", "(m.content.split('</think>')[-1] | trim)")
     record = pair(chat("u:hello"), thinking("yes", "fox"))
-    prompt, scored, found = shown(record, tokenizer_of(drops))
-    assert scored == "yes<|end|>" and found["thought_not_shown"] == 1
+    assert shown(record, tokenizer_of(drops))[1:] == ("yes<|end|>", {"thought_not_shown": 1})
+    silent = CHATML.replace("m.content", "(m.content + (m.reasoning_content or '')[:0])")
+    assert shown(record, tokenizer_of(silent))[1:] == ("yes<|end|>", {"thought_not_shown": 1})
+    within = pair(chat("u:hello"), chat("a:<think>fox</think>yes"))  # as the text is what it shows, it stays there
+    assert shown(within, tokenizer_of(silent))[1:] == ("<think>fox</think>yes<|end|>", {})
 
 
 def test_a_thought_whose_end_nobody_can_tell_is_refused(tokenizer_of):
@@ -252,13 +256,22 @@ def test_marks_of_thoughts_may_be_special_tokens(tmp_path):
 )
 def test_arguments_of_calls_are_given_as_the_template_wants_them(tokenizer_of, shows, arguments, expected, found):
     template = TOOLS.replace(
-        "'CALL ' + c.function.name + ' ' + c.function.arguments | tojson", f"'CALL ' }}}}{{{{ {shows}"
+        "'CALL ' + c.function.name + ' ' + c.function.arguments | tojson",
+        f"'CALL ' + c.function.name + ' ' }}}}{{{{ {shows}",
     )
     assert template != TOOLS
     calls = json.dumps({"tool_calls": [{"function": {"name": "f", "arguments": arguments}}]})
     record = pair(chat("u:hello"), (Message("assistant", "", calls),))
     prompt, scored, counted = shown(record, tokenizer_of(template))
-    assert scored == f"CALL {expected}<|end|>" and counted == found
+    assert scored == f"CALL f {expected}<|end|>" and counted == found
+
+
+def test_calls_that_the_template_leaves_out(tokenizer_of):
+    call = Message("assistant", "", '{"tool_calls": [{"function": {"name": "weather", "arguments": {}}}]}')
+    found = encode(pair(chat("u:hello"), (call,)), tokenizer_of(CHATML.replace("<|end|>", " .<|end|>")))
+    assert (found.reason, found.field, found.detail) == ("call_not_shown", "chosen", "weather")
+    record = pair((*chat("u:hello"), call, Message("tool", "fox")), chat("a:yes"))
+    assert shown(record, tokenizer_of(CHATML))[2] == {"call_not_shown": 1}
 
 
 # Prefills
@@ -334,6 +347,8 @@ def test_the_clock_stands_still(tokenizer_of, monkeypatch):
     tokenizer = tokenizer_of("{{ strftime_now('" + directives + "') }}", date="2024-02-29")
     moment = datetime.datetime(2024, 2, 29)
     assert tokenizer.render(chat("u:hello"), generate=True) == moment.strftime(directives)
+    named = tokenizer_of("{% set wanted = '%d %b|' %}{{ strftime_now(wanted + '%Y%%') }}", date="2024-02-29")
+    assert named.render(chat("u:hello"), generate=True) == "29 Feb|2024%"
     assert tokenizer.on_day("2024-03-01").render(chat("u:hello"), generate=True).startswith("01 Mar 2024|2024-03-01")
     assert tokenizer.date == "2024-02-29" and tokenizer_of(CHATML).date == ""
     assert tokenizer_of(CHATML).on_day("2024-03-01") is tokenizer_of(CHATML)
@@ -350,7 +365,7 @@ def test_what_was_prepared_on_one_day_is_the_same_on_another(tmp_path, monkeypat
     turns = lambda role, text: [{"role": role, "content": text}]
     rows = [
         {"prompt": turns("user", f"q{i}"), "chosen": turns("assistant", "yes"), "rejected": turns("assistant", "no")}
-        for i in range(20)
+        for i in range(9)
     ]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = DataConfig(train=str(file), holdout=0.3, tokenizer=str(folder))
