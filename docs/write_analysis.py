@@ -23,8 +23,9 @@ python -m experiments.analyze --tool="sparse_features(features=32, active=4)" \\
     --arrays=embeddings.npz --output=analysis
 ```
 
-- **Rows.** `--data` is a file or glob of `.jsonl`, `.jsonl.gz` or `.parquet`. The columns below are the rows' columns,
-  under the names that the options give. Tools marked *records* read preference records, as `config.data.train` does.
+- **Rows.** `--data` is a file, a folder or a glob pattern, of [any suffix](shapes.md#files). The columns below are the
+  rows' columns, under the names that the options give. Tools marked *records* read preference records, as
+  `config.data.train` does.
 - **Response columns** hold a list with one value for each response: `[chosen, rejected]` of a pair, best first of a
   ranking. It is the form of the data methods' columns (data_methods.md).
 - **Arrays.** `--arrays` adds columns from `.npz` (by the arrays' names) and `.npy` (by the file's name); rows are the

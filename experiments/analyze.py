@@ -3,7 +3,7 @@
     python -m experiments.analyze --tool="ranking_accuracy(reference='reference_logp', beta=0.1)" \\
         --data=scores.jsonl --output=analysis
 
-docs/analysis.md lists the tools with the columns they read. `data` is a file or glob of .jsonl, .jsonl.gz or .parquet
+docs/analysis.md lists the tools with the columns they read. `data` is a file, folder or glob pattern (docs/shapes.md)
 whose rows have these columns; a tool that reads preference records takes what `config.data.train` takes: files, named
 datasets, several with " + " between them. `arrays` adds columns from .npz files (by the arrays' names) and .npy files
 (by the file's), row by row beside `data` or by themselves: embeddings belong there. A *response column* holds a list

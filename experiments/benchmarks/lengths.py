@@ -75,7 +75,7 @@ def load_trees(
     """Trees with example_id 0, 1, ..., and one line that says what they are.
 
     Args:
-      data: a name in `distributions()`, or a file or glob of .jsonl, .jsonl.gz, .parquet.
+      data: a name in `distributions()`, or a file, folder or glob pattern of records.
       policy: the truncation rule. Lengths of a distribution can only be dropped (and drawn again).
       group_size: 2 takes pairs, and rankings as pairs; None any number of responses.
 

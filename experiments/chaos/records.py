@@ -1,7 +1,9 @@
 """Records and files as they should not be, from a seed, and what reading them comes to."""
 
 import copy
+import csv
 import gzip
+import io
 import json
 import math
 import random
@@ -81,13 +83,13 @@ def fuzzed_lines(seed: int, count: int) -> Iterator[bytes]:
 def fuzzed_file(folder: Path, seed: int) -> Path:
     """A new file: of a container and an encoding under some name, three times of four damaged."""
     draw = random.Random(seed)
-    suffix = draw.choice((".jsonl", ".jsonl.gz", ".parquet"))
+    suffix = draw.choice((".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".tsv", ".arrow", ".parquet"))
     path = folder / f"{seed}{suffix}"
     rows = draw.choices(_ROWS, k=draw.randint(1, 20))
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in [*rows, {"prompt": "né", "completion": "é"}])
     data = lines.encode()
-    if suffix == ".parquet" and draw.random() < 0.8:
-        data = _parquet(rows, draw, path)
+    if draw.random() < 0.8 and suffix in (".json", ".csv", ".tsv", ".arrow", ".parquet"):
+        data = _in_suffix(rows, draw, path)
     elif draw.random() < 0.5:
         data = draw.choice(
             (
@@ -110,7 +112,7 @@ def fuzzed_file(folder: Path, seed: int) -> Path:
                 *(draw.randbytes(500), b"\n" * 200_000 + data, b"\n".join(fuzzed_lines(seed, 5))),
             )
         )
-    if suffix == ".jsonl.gz" and draw.random() < 0.9:
+    if suffix.endswith(".gz") and draw.random() < 0.9:
         data = gzip.compress(data)
     path.write_bytes(data if draw.random() < 0.25 else _damaged(data, draw))
     return path
@@ -164,9 +166,25 @@ def _damaged(data: bytes, draw: random.Random) -> bytes:
     return data[:at] + bytes(8) + data[at + 8 :] if kind == 3 else data + draw.randbytes(20)
 
 
-def _parquet(rows: list[dict[str, Any]], draw: random.Random, path: Path) -> bytes:
+def _in_suffix(rows: list[dict[str, Any]], draw: random.Random, path: Path) -> bytes:
+    """Rows as files of the path's suffix hold them."""
+    if path.suffix == ".json":
+        return json.dumps(rows, ensure_ascii=draw.random() < 0.5, indent=draw.choice((None, 1))).encode()
+    if path.suffix in (".arrow", ".parquet"):
+        return _arrow(rows, draw, path)
+    text = io.StringIO()
+    table = csv.writer(text, delimiter="\t" if path.suffix == ".tsv" else ",")
+    names = sorted(set().union(*rows))
+    table.writerow(names)
+    plain = lambda value: value if isinstance(value, str) else json.dumps(value)
+    table.writerows([plain(row[name]) if name in row else "" for name in names] for row in rows)
+    return text.getvalue().encode()
+
+
+def _arrow(rows: list[dict[str, Any]], draw: random.Random, path: Path) -> bytes:
     """Rows of one shape with a column that nobody asks for, of some type."""
     import pyarrow as pa
+    import pyarrow.feather
     import pyarrow.parquet
 
     extra = draw.choice(
@@ -178,5 +196,8 @@ def _parquet(rows: list[dict[str, Any]], draw: random.Random, path: Path) -> byt
     )
     row = {name: value for name, value in draw.choice(rows).items() if name not in ("spans", "id", "tools")}
     table = pa.Table.from_pylist([row] * 30).append_column("extra", pa.chunked_array([extra] * 30))
-    pyarrow.parquet.write_table(table, path, compression=draw.choice(("none", "gzip", "zstd")))
+    if path.suffix == ".arrow":
+        pyarrow.feather.write_feather(table, path, compression=draw.choice(("uncompressed", "lz4", "zstd")))
+    else:
+        pyarrow.parquet.write_table(table, path, compression=draw.choice(("none", "gzip", "zstd")))
     return path.read_bytes()

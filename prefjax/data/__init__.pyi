@@ -1,4 +1,5 @@
 from . import account as account
+from . import arrow_files as arrow_files
 from . import boundaries as boundaries
 from . import chat_templates as chat_templates
 from . import chats as chats
@@ -13,6 +14,7 @@ from . import encoding_parts as encoding_parts
 from . import formats as formats
 from . import function_calls as function_calls
 from . import in_memory as in_memory
+from . import json_files as json_files
 from . import jsonl as jsonl
 from . import message_forms as message_forms
 from . import messages as messages
@@ -24,7 +26,10 @@ from . import readers as readers
 from . import records as records
 from . import sources as sources
 from . import spans as spans
+from . import spellings as spellings
 from . import synthetic as synthetic
+from . import table_files as table_files
+from . import text_files as text_files
 from . import tokenizer_files as tokenizer_files
 from . import tokenizers as tokenizers
 from . import transforms as transforms

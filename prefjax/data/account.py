@@ -16,6 +16,7 @@ REASONS: Mapping[str, str] = {
     "malformed_json": "the line is not valid JSON in UTF-8",
     "line_too_long": "the line has more than 16 MiB",
     "too_deep": "lists and objects are nested too deeply",
+    "ragged_row": "a row of a table has more or fewer cells than its header",
     # the shape of a row
     "missing_field": "a field that this shape needs is absent or null",
     "ambiguous_shape": "the row has the fields of several shapes",
@@ -66,6 +67,10 @@ REASONS: Mapping[str, str] = {
     "ignored_key": "keys of messages that no chat template is given",
     "joined_parts": "a message of several text parts, joined",
     "dropped_nulls": "keys without a value inside tools, calls or chat_template_kwargs, left out",
+    "number_as_text": "a number or a label written as text",
+    "decimal": "a decimal number, rounded to floating point",
+    "json_as_text": "a list, or messages, written as JSON text",
+    "messages_by_column": "messages given as a list of roles beside a list of contents",
     "consecutive_roles": "two messages in a row of one role",
     "several_messages": "a response goes on over several turns; of a chat only the assistant's are scored",
     "blank_message": "a prompt message has no text",

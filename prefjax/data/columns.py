@@ -1,4 +1,4 @@
-"""Files -> named columns: the rows of JSONL and Parquet, the arrays of .npy and .npz."""
+"""Files -> named columns: the rows of all files that `readers` reads, the arrays of .npy and .npz."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from prefjax.data.account import Rejection
-from prefjax.data.readers import find_files, read_rows
+from prefjax.data.readers import TABLES, find_files, read_rows
+from prefjax.data.spellings import cell
 
 ARRAYS = (".npy", ".npz")
 
@@ -16,18 +17,20 @@ def read_columns(files: str | Path | Iterable[str | Path], *, progress: bool = T
     """The columns of all rows of some files, in order; a value that a row does not have is None.
 
     Args:
-        files: paths or glob patterns of .jsonl, .jsonl.gz and .parquet files, as `read_records` takes them.
+        files: paths, folders or glob patterns, as `read_records` takes them. Numbers and lists in cells of CSV and TSV
+            are made such.
     Raises:
         FileNotFoundError: a path or pattern matches nothing.
         ValueError: names the row that is no object, or the file that has another suffix or is damaged.
     """
     rows: list[dict[str, Any]] = []
     for path in find_files(files):
+        table = path.name.removesuffix(".gz").endswith(TABLES)
         for source, row in read_rows(path, progress=progress):
             if not isinstance(row, dict):
                 detail = row.detail if isinstance(row, Rejection) else f"got {type(row).__name__}"
                 raise ValueError(f"{source}: a row must be an object with columns, {detail}")
-            rows.append(row)
+            rows.append({name: cell(value) for name, value in row.items()} if table else row)
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 

@@ -12,6 +12,7 @@ names. Text is a string or a list of messages as `messages` reads them, and a ro
 texts are messages, a string prompt is the user's turn and a string response the assistant's. Of ShareGPT's columns,
 `conversations` is the prompt beside responses; alone, as `messages` is, it is a demonstration from the first of the
 assistant's turns on. Other columns are not read, and that is counted.
+Numbers, labels, lists and messages may be spelled otherwise, as `spellings` declares; docs/shapes.md shows all of it.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from prefjax.data.function_calls import BadTools, tools_text
 from prefjax.data.messages import BadMessage, MessageReader, unicode
 from prefjax.data.records import TIES, Record, Text, inspect
 from prefjax.data.spans import Spans, read_spans
+from prefjax.data.spellings import BadSpelling, Respelled, nearest
 from prefjax.options import FLOAT32, check_ranges, option
 from prefjax.requirements import PAIR_NUMBERS
 
@@ -53,6 +55,10 @@ class RecordFormat:
     auxiliary_field: str | None = option(None, "the column of the regulariser target (SLiC's y_ref)")
     margin_field: str | None = option(None, "the column of a pair's margin, a number")
     target_probability_field: str | None = option(None, "the column of P(chosen is better), a number in [0, 1]")
+    true_labels: tuple[str, ...] = option(
+        ("true", "t", "yes", "y", "1"), "words and numbers that mean true as a `label`, in any case; true itself does"
+    )
+    false_labels: tuple[str, ...] = option(("false", "f", "no", "n", "0"), "those that mean false")
     spans_field: str | None = option(
         None,
         "the column of weighted spans: one list for each response (of a pair: chosen, rejected) of [start, end, "
@@ -67,6 +73,12 @@ class RecordFormat:
             )
         if isinstance(self.roles, str) or not all(all(one.partition("=")[::2]) for one in self.roles):
             raise ValueError(f"data.format.roles must be a tuple of texts as 'human=user', got {self.roles!r}")
+        both = {word.casefold() for word in self.true_labels} & {word.casefold() for word in self.false_labels}
+        if both or isinstance(self.true_labels, str) or isinstance(self.false_labels, str):
+            raise ValueError(
+                "data.format.true_labels and false_labels must be tuples of texts that have none in common, got "
+                f"{self.true_labels!r} and {self.false_labels!r}"
+            )
         known = set(_KNOWN_COLUMNS)
         for name in ("auxiliary", "spans", *PAIR_NUMBERS):
             column = getattr(self, f"{name}_field")
@@ -128,7 +140,7 @@ def parse(
     record_format = record_format or RecordFormat()
     try:
         record, notices = _read(row, source, record_format, more or Columns())
-    except (_RejectedRow, BadMessage, NoPrompt) as rejected:
+    except (_RejectedRow, BadMessage, BadSpelling, NoPrompt) as rejected:
         reason, field, detail = rejected.args
         yield Rejection(reason, source, field, detail)
         return
@@ -144,9 +156,8 @@ def parse(
 def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> tuple[Record, list[Notice]]:
     if not isinstance(row, Mapping):
         raise _RejectedRow("wrong_type", "", f"a row must be an object, got {type(row).__name__}")
-    columns = {name: value for name, value in row.items() if value is not None}
-    reader = _reader_of(record_format)
-    columns = _by_own_names(columns, reader)
+    respelled, reader = _respelled(row, record_format), _reader_of(record_format)
+    columns = _by_own_names(respelled, reader)
     read_responses, own_columns = _shape_of(columns)
     own_texts = [name for name in _TEXTS if name in own_columns]
     columns = reader.texts(columns, ["prompt", *own_texts, record_format.auxiliary_field])
@@ -164,7 +175,8 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     numbers = _numbers(columns, record_format) if judged.kind == "pair" else {}
     given = {} if isinstance(prompt, str) else _given(columns, reader)
 
-    notices = [Notice(reason, source, *where) for reason, where in reader.found.items()]
+    found = respelled.found | reader.found
+    notices = [Notice(reason, source, *where) for reason, where in found.items()]
     if repeated:
         notices.append(Notice("prompt_repeated", source, repeated[0]))
     goes_on = [f for f, text in texts.items() for b in record_format.boundaries if isinstance(text, str) and b in text]
@@ -181,7 +193,10 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     )
     unread = columns.keys() - read - {*more.record, *more.response}
     if unread:
-        notices.append(Notice("unread_column", source, "", ", ".join(sorted(map(str, unread)))))
+        absent = sorted((own_columns | _COMMON) - columns.keys())
+        near = {name: nearest(name, absent) for name in sorted(map(str, unread))}
+        said = [f"{name} (did you mean {meant}?)" if meant else name for name, meant in near.items()]
+        notices.append(Notice("unread_column", source, "", ", ".join(said)))
     record = Record(
         prompt=prompt,
         responses=responses,
@@ -221,13 +236,28 @@ def _by_own_names(columns: dict[str, Any], reader: MessageReader) -> dict[str, A
     return {**rest, "prompt": turns[:first], "completion": turns[first:]}
 
 
+def _respelled(row: Mapping[Any, Any], record_format: RecordFormat) -> Respelled:
+    """The row's columns that are not null, as the functions below read them."""
+    columns = Respelled({name: value for name, value in row.items() if value is not None})
+    own = {name: getattr(record_format, f"{name}_field") for name in ("auxiliary", "spans", *PAIR_NUMBERS)}
+    columns.lists(("completions", "scores", own["spans"]))
+    columns.numbers((*_NUMBERS, *(own[name] for name in PAIR_NUMBERS)))
+    columns.texts(("prompt", *_TEXTS, *_CHATS, own["auxiliary"]))
+    columns.label(record_format.true_labels, record_format.false_labels)
+    return columns
+
+
 def _shape_of(columns: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]], _Judged], set[str]]:
     """The reader of the row's responses, and the columns that it reads."""
     shapes = [shape for shape in _SHAPES if shape in columns or shape == "chosen" and "rejected" in columns]
     if len(shapes) > 1:
         raise _RejectedRow("ambiguous_shape", "", f"{' and '.join(shapes)}: keep the columns of one shape")
     if not shapes:
-        raise _RejectedRow("missing_field", "chosen", "a row needs chosen and rejected, or completion, or completions")
+        own = [name for name in columns if name not in _KNOWN_COLUMNS]
+        near = next((f"the row has {n}: did you mean {name}? " for name in _TEXTS if (n := nearest(name, own))), "")
+        there = ", ".join(sorted(map(str, columns))) or "nothing"
+        detail = f"{near}a row needs chosen and rejected, or completion, or completions; this one has {there}"
+        raise _RejectedRow("missing_field", "chosen", detail)
     return _SHAPES[shapes[0]]
 
 
@@ -277,7 +307,7 @@ def _single(columns: Mapping[str, Any]) -> _Judged:
     if "label" in columns:
         label = columns["label"]
         if not isinstance(label, bool | int | float) or label not in (0, 1):
-            raise _RejectedRow("bad_label", "label", f"must be true, false, 1 or 0, got {label!r}")
+            raise _RejectedRow("bad_label", "label", f"must be true, false, 1 or 0, got {label!r:.40}{_WORDS}")
         return _Judged("unpaired", texts, (float(label),), scores)
     return _Judged("unpaired", texts, scores, scores) if scores else _Judged("demonstration", texts, (1.0,), None)
 
@@ -303,23 +333,26 @@ _SHAPES = {
     "completions": (_ranked, {"completions", "scores"}),
 }
 _CHATS = ("conversations", "messages")  # whole ones, the first name ShareGPT's
-_KNOWN_COLUMNS = {"prompt", "weight", "tools", "chat_template_kwargs", *_CHATS}.union(
-    *(columns for _, columns in _SHAPES.values())
-)
+_COMMON = {"prompt", "weight", "tools", "chat_template_kwargs"}
+_KNOWN_COLUMNS = {*_COMMON, *_CHATS}.union(*(columns for _, columns in _SHAPES.values()))
 _TEXTS = ("chosen", "rejected", "completion", "completions")
+_NUMBERS = ("score_chosen", "score_rejected", "reward", "weight", "scores")
+_WORDS = "; name other words in data.format.true_labels and false_labels"
 
 
 def _get(columns: Mapping[str, Any], field: str) -> Any:
     value = columns.get(field)
     if value is None:
-        raise _RejectedRow("missing_field", field, "")
+        own = nearest(field, (name for name in columns if name not in _KNOWN_COLUMNS))
+        raise _RejectedRow("missing_field", field, f"the row has {own}: did you mean {field}?" if own else "")
     return value
 
 
 def _number(columns: Mapping[str, Any], field: str) -> float:
     value = _get(columns, field)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _RejectedRow("wrong_type", field, f"must be a number, got {type(value).__name__}")
+        got = f"the text {value[:40]!r}" if isinstance(value, str) else type(value).__name__
+        raise _RejectedRow("wrong_type", field, f"must be a number, got {got}")
     if value not in FLOAT32:
         raise _RejectedRow("not_finite", field, f"{value}" if isinstance(value, float) else "an integer beyond float32")
     return float(value)

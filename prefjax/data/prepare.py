@@ -66,7 +66,7 @@ class DataConfig:
 
     train: str = option(
         SYNTHETIC,
-        '"synthetic"; a file or glob of .jsonl, .jsonl.gz, .parquet; a named dataset and its split as in '
+        '"synthetic"; a file, a folder or a glob pattern (docs/shapes.md); a named dataset and its split as in '
         '"hh_rlhf/harmless-base:train" (docs/datasets.md); "hf:owner/name:split" with the library datasets; or '
         'several, "a + b" for all records of both and "0.7 a + 0.3 b" for shares',
         decides=False,

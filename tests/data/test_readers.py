@@ -6,9 +6,10 @@ import json
 import pytest
 
 from experiments.chaos.records import fuzzed_file, fuzzed_lines, outcome
+from prefjax.data import json_files
 from prefjax.data.account import REASONS
 from prefjax.data.formats import Columns, RecordFormat
-from prefjax.data.readers import find_files, read_records
+from prefjax.data.readers import find_files, read_records, read_rows
 from prefjax.data.records import Message, inspect
 
 ROWS = [
@@ -78,9 +79,35 @@ def test_several_files_and_patterns(tmp_path):
         find_files([tmp_path / "a.jsonl", str(tmp_path / "a*")])
     with pytest.raises(FileNotFoundError, match=r"nothing\*"):
         find_files(str(tmp_path / "nothing*"))
-    (tmp_path / "d.json").write_text("[]")
+    (tmp_path / "d.xlsx").write_text("")
     with pytest.raises(ValueError, match=r"\.jsonl\.gz"):
-        find_files(tmp_path / "d.json")
+        find_files(tmp_path / "d.xlsx")
+
+
+def test_a_folder_is_the_files_in_it_where_that_can_mean_one_thing(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "more").mkdir(parents=True)
+    for name in ("b.jsonl", "more/a.jsonl", "README.md", ".hidden", "state.json"):
+        (folder / name).write_text("")
+    assert [path.name for path in find_files(folder)] == ["b.jsonl", "a.jsonl"]
+    for name, message in (
+        ("b.csv", r"holds .csv and .jsonl: choose, as '.*/data/\*.csv'"),
+        ("b.png", "holds b.png too: name what is meant"),
+        ("train-0.jsonl", None),
+        ("more/Training.jsonl", None),
+        ("more/validation.jsonl", r"several splits \(eval, train\): choose"),
+    ):
+        (folder / name).write_text("")
+        if message is None:
+            assert folder / name in find_files(str(folder))
+        else:
+            with pytest.raises(ValueError, match=message):
+                find_files(folder)
+        if name.startswith("b."):
+            (folder / name).unlink()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="empty holds no file with one of the suffixes"):
+        find_files(tmp_path / "empty")
 
 
 def test_a_damaged_archive_is_an_error_not_a_short_data_set(tmp_path):
@@ -98,11 +125,14 @@ REFUSED = {
         (json.dumps(CHAT).encode("utf-16-be"), "is UTF-16, not UTF-8"),
         (json.dumps(CHAT).encode("utf-32"), "is UTF-32, not UTF-8"),
         (b'{"prompt": "a", "completion": "b"}\n{"prompt": "\xe9", "completion": "b"}', ":2 is not UTF-8 but JSON"),
-        (json.dumps([CHAT]).encode(), "is JSON over the whole file"),
+        (json.dumps([CHAT]).encode(), "is JSON over the whole file.*: name it .json"),
         (json.dumps(CHAT, indent=1).encode(), "is JSON over the whole file"),
-        (b"prompt,chosen,rejected\np,a,b\n", r"is a table with separators \(CSV\)"),
-        (gzip.compress(b"{}"), "is gzip: name it .jsonl.gz"),
+        (b"prompt,chosen,rejected\np,a,b\n", r"is a table with separators \(CSV\), not JSON: name it .csv"),
+        (b"prompt\tchosen\trejected\np\ta\tb\n", "name it .tsv"),
+        (gzip.compress(b"{}"), "is gzip: name it with .gz at the end"),
         (b"PAR1\0", "is Parquet: name it"),
+        (b"ARROW1\0\0", "is Arrow: name it"),
+        (b"PK\x03\x04", "is a ZIP archive"),
         (b"\n" * 150_000, ":100001: 100000 blank lines"),
     ],
     "f.jsonl.gz": [
@@ -113,6 +143,38 @@ REFUSED = {
         # A byte of the compressed stream itself, which no checksum finds.
         (gzip.compress(b"{}")[:10] + b"\xff" * 20, "is damaged: Error -3"),
     ],
+    "f.json": [
+        (b'[{"prompt": "a"}, 1]', "after row 1 stands ', 1' where an object, or the end, should"),
+        (b'[{"prompt": "a"} {"prompt": "b"}]', "after row 1 stands 'one more object' where a comma"),
+        (b'[{"prompt": "a"}]{}', "after row 1 stands 'one more object' where nothing should"),
+        (b'["a", {"prompt": "b"}]', "after row 0 stands '\"a\",'"),
+        (b'[{"prompt": "a"}]]', "is damaged after row 1: ] closes nothing"),
+        (b'[{"prompt": "a"}, {"pro', "is damaged: it ends inside of what follows row 1"),
+        (b'[{"prompt": "a"}', "is damaged: it ends inside of what follows row 1"),
+        (b'{"prompt": "' + b"a" * 2**24 * 2, "what follows row 0 is longer than"),
+        (json.dumps({"data": [CHAT]}).encode(), "is one object, not rows: its 'data' holds them, and jq .data"),
+        (b'{"prompt": {"0": "a"}, "completion": {"0": "b"}}', "holds columns, as pandas writes them"),
+        (b"prompt,completion\na,b\n", "is a table .*: name it .csv"),
+        (b'[{"prompt": "\xe9"}]', ":1 is not UTF-8 but JSON in another encoding"),
+        (json.dumps([CHAT]).encode("utf-16"), "is UTF-16, not UTF-8"),
+    ],
+    "f.json.gz": [(gzip.compress(b"[" + b" " * 2**26), "expands to more than|what follows row 0 is longer")],
+    "f.csv": [
+        (b"[1]", "is JSON, not a table: name it .json"),
+        (b"prompt\tcompletion\na\tb", "is separated by tabs, not commas: name it .tsv"),
+        (b"prompt,prompt\na,b", "the header names prompt twice"),
+        (b'prompt,completion\na,"b\nc,d\n', "cannot be read as a table, at or before line 3: unexpected end"),
+        (b'prompt,completion\na,"b"c\n', "cannot be read as a table, at or before line 2.*: a cell with quotes"),
+        (b"prompt,completion\n\xe9,b\n", r":2 is not UTF-8 \(invalid continuation byte\): convert it"),
+        (gzip.compress(b"a"), "is gzip: name it with .gz"),
+    ],
+    "f.tsv": [(b"prompt,completion\na,b", "is not separated by tabs: name it .csv")],
+    "f.arrow": [
+        (b"", "cannot be read as Arrow, after 0 rows"),
+        (b"ARROW1" * 9, "cannot be read as Arrow"),
+        (b"PAR1" * 9, "is Parquet: name it"),
+        (b"FEA1", "is Feather of version 1"),
+    ],
     "f.parquet": [(b"{}", "cannot be read as Parquet"), (b"PAR1" * 9, "cannot be read as Parquet")],
 }
 
@@ -122,11 +184,59 @@ REFUSED = {
     [pytest.param(name, *case, id=f"{name} {case[1]}") for name in REFUSED for case in REFUSED[name]],
 )
 def test_a_file_of_another_kind_is_refused_by_name(tmp_path, name, content, message):
-    if name.endswith("parquet"):
+    if name.endswith(("parquet", "arrow")):
         pytest.importorskip("pyarrow")
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{tmp_path / name}.*{message}"):
         read_records(tmp_path / name)
+
+
+def test_rows_of_an_array_are_found_wherever_a_piece_of_the_file_ends(tmp_path, monkeypatch):
+    rows = [CHAT | {"completion": text} for text in ('"\\"', "[{", "é\n", "\\", "}]" * 9)] + [{"a": [[1], {"b": {}}]}]
+    for text in (json.dumps(rows), json.dumps(rows, ensure_ascii=False, indent=3), "\n".join(map(json.dumps, rows))):
+        (tmp_path / "f.json").write_text("\ufeff \n" + text + " \n")
+        for size in (1, 2, 7, 100, 2**20):
+            monkeypatch.setattr(json_files, "_CHUNK", size)
+            assert list(read_rows(tmp_path / "f.json", progress=False)) == [
+                (f"{tmp_path / 'f.json'}:{number}", row) for number, row in enumerate(rows, 1)
+            ]
+    (tmp_path / "f.json").write_text('[{"a": }, {]}, {"prompt": "p", "completion": "b"}]')
+    assert read_records(tmp_path / "f.json")[1]["read"].dropped == {"malformed_json": 2}
+    for empty in ("", "[]", " \n", "[\n]\n"):
+        (tmp_path / "f.json").write_text(empty)
+        assert read_records(tmp_path / "f.json")[1]["read"].read == 0
+
+
+def test_tables(tmp_path):
+    path = tmp_path / "f.csv.gz"
+    text = 'prompt,completion,,label\r\n"a\nb, ""c""",d,0,t\r\n\r\ne,,1,F\r\nf,g\r\n' + "h," + "i" * 200_000 + ",2,\r\n"
+    path.write_bytes(gzip.compress(b"\xef\xbb\xbf" + text.encode()))
+    records, account = read_records(path)
+    assert [(r.prompt, r.kind, r.source) for r in records] == [
+        ('a\nb, "c"', "unpaired", f"{path}:2"), ("h", "demonstration", f"{path}:7"),
+    ]  # fmt: skip
+    assert records[0].targets == (1.0,) and records[1].responses == ("i" * 200_000,)
+    stage = account["read"]
+    assert stage.dropped == {"missing_field": 1, "ragged_row": 1}
+    assert stage.examples["ragged_row"] == [f"{path}:6: 2 cells, the header has 4"]
+    assert stage.examples["unread_column"] == [f"{path}:2: column 3"]
+
+
+def test_arrow_batches_and_columns(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    feather = pytest.importorskip("pyarrow.feather")
+    table = pyarrow.table({"prompt": ["p"] * 300, "completion": ["a"] * 300, "at": [[{"b": 1}]] * 300})
+    for compression in ("uncompressed", "lz4", "zstd"):
+        feather.write_feather(table, tmp_path / "f.arrow", compression=compression, chunksize=200)
+        rows = list(read_rows(tmp_path / "f.arrow", columns=["prompt"], progress=False))
+        assert [row for _, row in rows] == [{"prompt": "p", "completion": ..., "at": ...}] * 300
+        assert rows[-1][0] == f"{tmp_path / 'f.arrow'}:300"
+    feather.write_feather(table.select(["at"]), tmp_path / "f.arrow")
+    assert read_records(tmp_path / "f.arrow")[1]["read"].dropped == {"missing_field": 300}
+    whole = (tmp_path / "f.arrow").read_bytes()
+    (tmp_path / "f.arrow").write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match="f.arrow cannot be read as Arrow"):
+        read_records(tmp_path / "f.arrow")
 
 
 def test_a_line_that_cannot_be_taken_is_counted_alone(tmp_path):

@@ -299,9 +299,10 @@ def test_files_stay_files(tmp_path, monkeypatch):
     for name in ("missing.jsonl", "folder/missing.jsonl.gz", "*.nothing"):
         with pytest.raises(FileNotFoundError, match="no file"):
             OpenSource(name)
-    (tmp_path / "d.json").write_text("[]")
+    assert len(OpenSource("hh_rlhf").read(RecordFormat(), progress=False)[0]) == 3, "a folder of that name is itself"
+    (tmp_path / "d.png").write_text("[]")
     with pytest.raises(ValueError, match="suffix"):
-        OpenSource("d.json")
+        OpenSource("d.png")
 
 
 def test_flags_reach_the_sources():

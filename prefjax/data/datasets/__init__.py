@@ -22,7 +22,7 @@ def find(name: str) -> tuple[Dataset, Variant]:
     try:
         dataset = DATASETS.find(root)
     except ValueError as error:
-        raise ValueError(f"{error}. A file would end with .jsonl, .jsonl.gz or .parquet") from None
+        raise ValueError(f"{error}. A file would end with one of the suffixes of docs/shapes.md, as .jsonl") from None
     if not rest and len(dataset.variants) == 1:
         return dataset, dataset.variants[0]
     if variant := dataset.variant(rest):
