@@ -40,8 +40,9 @@ sha256 of each score file. An option that a method does not take is an error.
   records' file, named by an option, or come from score files by `join`. Nothing is invented: a record that lacks its
   column is rejected, and counted. *Response columns* hold a list with one value for each response (of a pair: chosen,
   rejected).
-- **Order.** `easiest` puts easy records first, and so do the prepared trees and the file of `curate`; whether training
-  keeps an order is for the trainer's plan.
+- **Order.** `easiest` puts easy records first, and so do the prepared trees and the file of `curate`; `order_by` puts
+  them in the order of any column. `--config.rows.order=fixed` trains in that order, every epoch; otherwise training
+  shuffles.
 
 """
 

@@ -92,7 +92,7 @@ def pack(
     for_objective: Objective | str,
     *,
     tokens_per_step: int,
-    seed: int = 0,
+    seed: int | None = 0,
     epochs: int | None = None,
     layout: str = "shared_packed",
     reference: Float32[np.ndarray, "n N"] | None = None,
@@ -101,6 +101,7 @@ def pack(
 
     Args:
       tokens_per_step: positions of all rows of one step.
+      seed: of the order; None: every epoch as the trees lie.
       epochs: passes over the trees; None goes on for ever.
       layout: "shared_packed", or one of the plainer ones that it is compared with: shared, packed_pairs, pairs.
       reference: [n, N] log-probs of every branch under a precomputed reference, nats.
@@ -109,7 +110,7 @@ def pack(
         raise ValueError(f"layout={layout!r}: choose one of {LAYOUTS}")
     requires = objective(for_objective).requires
     batching = FullRows(seed, epochs)
-    trees = _with_baselines(trees, requires.baseline, seed)
+    trees = _with_baselines(trees, requires.baseline, seed or 0)
     rows = RowsConfig(layout=layout, tokens_per_step=tokens_per_step)
     shape = shape_for(rows, requires, trees, batching, prompt_rows=requires.value)
     return iter(row_dataset(trees, shape, batching, reference=reference))

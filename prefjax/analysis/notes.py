@@ -77,6 +77,15 @@ def _beyond_context(run: Run, share: float) -> str | None:
     return f"{' and '.join(found)}: set data.encoding.max_length={run.record['context']}" if found else ""
 
 
+def _prompts_in_training(run: Run, share: float) -> str | None:
+    splits = run.record.get("data")
+    if splits is None:
+        return None
+    facts = {"prompts_in_training": 0, "trees": 0} | splits.get("eval", {})
+    odd = facts["prompts_in_training"] > share * facts["trees"]
+    return f"{facts['prompts_in_training']} of {facts['trees']} held-out records" if odd else ""
+
+
 def _finite(run: Run, _: float) -> str | None:
     numbers = [(row["step"], name, x) for row in run.metrics for name, x in row.items() if isinstance(x, float)]
     if not numbers:
@@ -246,6 +255,14 @@ CHECKS = (
         "Positions that a model never saw give noise for log-probs.",
         "alignment-handbook issue 65",
         _beyond_context,
+    ),
+    Check(
+        "held-out prompts",
+        0.0,
+        "more than {} of the held-out records have a prompt that was trained on",
+        "What was trained on does not measure what is new.",
+        "",
+        _prompts_in_training,
     ),
     Check("finite numbers", 0.0, "any number is NaN or infinite", "Nothing after it can be trusted.", "", _finite),
     Check(

@@ -78,6 +78,7 @@ REASONS: Mapping[str, str] = {
     "duplicate_responses": "some responses of a ranking are the same",
     "all_scores_equal": "a ranking that prefers nothing",
     "contradicting_scores": "the rejected response has the higher score",
+    "pair_of_ranking": "a ranking under a rule that makes pairs: which responses became them",
     "tied_pair": "two responses of a ranking with equal scores: no pair made of them",
     "same_text_pair": "two responses of a ranking with equal text: no pair made of them",
     "tied_best": "several responses share the top score; the first one is taken",

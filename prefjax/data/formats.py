@@ -73,12 +73,8 @@ class RecordFormat:
             )
         if isinstance(self.roles, str) or not all(all(one.partition("=")[::2]) for one in self.roles):
             raise ValueError(f"data.format.roles must be a tuple of texts as 'human=user', got {self.roles!r}")
-        both = {word.casefold() for word in self.true_labels} & {word.casefold() for word in self.false_labels}
-        if both or isinstance(self.true_labels, str) or isinstance(self.false_labels, str):
-            raise ValueError(
-                "data.format.true_labels and false_labels must be tuples of texts that have none in common, got "
-                f"{self.true_labels!r} and {self.false_labels!r}"
-            )
+        if both := set(map(str.casefold, self.true_labels)) & set(map(str.casefold, self.false_labels)):
+            raise ValueError(f"data.format.true_labels and false_labels both have {', '.join(sorted(both))}")
         known = set(_KNOWN_COLUMNS)
         for name in ("auxiliary", "spans", *PAIR_NUMBERS):
             column = getattr(self, f"{name}_field")

@@ -150,13 +150,15 @@ def _objects(file: TextFile) -> Iterator[tuple[int, bytes]]:
             elif kind in b"]}":
                 rows.close(kind, data[begin : token.start()])
                 begin = at
+        else:
+            at = len(data)
         data, at, begin = data[begin:], at - begin, 0
         if len(data) > LINE:
             raise ValueError(
                 f"{path}: what follows row {rows.number} is longer than {LINE} bytes: rows must be the elements of "
                 "one array, or stand one after another"
             )
-        more = file.read(_CHUNK)
+        more = file.read(max(_CHUNK, len(data)))  # a text that goes on is looked at anew, so at ever longer pieces
         if not more:
             break
         data += more

@@ -25,7 +25,7 @@ from prefjax.data.formats import RecordFormat
 from prefjax.data.jsonl import write_rows
 from prefjax.data.methods.sequences import Step, columns_of, parse_methods, provenance
 from prefjax.data.records import Record
-from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources
+from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources, refuse_copies
 from prefjax.data.synthetic import World
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.data.transforms import PAIR_TARGETS, RANKING_RULES, Normalization, measure_targets, normalized
@@ -252,6 +252,7 @@ class _Asked:
         digest = hashlib.sha256()
         for source in self.opened:
             digest.update(source.fingerprint())
+        refuse_copies(self.opened)
         own = self.requires.of_data()
         facts = [_ENCODING, _options(self.config), own, self.tokenizer.fingerprint, self.split]
         if self.sources[0].share is not None:  # which records a mixture draws depends on the sources' names
@@ -387,4 +388,7 @@ def _options(config: DataConfig) -> dict[str, Any]:
 
 def full_account(trees: PreparedTrees) -> str:
     """Counts by reason and length statistics of prepared trees, as text."""
-    return "\n\n".join([trees.manifest["account_text"], trees.manifest["lengths_text"]])
+    said = [trees.manifest["account_text"], trees.manifest["lengths_text"]]
+    if repeated := trees.repeated:
+        said.append(f"{repeated} of {len(trees)} records are equal to an earlier one, so they count twice")
+    return "\n\n".join(said)

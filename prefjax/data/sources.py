@@ -3,10 +3,11 @@
 import dataclasses
 import glob
 import hashlib
+import itertools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prefjax.data.readers import SUFFIXES, find_files, read_rows, stream_records
 from prefjax.data.records import Record
 
 HUB = "hf:"
+_FIRST = 1000  # rows that say which columns there are
 _SHARE = re.compile(r"(\d+\.?\d*|\.\d+)\s+(\S.*)")
 
 
@@ -82,6 +84,7 @@ class OpenSource:
     def __init__(self, name: str, *, data_dir: str = "", manual_dir: str = ""):
         self.name = name
         self.files: list[Path] = []
+        self.contents: dict[Path, bytes] = {}  # sha256 of the files, once the fingerprint is known
         self._rows: Iterable[Any] = ()  # where there are no files
         if name.startswith(HUB):
             self._rows = _hub_rows(name)
@@ -95,7 +98,8 @@ class OpenSource:
         digest = hashlib.sha256()
         for path in self.files:
             with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                self.contents[path] = hashlib.file_digest(file, "sha256").digest()
+            digest.update(self.contents[path])
         for row in self._rows:
             digest.update(hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).digest())
         return digest.digest()
@@ -136,6 +140,25 @@ def open_sources(sources: Sequence[Source], *, data_dir: str = "", manual_dir: s
     opened = [OpenSource(source.name, data_dir=data_dir, manual_dir=manual_dir) for source in sources]
     find_files([path for source in opened for path in source.files])
     return opened
+
+
+def columns_in(given: str, *, data_dir: str = "", manual_dir: str = "") -> list[str]:
+    """The columns that the first rows of some sources have, in order; arguments as of `OpenSource`, names as in
+    `data.train`."""
+    found: dict[str, None] = {}
+    for source in open_sources(parse_sources(given), data_dir=data_dir, manual_dir=manual_dir):
+        for _, row in itertools.islice(source.rows(progress=False), _FIRST):
+            found |= dict.fromkeys(map(str, row)) if isinstance(row, Mapping) else {}
+    return list(found)
+
+
+def refuse_copies(sources: Sequence[OpenSource]) -> None:
+    """Raises ValueError where two files hold the same bytes, whatever they are called; after their `fingerprint`."""
+    seen: dict[bytes, Path] = {}
+    for path, content in (item for source in sources for item in source.contents.items()):
+        if content in seen and path.stat().st_size:
+            raise ValueError(f"{path} is a copy of {seen[content]}, so its records would count twice: leave it out")
+        seen[content] = path
 
 
 def _is_named(name: str) -> bool:

@@ -33,7 +33,7 @@ class Respelled(dict[str, Any]):
         self.found: dict[str, tuple[str, str]] = {}
         super().__init__({n: self._number(v, n) if isinstance(v, decimal.Decimal) else v for n, v in columns.items()})
 
-    def numbers(self, names: Iterable[str]) -> None:
+    def numbers(self, names: Iterable[str | None]) -> None:
         """Columns of one number, and of a list of them."""
         for name in filter(self.__contains__, names):
             value = self[name]
@@ -42,14 +42,14 @@ class Respelled(dict[str, Any]):
             else:
                 self[name] = self._number(value, name)
 
-    def lists(self, names: Iterable[str]) -> None:
+    def lists(self, names: Iterable[str | None]) -> None:
         """Columns that hold a list."""
         for name in filter(self.__contains__, names):
             value = self[name]
             if isinstance(value, str) and _LIST.match(value):
                 self[name] = self._json(value, name)
 
-    def texts(self, names: Iterable[str]) -> None:
+    def texts(self, names: Iterable[str | None]) -> None:
         """Columns of plain text or messages, and of a list of these."""
         for name in filter(self.__contains__, names):
             self[name] = self._text(self[name], name)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 LINE = 16 * 2**20  # bytes of one line, or of one row; longer ones are not looked at
 EXPANSION = 200  # times its own size, and one line more, that an archive may expand to
+_OFTEN = 2**16  # bytes between looks at how far the file was read
 ICONV = "convert it, as with iconv -f ENCODING -t UTF-8"
 
 # How files of other formats begin, and the way out.
@@ -37,7 +38,7 @@ class TextFile:
     """
 
     def __init__(self, path: Path, bar: tqdm):
-        self.path, self._bar, self._taken = path, bar, 0
+        self.path, self._bar, self._taken, self._looked = path, bar, 0, 0
         bar.unit, bar.unit_scale, bar.total = "B", True, path.stat().st_size
 
     def __enter__(self) -> "TextFile":
@@ -66,11 +67,13 @@ class TextFile:
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{self.path} is damaged: {error}") from error
         self._taken += len(data)
-        if self._taken > EXPANSION * self._raw.tell() + LINE:
-            raise ValueError(
-                f"{self.path} expands to more than {EXPANSION} times its size: unpack it first if it is sound"
-            )
-        self._bar.update(self._raw.tell() - self._bar.n)
+        if self._taken - self._looked >= _OFTEN or not data:
+            self._looked, at = self._taken, self._raw.tell()
+            self._bar.update(at - self._bar.n)
+            if self._taken > EXPANSION * at + LINE:
+                raise ValueError(
+                    f"{self.path} expands to more than {EXPANSION} times its size: unpack it first if it is sound"
+                )
         return data
 
 

@@ -24,8 +24,8 @@ def rankings_to_pairs(record: Record, rule: str = "best_worst") -> Iterator[Reco
         rule: "best_worst", one pair of the highest and the lowest score; "adjacent", neighbours in the order of scores,
             at most K - 1 pairs; "all", at most K (K - 1) / 2 pairs.
 
-    Two responses of equal score, or of equal text, make no pair; each is counted. A ranking that makes no pair at all
-    is rejected. Equal scores keep the file's order.
+    Two responses of equal score, or of equal text, make no pair; each is counted, and so is which became pairs. A
+    ranking that makes no pair at all is rejected. Equal scores keep the file's order.
     """
     if rule not in RANKING_RULES:
         raise ValueError(f"rule must be one of {RANKING_RULES}, got {rule!r}")
@@ -41,7 +41,7 @@ def rankings_to_pairs(record: Record, rule: str = "best_worst") -> Iterator[Reco
         "adjacent": itertools.pairwise(order),
         "all": itertools.combinations(order, 2),
     }[rule]
-    made = 0
+    made: list[str] = []
     skipped = "tie"
     for first, second in pairs:
         where = f"completions[{first}], [{second}]"
@@ -52,9 +52,12 @@ def rankings_to_pairs(record: Record, rule: str = "best_worst") -> Iterator[Reco
             skipped = "identical_responses"
             yield Notice("same_text_pair", record.source, where)
         else:
-            made += 1
+            made.append(f"[{first}] over [{second}]")
             yield record.select((first, second), (1.0, 0.0), "pair")
-    if not made:
+    if made:
+        detail = f"{', '.join(made)} of {len(order)} by rule {rule!r}"
+        yield Notice("pair_of_ranking", record.source, "completions", detail)
+    else:
         yield Rejection(skipped, record.source, "scores", f"no pair by rule {rule!r}")
 
 

@@ -17,6 +17,8 @@ from prefjax.data.prepare import records_of
 from prefjax.data.prompts import Prompt
 from prefjax.data.readers import find_files, read_rows
 from prefjax.data.records import Record
+from prefjax.data.sources import columns_in
+from prefjax.data.spellings import nearest
 from prefjax.models import SamplingOptions
 from prefjax.policies.generate import GenerationConfig, response_text
 from prefjax.policies.held_out import sample_each, sampled_kl, score_held_out
@@ -83,9 +85,33 @@ def evaluate_run(
     rewards = objective_of(stage).requires.reward_head
     if rewards and (options.samples or options.subset_field or options.judgements):
         raise ValueError(f"{workdir} holds a reward model: it has no samples to judge, nor log-probs by subset")
+    names = subset_names(stage, workdir, options) if options.subset_field else None
     metrics = evaluate_stage(stage, workdir, start, data=options.data)
     values = {"data": options.data or "held-out", "metrics": metrics}
-    return values if rewards else values | _evaluate_policy(stage, workdir, options, comparisons)
+    return values if rewards else values | _evaluate_policy(stage, workdir, options, comparisons, names)
+
+
+def subset_names(stage: StageConfig, workdir: Path, options: EvaluationOptions) -> list[str]:
+    """What `options.subset_field` says of every held-out tree.
+
+    Raises:
+      ValueError: records have no such column; says which there are.
+    """
+    data = dataclasses.replace(stage.data, eval=options.data or stage.data.eval)
+    stage, field = dataclasses.replace(stage, data=data), options.subset_field
+    tokenizer, directory = tokenizer_of(data, stage.model), Path(data.directory or workdir / "data")
+    trees = load_trees(stage, tokenizer, directory, "eval", say=False)
+    requires = objective_of(stage).requires
+    found = [record for record, _ in records_of(data, requires, tokenizer, directory, trees, columns=[field])]
+    lacking = [record.source for record in found if field not in record.columns]
+    if not lacking:
+        return [str(record.columns[field]) for record in found]
+    there = columns_in(trees.manifest["source"], data_dir=data.tfds_dir, manual_dir=data.manual_dir)
+    near = nearest(field, there)
+    raise ValueError(
+        f"--subset_field={field}: {len(lacking)} of {len(found)} records have no such column, as {lacking[0]}; there "
+        f"are {', '.join(there)}{f': did you mean {near}?' if near and near != field else ''}"
+    )
 
 
 def evaluate_stage(
@@ -115,9 +141,17 @@ def evaluate_stage(
 
 
 def _evaluate_policy(
-    stage: StageConfig, workdir: Path, options: EvaluationOptions, comparisons: Path | None
+    stage: StageConfig,
+    workdir: Path,
+    options: EvaluationOptions,
+    comparisons: Path | None,
+    subsets: Sequence[str] | None,
 ) -> dict[str, Any]:
-    """What log-probs, samples and judgements say, beyond the metrics of the step."""
+    """What log-probs, samples and judgements say, beyond the metrics of the step.
+
+    Args:
+      subsets: the name of every held-out tree's subset, or None.
+    """
     if options.data:
         stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=options.data))
     policy = open_policy(workdir, make_mesh(stage.mesh))
@@ -134,8 +168,9 @@ def _evaluate_policy(
 
     scored = Scored(*score_held_out(policy.model, policy.mesh, policy.params, reference.params, trees))
     values = _log_probs(stage, scored)
-    if options.subset_field:
-        values["subsets"] = _subsets(options.subset_field, scored, records_with)
+    if subsets is not None:
+        tables, means = evaluation.by_subset(scored, subsets)
+        values["subsets"] = {"field": options.subset_field, "tables": tables, "means": means}
     if options.samples:
         values |= _samples(
             options, stage.seed, (policy, reference), _prompts(trees, records_with, options), comparisons
@@ -155,14 +190,6 @@ def _log_probs(stage: StageConfig, scored: Scored) -> dict[str, Any]:
         "divergence": evaluation.divergences(scored),
         "length": evaluation.lengths(scored),
     }
-
-
-def _subsets(field: str, scored: Scored, records_with: RecordsWith) -> dict[str, Any]:
-    records = records_with(field)
-    if absent := next((record for record in records if field not in record.columns), None):
-        raise ValueError(f"--subset_field={field}: {absent.source} has no such column")
-    tables, means = evaluation.by_subset(scored, [str(record.columns[field]) for record in records])
-    return {"field": field, "tables": tables, "means": means}
 
 
 def _prompts(trees: PreparedTrees, records_with: RecordsWith, options: EvaluationOptions) -> list[Prompt]:

@@ -33,12 +33,14 @@ Step = list[list[int]]  # the step's rows over all hosts, each a list of record 
 class FullRows:
     """Batching rule `rows`: every step has the same number of full rows, so its number of prompts varies.
 
-    seed    of the global shuffle; every epoch has its own permutation
+    seed    of the global shuffle; every epoch has its own permutation. None: every epoch in the trees' order, each in
+            the first row of its step where it fits
     epochs  passes over the data, or None for an endless run
-    window  trees packed together; at least two steps' worth is always taken, at most one epoch otherwise
+    window  trees packed together; at least two steps' worth is always taken, at most one epoch otherwise. Unread
+            without a seed
     """
 
-    seed: int
+    seed: int | None
     epochs: int | None = None
     window: int = 4096
 
@@ -48,12 +50,12 @@ class FixedPrompts:
     """Batching rule `prompts`: every step has the same prompts in every layout, whatever number of rows they need.
 
     prompts  per step, over all hosts; only the last step of a finite run may have fewer
-    seed     of the global shuffle; every epoch has its own permutation
+    seed     of the global shuffle; every epoch has its own permutation. None: every epoch in the trees' order
     epochs   passes over the data, or None for an endless run
     """
 
     prompts: int
-    seed: int
+    seed: int | None
     epochs: int | None = None
 
 
@@ -74,8 +76,8 @@ class Window(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def _permutation(records: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(records)
+def _permutation(records: int, seed: int | None, epoch: int) -> np.ndarray:
+    return np.arange(records) if seed is None else np.random.default_rng([seed, epoch]).permutation(records)
 
 
 class StepSampler:
@@ -95,7 +97,7 @@ class StepSampler:
         epochs = 1 if isinstance(batching, InOrder) else batching.epochs
         if epochs is not None and epochs < 1:
             raise ValueError(f"epochs={epochs}: it must be at least 1, or None for an endless run")
-        self._end = sys.maxsize if epochs is None else self._records * epochs  # of the stream of shuffled epochs
+        self._end = sys.maxsize if epochs is None else self._records * epochs  # of the stream of epochs
         match batching:
             case FixedPrompts():
                 self._prompts = batching.prompts
@@ -121,6 +123,8 @@ class StepSampler:
             return self._in_order(position)
         if isinstance(self.batching, FixedPrompts) or self.shape.layout not in PACKED_LAYOUTS:
             return self._fixed_prompts(position)
+        if self.batching.seed is None:
+            return self._in_order(position)
         return self._full_rows(position, carried)
 
     def steps(self) -> Iterator[Step]:
@@ -131,7 +135,7 @@ class StepSampler:
             window = self.next_window(window.position, window.carried)
 
     def _draw(self, position: int, count: int) -> list[int]:
-        """The next records of the stream of shuffled epochs, fewer at its end."""
+        """The next records of the stream of epochs, fewer at its end."""
         drawn: list[int] = []
         while count > 0 and position < self._end:
             epoch, start = divmod(position, self._records)
@@ -182,12 +186,13 @@ class StepSampler:
         rows: Step = [[] for _ in range(self.rows_per_step)]
         free = np.tile(self.capacity, (self.rows_per_step, 1))
         while position < self._end:
-            fits = (free >= self.sizes[position]).all(axis=1)
+            record = position % self._records
+            fits = (free >= self.sizes[record]).all(axis=1)
             row = int(fits.argmax())
             if not fits[row]:
                 break
-            rows[row].append(position)
-            free[row] -= self.sizes[position]
+            rows[row].append(record)
+            free[row] -= self.sizes[record]
             position += 1
         return Window([[row for row in rows if row]] if rows[0] else [], position, [])
 

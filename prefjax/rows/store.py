@@ -101,6 +101,11 @@ class PreparedTrees:
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         return PreparedTrees, (self.directory,)
 
+    @property
+    def repeated(self) -> int:
+        """How many trees are equal to an earlier one in all that they hold."""
+        return len(self) - len(np.unique(np.ascontiguousarray(self._digests[:, :8]).view(np.uint64)))
+
     def __len__(self) -> int:
         return self.manifest["examples"]
 

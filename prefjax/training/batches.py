@@ -150,22 +150,23 @@ def describe_shape(config: StageConfig, trees: TreeSource, shape: RowShape, *, r
     endless = config.train.epochs == 0
     expected = forecast(config, trees, shape, min(config.train.steps, _FORECAST_STEPS) if endless else None)
     packed = f", up to {shape.groups} prompts a row" if shape.groups > 1 else ""
+    order = ", in fixed order" if config.rows.order == "fixed" else ""
     padding = padded_rows(shape.rows, row_multiple) - shape.rows
     waste = (
         f"; {padding} rows of padding, as {row_multiple} must divide them: raise rows.tokens_per_step, or lower rows."
     )
     return (
         f"{shape.layout}: {shape.rows} rows of {shape.row_length} tokens a step, up to {shape.scored_length} scored"
-        f"{packed}; {expected.prompts / expected.steps:.1f} prompts a step, fill {expected.fill:.1%}"
+        f"{packed}{order}; {expected.prompts / expected.steps:.1f} prompts a step, fill {expected.fill:.1%}"
         f"{f'{waste}row_length' if padding else ''}"
     )
 
 
 def training_batching(config: StageConfig) -> FullRows | FixedPrompts:
-    epochs = config.train.epochs or None
+    epochs, seed = config.train.epochs or None, config.seed if config.rows.order == "shuffled" else None
     if config.rows.batching == "prompts":
-        return FixedPrompts(config.rows.prompts_per_step, config.seed, epochs)
-    return FullRows(config.seed, epochs, config.rows.window)
+        return FixedPrompts(config.rows.prompts_per_step, seed, epochs)
+    return FullRows(seed, epochs, config.rows.window)
 
 
 def host_rows(

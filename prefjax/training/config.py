@@ -35,6 +35,12 @@ class RowsConfig:
         16_384, "positions of all rows of one step, with batching=rows and in evaluation", at_least=1
     )
     prompts_per_step: int = option(0, "with batching=prompts", at_least=0)
+    order: str = option(
+        "shuffled",
+        '"shuffled" by the run\'s seed, every epoch anew; or "fixed": every epoch as the trees lie, which is the order '
+        "of the file, of several sources one after the other, or what data.methods made of it, as `order_by`",
+        choices=("shuffled", "fixed"),
+    )
     window: int = option(4096, "trees packed together by first-fit-decreasing, with batching=rows", at_least=1)
 
     def __post_init__(self):
@@ -44,8 +50,8 @@ class RowsConfig:
                 f"rows.prompts_per_step={self.prompts_per_step} with batching={self.batching!r}: it must be above 0 "
                 "exactly when batching is 'prompts'"
             )
-        if self.batching == "prompts" and self.window != type(self).window:
-            raise ValueError(f"rows.window={self.window} is only read with batching='rows'")
+        if (self.batching, self.order) != ("rows", "shuffled") and self.window != type(self).window:
+            raise ValueError(f"rows.window={self.window} is only read with batching='rows' and order='shuffled'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ from prefjax.state_files import read_object, write_whole
 from prefjax.training.checkpoint import load_proof, require_same
 from prefjax.training.config import StageConfig
 from prefjax.training.optimizers import make_optimizer
-from prefjax.training.stage import StageResult, run_stage
+from prefjax.training.parameters import tokenizer_of
+from prefjax.training.stage import StageResult, load_splits, run_stage
 
 # Options that may hold a stage before the run's own, by the name of its folder, with the objective it trains.
 EARLIER = {"sft": "sft"}
@@ -243,11 +244,16 @@ def train_run(
     Args:
       workdir: of the run; stages before the last have folders inside. Prepared data is shared by all.
       seconds: is filled with the wall time of each stage by its title.
+
+    Raises:
+      ValueError: a stage cannot use its data; no stage has trained then.
     """
     workdir = Path(workdir)
     data = Path(run.stage.data.directory or workdir / "data")
     for name, config in run.stages:
         _check_optimizer(name, config)
+    for _, config in run.stages[1:]:  # what is wrong with their data is said before the first stage trains
+        load_splits(config, tokenizer_of(config.data, config.model), data, say=False)
     for name, config in run.stages:
         stage = Stage(name, config)
         print(f"== {stage.title}", flush=True)

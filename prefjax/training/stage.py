@@ -61,12 +61,14 @@ class StageResult:
 
 class Split(NamedTuple):
     """One split of a stage's data: trees as prepared, as trained on (with mismatched baselines they are others), and
-    the static shape of their rows; `context` is what the policy was made for."""
+    the static shape of their rows; `context` is what the policy was made for, `in_training` how many trees have a
+    prompt that the training data has too."""
 
     prepared: PreparedTrees
     trees: TreeSource
     shape: RowShape
     context: int | None
+    in_training: int = 0
 
     def facts(self) -> dict[str, Any]:
         """What it was read from and where it lies."""
@@ -79,6 +81,7 @@ class Split(NamedTuple):
             "tokenizer": manifest["tokenizer"],
             "end_ids": manifest["end_ids"],
             **beyond_context(self.trees, self.context),
+            **({"prompts_in_training": self.in_training} if self.in_training else {}),
         }
 
 
@@ -157,12 +160,21 @@ def run_stage(
     )
 
 
-def load_splits(config: StageConfig, tokenizer: Tokenizer, directory: Path) -> tuple[Split, Split]:
-    """The train and the eval split, prepared or found."""
-    prepared = [load_trees(config, tokenizer, directory, split) for split in ("train", "eval")]
+def load_splits(config: StageConfig, tokenizer: Tokenizer, directory: Path, *, say: bool = True) -> tuple[Split, Split]:
+    """The train and the eval split, prepared or found. Prints what became of every record and what is odd if `say`."""
+    prepared = [load_trees(config, tokenizer, directory, split, say=say) for split in ("train", "eval")]
     trees = [with_baselines(config, own) for own in prepared]
     shapes = training_shape(config, trees[0]), evaluation_shape(config, trees[1])
     train, held_out = (Split(*own, context_of(config.init_from)) for own in zip(prepared, trees, shapes, strict=True))
+    held_out = held_out._replace(in_training=int(np.isin(trees[1].prompt_hashes, trees[0].prompt_hashes).sum()))
+    if not say:
+        return train, held_out
+    if held_out.in_training:
+        print(
+            f"[eval] {held_out.in_training} of {len(held_out.trees)} records have a prompt that the training data has "
+            "too, so they do not measure what is new: leave these out, or data.eval empty, which holds prompts out",
+            flush=True,
+        )
     for name, split in (("train", train), ("eval", held_out)):
         if found := beyond_context(split.trees, split.context):
             print(

@@ -22,6 +22,7 @@ def healthy(**changed):
 ODD = {
     "start loss": dict(start=START | {"loss": 0.72}),
     "context": dict(eval={"beyond_context": 3, "longest": 1022}),
+    "held-out prompts": dict(eval={"prompts_in_training": 1}),
     "finite numbers": dict(value=lambda x: NAN if x == 0.5 else 1.0),
     "learning rate": dict(learning_rate=lambda x: 1e-3 if x < 0.8 else 0.0),
     "training loss": dict(loss=lambda x: 0.69 + 0.01 * x),
@@ -44,7 +45,7 @@ ODD = {
 def test_a_healthy_run_has_nothing_odd_and_everything_was_checked():
     notes = take_notes(healthy())
     assert not notes.odd and not notes.unmeasured and notes.fine == CHECKS
-    assert notes_text(healthy(), notes) == "`a`: nothing odd. 16 of 16 checks could be made."
+    assert notes_text(healthy(), notes) == "`a`: nothing odd. 17 of 17 checks could be made."
 
 
 def test_the_table_of_oddities_is_complete():
@@ -112,5 +113,5 @@ def test_a_run_that_measured_little_is_no_healthy_run():
     run = Run("a", [{"step": s, "split": "train", "loss": 0.5, "pairs": 8.0, "reward_accuracy": 0.5} for s in (1, 2)])
     notes = take_notes(run)
     assert [check.name for check in notes.fine] == ["finite numbers", "accuracy against chance"] and not notes.odd
-    assert "2 of 16 checks could be made; not measured, or not often enough: start loss" in notes_text(run, notes)
+    assert "2 of 17 checks could be made; not measured, or not often enough: start loss" in notes_text(run, notes)
     assert len(take_notes(Run("b", [])).unmeasured) == len(CHECKS)

@@ -245,7 +245,10 @@ def test_a_missing_file_says_where_to_get_it_and_where_it_belongs(tmp_path):
 @pytest.mark.parametrize(
     "name, hints",
     [
-        ("hh_rlfh/harmless-base:train", ["no dataset named 'hh_rlfh'", "hh_rlhf", "docs/datasets.md", ".jsonl.gz"]),
+        (
+            "hh_rlfh/harmless-base:train",
+            ["no dataset named 'hh_rlfh'", "hh_rlhf", "docs/datasets.md", "docs/shapes.md"],
+        ),
         ("hh_rlhf:train", ["several variants", "hh_rlhf/harmless-base", "hh_rlhf/helpful-online"]),
         ("hh_rlhf/harmles-base:train", ["hh_rlhf/harmless-base"]),
         ("hh_rlhf/harmless-base", ["give a split", "hh_rlhf/harmless-base:train", "hh_rlhf/harmless-base:test"]),

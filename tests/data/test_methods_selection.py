@@ -10,6 +10,7 @@ from prefjax.data.methods.selection import (
     easiest,
     fold,
     margin_window,
+    order_by,
     score_window,
     subset,
     variance_window,
@@ -61,6 +62,13 @@ def test_folds_partition_and_training_is_the_complement(folds, repeat, seed):
 def test_repeats_split_anew():
     splits = {tuple(kept(fold(RECORDS, repeat=repeat))) for repeat in range(3)}
     assert len(splits) == 3
+
+
+def test_order_by_a_column():
+    records = [record(n, at=at) for n, at in enumerate((3, -1.5, 2, 2, None, 1))]
+    assert kept(order_by(records, by="at")) == [1, 5, 2, 3, 0]
+    assert kept(order_by(records, by="at", falling=True)) == [0, 2, 3, 5, 1]
+    assert reasons(order_by(records, by="at")) == ["missing_field"]
 
 
 def test_easiest_half_from_easy_to_hard():

@@ -241,8 +241,8 @@ def test_split_text_is_common_and_ends_in_a_boundary(a, b, boundaries):
             ["not_finite"],
         ),
         ({"prompt": "p", "chosen": "a", "rejected": "b", "weight": -1}, ["bad_weight"]),
-        ({"prompt": "p", "chosen": "a", "rejected": "b", "weight": "1"}, ["wrong_type"]),
-        ({"prompt": "p", "completion": "a", "label": "true"}, ["bad_label"]),
+        ({"prompt": "p", "chosen": "a", "rejected": "b", "weight": "1,0"}, ["wrong_type"]),
+        ({"prompt": "p", "completion": "a", "label": "so so"}, ["bad_label"]),
         ({"prompt": "p", "completion": "a", "label": 2}, ["bad_label"]),
         ({"prompt": "p", "completion": "a", "reward": float("inf")}, ["not_finite"]),
         ({"prompt": "p", "completion": "", "label": True}, ["empty_response"]),
@@ -264,7 +264,7 @@ def test_a_rejection_names_file_line_field_and_reason():
     _, (finding,) = read({"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 1, "score_rejected": 1})
     assert finding == Rejection("tie", "f.jsonl:7", "score_rejected", "both 1")
     assert str(finding) == "f.jsonl:7:score_rejected: both 1"
-    _, (finding,) = read({"prompt": "p", "completions": ["a", "b"], "scores": ["1", 2]})
+    _, (finding,) = read({"prompt": "p", "completions": ["a", "b"], "scores": ["1,0", 2]})
     assert finding.field == "scores[0]"
 
 

@@ -154,7 +154,7 @@ def test_what_was_prepared_is_found_by_content_seed_and_shares(tmp_path):
 
 
 def test_prompts_held_out_of_a_mixture_are_in_no_other_half(tmp_path):
-    a, b = write_pairs(tmp_path / "a.jsonl", 60, "same"), write_pairs(tmp_path / "b.jsonl", 60, "same")
+    a, b = write_pairs(tmp_path / "a.jsonl", 60, "same"), write_pairs(tmp_path / "b.jsonl", 61, "same")
     config = DataConfig(train=f"0.5 {a} + 0.5 {b}", holdout=0.3)
     halves = [set(prompts(prepared(config, tmp_path / "prepared", split))) for split in ("train", "eval")]
     assert all(halves) and not halves[0] & halves[1]

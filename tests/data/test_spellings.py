@@ -69,9 +69,8 @@ def test_labels():
         (1.0,), (0.0,), (0.0,), (0.0,), (1.0,),
     ]  # fmt: skip
     assert read(ONE | {"label": "yes"}, own)[0] is None
-    for wrong in (dict(true_labels=("no",)), dict(true_labels="yes")):
-        with pytest.raises(ValueError, match="true_labels and false_labels must be tuples"):
-            RecordFormat(**wrong)
+    with pytest.raises(ValueError, match="true_labels and false_labels both have no$"):
+        RecordFormat(true_labels=("NO",))
 
 
 def test_messages_and_lists_as_text():

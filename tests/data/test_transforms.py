@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefjax.data import transforms
-from prefjax.data.account import Finding, Notice, Rejection
+from prefjax.data.account import Finding, Rejection
 from prefjax.data.prepare import DataConfig, prepare
 from prefjax.data.readers import read_records
 from prefjax.data.records import Record
@@ -59,7 +59,10 @@ def split(results) -> tuple[list[Record], list[Finding]]:
 )
 def test_rankings_to_pairs(rule, expected):
     records, findings = split(rankings_to_pairs(ranking(2, 3, 1, 0), rule))
-    assert [record.responses for record in records] == expected and not findings
+    assert [record.responses for record in records] == expected
+    (notice,) = findings
+    assert notice.reason == "pair_of_ranking" and notice.detail.endswith(f" of 4 by rule {rule!r}")
+    assert notice.detail.startswith("[1] over [3]" if rule == "best_worst" else "[1] over [0], ")
     assert {(record.kind, record.targets, record.prompt) for record in records} == {("pair", (1.0, 0.0), "p")}
     assert records[0].scores == (3.0, {"r3": 0.0, "r0": 2.0}[expected[0][1]])
     assert records[0].source == f"f:9[1,{expected[0][1][1]}]"
@@ -68,14 +71,17 @@ def test_rankings_to_pairs(rule, expected):
 @pytest.mark.parametrize("rule, made, tied", [("best_worst", 1, 0), ("adjacent", 2, 1), ("all", 5, 1)])
 def test_ties_in_a_ranking_make_no_pair(rule, made, tied):
     records, findings = split(rankings_to_pairs(ranking(3, 2, 2, 1), rule))
-    assert (len(records), [finding.reason for finding in findings]) == (made, ["tied_pair"] * tied)
+    assert (len(records), [finding.reason for finding in findings]) == (
+        made,
+        ["tied_pair"] * tied + ["pair_of_ranking"],
+    )
     assert all(record.scores[0] > record.scores[1] for record in records)
 
 
 def test_equal_texts_in_a_ranking_make_no_pair():
     records, findings = split(rankings_to_pairs(ranking(3, 2, 1, texts=("a", "b", "a")), "all"))
     assert [record.responses for record in records] == [("a", "b"), ("b", "a")]
-    assert [finding.reason for finding in findings] == ["same_text_pair"]
+    assert [finding.reason for finding in findings] == ["same_text_pair", "pair_of_ranking"]
     records, findings = split(rankings_to_pairs(ranking(3, 2, 1, texts=("a", "b", "a"))))
     assert not records and isinstance(findings[-1], Rejection) and findings[-1].reason == "identical_responses"
 
@@ -93,7 +99,7 @@ def test_rankings_that_make_no_pair_are_rejected():
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=6))
 def test_every_pair_of_a_ranking_is_made_or_counted(scores):
     records, findings = split(rankings_to_pairs(ranking(*scores), "all"))
-    tied = [finding for finding in findings if isinstance(finding, Notice)]
+    tied = [finding for finding in findings if finding.reason == "tied_pair"]
     assert len(records) + len(tied) == math.comb(len(scores), 2)
     assert all(record.scores[0] > record.scores[1] for record in records)
 

@@ -30,6 +30,8 @@ BATCHINGS = [
     FullRows(seed=0, epochs=3, window=20),
     FullRows(seed=0, epochs=2),
     FixedPrompts(9, seed=0, epochs=2),
+    FullRows(seed=None, epochs=2),
+    FixedPrompts(9, seed=None, epochs=2),
     InOrder(),
 ]
 
@@ -249,6 +251,26 @@ def test_with_one_prompt_per_row_both_batching_rules_are_one():
     shape = shape_for("shared", rows=9)
     fixed = [ids(rows) for rows in row_dataset(SOURCE, shape, FixedPrompts(9, seed=5, epochs=2))]
     assert [ids(rows) for rows in row_dataset(SOURCE, shape, FullRows(seed=5, epochs=2))] == fixed
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_a_seed_steps_hold_the_next_records_in_every_epoch(layout):
+    """Order is kept from step to step; within one, rows hold what fits."""
+    for batching in (FullRows(seed=None, epochs=2), FixedPrompts(9, seed=None, epochs=2)):
+        shape = shape_for_batching(batching, layout)
+        at = 0
+        for step in StepSampler(SOURCE.lengths, shape, batching).steps():
+            records = [record for row in step for record in row]
+            assert sorted(records) == sorted(place % COUNT for place in range(at, at + len(records)))
+            at += len(records)
+        assert at == 2 * COUNT
+    packed = simulate(StepSampler(SOURCE.lengths, PACKED, FullRows(seed=None, epochs=20)))
+    assert packed.fill > 0.8, "rows are filled, though not as full as where records may wait"
+
+
+def test_shuffled_steps_are_those_of_the_runs_before_there_was_an_order():
+    sampler = StepSampler(SOURCE.lengths, PACKED, FullRows(seed=0, epochs=2))
+    assert sampler.fingerprint == "0c89f178200657de", "a checkpoint's position would not be taken any more"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

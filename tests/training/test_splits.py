@@ -8,16 +8,21 @@ from prefjax.data.jsonl import write_rows
 from prefjax.data.prepare import DataConfig
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import ModelConfig
+from prefjax.policies.evaluate import EvaluationOptions, subset_names
+from prefjax.rows.steps import StepSampler
+from prefjax.training import runs
+from prefjax.training.batches import training_batching
 from prefjax.training.config import RowsConfig, StageConfig
 from prefjax.training.loop import LoopConfig
 from prefjax.training.optimizers import OptimizerConfig
 from prefjax.training.parameters import context_of
+from prefjax.training.runs import RunConfig, SamplingConfig, Stage
 from prefjax.training.stage import load_splits
 
 
 def _config(objective: str, data: DataConfig, **changes) -> StageConfig:
     model = ModelConfig(259, num_layers=1, width=8, num_heads=2, num_kv_heads=1, head_width=4, mlp_width=8)
-    rows, train = RowsConfig(tokens_per_step=256), LoopConfig(steps=1)
+    rows, train = changes.pop("rows", RowsConfig(tokens_per_step=256)), LoopConfig(epochs=1)
     return StageConfig(objective, {}, data, rows, model, OptimizerConfig(), train, **changes)
 
 
@@ -49,3 +54,72 @@ def test_held_out_records_of_one_prompt_name_their_split(tmp_path):
     said = "^kto on the eval split, 1 records: 1 of 1 records share one prompt: .*, or give data.eval more prompts$"
     with pytest.raises(ValueError, match=said):
         load_splits(config, ByteTokenizer(), tmp_path / "data")
+
+
+def _pairs(count: int, start: int = 0):
+    return [
+        {"prompt": f"Q{i}", "chosen": "yes", "rejected": "no", "n": i * 7 % 10} for i in range(start, start + count)
+    ]
+
+
+def test_a_curriculum_reaches_the_steps(tmp_path):
+    write_rows(tmp_path / "train.jsonl", _pairs(10))
+    write_rows(tmp_path / "eval.jsonl", _pairs(2, 20))
+    orders = {}
+    for order, methods in (("fixed", ""), ("fixed", "order_by(by='n', falling=True)"), ("shuffled", "")):
+        data = DataConfig(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "eval.jsonl"), methods=methods)
+        config = _config("dpo", data, rows=RowsConfig(tokens_per_step=32, order=order))
+        train, _ = load_splits(config, ByteTokenizer(), tmp_path / "data")
+        steps = StepSampler(train.trees.lengths, train.shape, training_batching(config)).steps()
+        drawn = [record for step in steps for row in step for record in row]
+        orders[order, methods] = [int(bytes(train.trees[record].prompt[2:].tolist())) for record in drawn]
+    in_file, falling, shuffled = orders.values()
+    assert in_file == list(range(10)) and sorted(shuffled) == in_file and shuffled != in_file
+    assert [i * 7 % 10 for i in falling] == list(range(10))[::-1]
+    for rows in (dict(order="fixed", window=5), dict(batching="prompts", prompts_per_step=2, window=5)):
+        with pytest.raises(ValueError, match="rows.window=5 is only read with batching='rows' and order='shuffled'"):
+            RowsConfig(**rows)
+
+
+def test_the_same_data_twice_is_said(tmp_path, capsys):
+    write_rows(tmp_path / "train.jsonl", _pairs(5) + _pairs(2))
+    write_rows(tmp_path / "eval.jsonl", _pairs(3, 4))
+    config = _config("dpo", DataConfig(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "eval.jsonl")))
+    train, held_out = load_splits(config, ByteTokenizer(), tmp_path / "data")
+    output = capsys.readouterr().out
+    assert "\n2 of 7 records are equal to an earlier one, so they count twice\n" in output
+    assert "[eval] 1 of 3 records have a prompt that the training data has too" in output
+    assert held_out.facts()["prompts_in_training"] == 1 and "prompts_in_training" not in train.facts()
+    write_rows(tmp_path / "copy.jsonl", _pairs(5) + _pairs(2))
+    twice = DataConfig(train=f"{tmp_path / 'train.jsonl'} + {tmp_path / 'copy.jsonl'}")
+    with pytest.raises(ValueError, match="copy.jsonl is a copy of .*train.jsonl, so its records would count twice"):
+        load_splits(_config("dpo", twice), ByteTokenizer(), tmp_path / "data")
+
+
+def test_data_of_a_later_stage_are_refused_before_the_first_one_trains(tmp_path, monkeypatch):
+    rows = [{"prompt": f"Q{i}", "completion": "yes", "label": i % 2} for i in range(20)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    data = DataConfig(train=str(tmp_path / "train.jsonl"), holdout=0.3)
+    stages = tuple(Stage(name, _config(objective, data)) for name, objective in (("sft", "sft"), ("", "dpo")))
+    monkeypatch.setattr(runs, "run_stage", lambda *_, **__: pytest.fail("a stage trained"))
+    said = r"(?s)no record of the train split is left.*wrong_kind.*this record is unpaired: use an objective for single"
+    with pytest.raises(ValueError, match=said):
+        runs.train_run(RunConfig(stages, SamplingConfig()), tmp_path / "run")
+
+
+def test_a_column_that_no_record_has_is_refused_with_those_there_are(tmp_path):
+    for name, count in (("train", 3), ("eval", 2)):
+        write_rows(tmp_path / f"{name}.jsonl", [row | {"source": "ab"[row["n"] % 2]} for row in _pairs(count)])
+    config = _config("dpo", DataConfig(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "eval.jsonl")))
+    assert subset_names(config, tmp_path, EvaluationOptions(subset_field="source")) == ["a", "b"]
+    with pytest.raises(ValueError) as refused:
+        subset_names(config, tmp_path, EvaluationOptions(subset_field="sorce"))
+    assert str(refused.value) == (
+        f"--subset_field=sorce: 2 of 2 records have no such column, as {tmp_path / 'eval.jsonl'}:1; "
+        "there are prompt, chosen, rejected, n, source: did you mean source?"
+    )
+    other = tmp_path / "other.csv"
+    other.write_text("prompt,chosen,rejected,source\nQ,a,b,x\nR,a,b,\n")
+    options = EvaluationOptions(data=str(other), subset_field="source")
+    with pytest.raises(ValueError, match="1 of 2 records have no such column, as .*other.csv:3; there are prompt, .*"):
+        subset_names(config, tmp_path, options)

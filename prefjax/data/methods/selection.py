@@ -102,6 +102,21 @@ def easiest(records: Iterable[Record], *, by: str, share: Part = 0.5) -> Outcome
     yield from lost
 
 
+@method(record_columns=("by",), streams=False)
+def order_by(records: Iterable[Record], *, by: str, falling: bool = False) -> Outcomes:
+    """A curriculum: records in the order of a number, as their difficulty, their length or their date.
+
+    Source: none needed.
+    Takes: all records; the column `by` holds the number.
+    Makes: all that have it, in rising order of it, or with `falling` in falling order; equal ones keep their order.
+        Training goes by it with `--config.rows.order=fixed`.
+    """
+    usable, values, lost = measured(records, lambda record: number(record, by))
+    order = np.argsort(np.array(values, np.float64) * (-1 if falling else 1), kind="stable")
+    yield from ((usable[k],) for k in order.tolist())
+    yield from lost
+
+
 @method(response_columns=("reward",))
 def margin_window(
     records: Iterable[Record],
