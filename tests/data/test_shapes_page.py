@@ -21,7 +21,7 @@ SECTION = re.compile(
     re.MULTILINE | re.DOTALL,
 )
 SAMPLES = {found["name"]: found for found in SECTION.finditer(PAGE)}
-FIELD = re.compile(r"--config\.data\.format\.(\w+)=(\w+)`")
+FIELD = re.compile(r"`data\.format\.(\w+)` names `(\w+)`")
 
 
 def write(name: str) -> RecordFormat:

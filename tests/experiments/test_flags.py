@@ -33,6 +33,7 @@ LLAMA3 = tuple(
 # Values that a rule for all would not find.
 VALUES = {
     "objective": "simpo",
+    "data.format.false_labels": ("Denies:",),
     "data.methods": "flip_labels(rate=0.1)",
     "data.chat_template_kwargs": '{"enable_thinking": false}',
     "data.date": "2026-11-29",
@@ -62,6 +63,7 @@ WITH = {
     "model.rope_scaling.factor": ("model.rope_scaling.kind=linear",),
     "train.steps": ("train.epochs=0",),
     "train.epochs": ("train.steps=0",),
+    "rows.order": (),  # rows.window cannot be set besides
     "reference.init_from": ("reference.kind=live",),
     "reference.cache": ("reference.kind=precomputed",),
     "reference.update_every": ("reference.kind=live", "reference.update_rate=0.125"),
