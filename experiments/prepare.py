@@ -9,7 +9,8 @@
     --config.data.eval=hh_rlhf/helpful-base:test
 
 --preview=3 also shows three trees of each split as the model reads them, in colours on a terminal: prompt, responses,
-special tokens, what is scored, targets, token counts, what was cut off.
+special tokens, what is scored, targets, token counts, what was cut off. The same is written as pages for a browser,
+preview-train.html and preview-eval.html in config.data.directory, with the counts of every stage.
 
 The trees and their manifest.json stay in config.data.directory, where a run given the same options finds them.
 """
@@ -24,11 +25,13 @@ from absl import app, flags
 from experiments.config_flag import define_config
 from prefjax.data.days import as_prepared
 from prefjax.data.prepare import records_of
-from prefjax.data.preview import legend, preview_tree
+from prefjax.data.preview import legend, preview_tree, tree_blocks
+from prefjax.data.preview_page import preview_page
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.interrupts import StopRequest
 from prefjax.rows.arrays import LAYOUTS
 from prefjax.rows.store import PreparedTrees, TreeSource
+from prefjax.state_files import write_whole
 from prefjax.training.batches import describe_shape, load_trees, training_shape, with_baselines
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.parameters import tokenizer_of
@@ -36,16 +39,24 @@ from prefjax.training.runs import run_config
 
 _CONFIG = define_config()
 
-_PREVIEW = flags.DEFINE_integer("preview", 0, "Trees of each split to show.", lower_bound=0)
+_PREVIEW = flags.DEFINE_integer("preview", 0, "Trees of each split to show, and to write as a page.", lower_bound=0)
 
 
-def show(stage: StageConfig, tokenizer: Tokenizer, prepared: PreparedTrees, trees: TreeSource, count: int) -> None:
-    """Prints the first trees, with baselines where the objective takes them; the records are read again."""
-    colour, tokenizer = sys.stdout.isatty(), as_prepared(tokenizer, prepared)
+def show(stage: StageConfig, tokenizer: Tokenizer, prepared: PreparedTrees, trees: TreeSource, count: int) -> Path:
+    """Prints the first trees, with baselines where the objective takes them, and returns the page that shows the same;
+    the records are read again."""
+    colour, directory = sys.stdout.isatty(), Path(stage.data.directory)
+    tokenizer = as_prepared(tokenizer, prepared)
     print(f"\n{legend(colour=colour)}")
-    records = records_of(stage.data, objective_of(stage).requires, tokenizer, Path(stage.data.directory), prepared)
+    records = records_of(stage.data, objective_of(stage).requires, tokenizer, directory, prepared)
+    shown = []
     for row, (record, _) in enumerate(itertools.islice(records, count)):
         print(f"\n{preview_tree(record, trees[row], tokenizer, colour=colour)}")
+        shown.append(tree_blocks(record, trees[row], tokenizer))
+    split = prepared.manifest["split"]
+    page = directory / f"preview-{split}.html"
+    write_whole(page, preview_page(f"{len(shown)} of {len(trees)} {split} records", shown, prepared.manifest))
+    return page
 
 
 @StopRequest()
@@ -62,7 +73,7 @@ def main(_) -> None:
             config = dataclasses.replace(stage, rows=dataclasses.replace(stage.rows, layout=layout))
             print("  " + describe_shape(config, trees, training_shape(config, trees)))
         if _PREVIEW.value:
-            show(stage, tokenizer, prepared, trees, _PREVIEW.value)
+            print(f"\nto look at: {show(stage, tokenizer, prepared, trees, _PREVIEW.value)}")
         print(f"\nwritten to {prepared.directory / 'manifest.json'}\n", flush=True)
 
 

@@ -118,7 +118,7 @@ ALONE = {
     "--preview=3": (
         "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
         " --config.data.train=preferences.jsonl.gz",
-        Small(TINY, ["prepared"], "What about"),
+        Small(TINY, ["prepared/preview-train.html", "prepared/preview-eval.html"], "What about"),
     ),
     "--help": (QUICKSTART, Small([], [], "optimizer.learning_rate=0.0006")),
 }

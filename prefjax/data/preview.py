@@ -1,4 +1,4 @@
-"""Prepared trees as text to look at: every token the model reads, which of them are scored, and what was cut off."""
+"""Prepared trees to look at, as text: every token the model reads, which of them are scored, and what was cut off."""
 
 import itertools
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from prefjax.rows.trees import TokenTree, is_scored, token_ids
 
 _BOLD, _SCORED, _SPECIAL, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[7m", "\x1b[0m"
 # Text is data: what would move the cursor or change colours is shown as the picture of the character.
-_VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 class Span(NamedTuple):
@@ -24,6 +24,13 @@ class Span(NamedTuple):
     special: bool
 
 
+class Block(NamedTuple):
+    """A prompt or a branch of a tree, or what is said of the tree as a whole, which has no text."""
+
+    about: str
+    text: list[Span]
+
+
 def legend(*, colour: bool) -> str:
     """One line that explains the marks."""
     if colour:
@@ -31,14 +38,13 @@ def legend(*, colour: bool) -> str:
     return "[[scored]], read only; special tokens are spelled out"
 
 
-def preview_tree(record: Record, tree: TokenTree, tokenizer: Tokenizer, *, colour: bool = False) -> str:
-    """A tree with the record it was made of: its prompt and branches, their numbers, and what was cut off.
+def tree_blocks(record: Record, tree: TokenTree, tokenizer: Tokenizer) -> list[Block]:
+    """A tree with the record it was made of: facts, its prompt and its branches, their numbers, and what was cut off.
 
     Text is decoded from the tree's ids, so it is what the model reads. Lengths are in tokens.
 
     Args:
         record: one of `prepare.records_of`; its scores are shown as the file has them, targets as the loss reads them.
-        colour: marks by terminal colours; else scored text stands in [[ ]].
     """
     whole = encode(record, tokenizer, EncodingPolicy(special_text="parse"))
     if not isinstance(whole, TokenTree):
@@ -48,7 +54,7 @@ def preview_tree(record: Record, tree: TokenTree, tokenizer: Tokenizer, *, colou
     facts += [f"{name} {value:g}" for name in PAIR_NUMBERS if (value := getattr(tree, name)) is not None]
     cut = len(whole.prompt) - len(tree.prompt)
     about = f"prompt: {len(tree.prompt)} tokens, not scored" + (f"; {cut} more were cut from the left" if cut else "")
-    blocks = [(", ".join(facts), []), (about, spans(tree.prompt[:0], ~tree.prompt, tokenizer))]
+    blocks = [Block(", ".join(facts), []), Block(about, spans(tree.prompt[:0], ~tree.prompt, tokenizer))]
     branches = []
     for slot, response in enumerate(tree.responses):
         numbers = f"target {tree.targets[slot]:g}, "
@@ -60,8 +66,18 @@ def preview_tree(record: Record, tree: TokenTree, tokenizer: Tokenizer, *, colou
         branches.append(("baseline, a response to another prompt: ", tree.baseline, tree.baseline))
     for about, branch, full in branches:
         about += f"{_scored_count(branch)}; {_ending(branch, full, tokenizer)}"
-        blocks.append((about, spans(tree.prompt, branch, tokenizer)))
+        blocks.append(Block(about, spans(tree.prompt, branch, tokenizer)))
+    return blocks
+
+
+def preview_tree(record: Record, tree: TokenTree, tokenizer: Tokenizer, *, colour: bool = False) -> str:
+    """What `tree_blocks` says as one text.
+
+    Args:
+        colour: marks by terminal colours; else scored text stands in [[ ]].
+    """
     bold = (_BOLD, _RESET) if colour else ("", "")
+    blocks = tree_blocks(record, tree, tokenizer)
     return "\n".join(about.join(bold) + ("\n" if text else "") + render(text, colour=colour) for about, text in blocks)
 
 
@@ -79,7 +95,7 @@ def spans(before: np.ndarray, branch: np.ndarray, tokenizer: Tokenizer) -> list[
     for (scored, is_special), run in itertools.groupby(kinds):
         end += len(list(run))
         text = tokenizer.decode([*before, *ids[:end]])
-        made.append(Span(text[len(done) :].translate(_VISIBLE), scored, is_special))
+        made.append(Span(text[len(done) :].translate(VISIBLE), scored, is_special))
         done = text
     return made
 

@@ -80,8 +80,8 @@ class Respelled(dict[str, Any]):
         return float(value)
 
     def _text(self, value: Any, name: str) -> Any:
-        if isinstance(value, Mapping) and all(isinstance(own, list | tuple) for own in value.values()):
-            return self._by_columns(value, name)
+        if isinstance(value, Mapping):
+            return self._by_columns({key: own for key, own in value.items() if own is not None}, value, name)
         if isinstance(value, list | tuple) and any(isinstance(one, str) for one in value):
             return [self._text(one, f"{name}[{place}]") for place, one in enumerate(value)]
         if not isinstance(value, str) or not _LIST.match(value):
@@ -98,11 +98,12 @@ class Respelled(dict[str, Any]):
         self.found.setdefault("json_as_text", (name, ""))
         return found
 
-    def _by_columns(self, value: Mapping[str, Sequence[Any]], name: str) -> Any:
-        if not value or len({len(own) for own in value.values()}) > 1:
+    def _by_columns(self, held: Mapping[str, Any], value: Any, name: str) -> Any:
+        """The value as a list of messages, where all that it holds are lists of one length; else as it is."""
+        if not all(isinstance(own, list | tuple) for own in held.values()) or len(set(map(len, held.values()))) != 1:
             return value
         self.found.setdefault("messages_by_column", (name, ""))
-        return [dict(zip(value, turn, strict=True)) for turn in zip(*value.values(), strict=True)]
+        return [dict(zip(held, turn, strict=True)) for turn in zip(*held.values(), strict=True)]
 
 
 def cell(value: Any) -> Any:

@@ -1,6 +1,8 @@
 """What a preview shows of a tree: all that is read, marks for what is scored, and what is missing."""
 
 import dataclasses
+import html.parser
+import json
 import re
 
 import numpy as np
@@ -8,7 +10,8 @@ import pytest
 
 from prefjax.data.encoding import EncodingPolicy, encode
 from prefjax.data.prepare import DataConfig, prepare, records_of
-from prefjax.data.preview import legend, preview_tree, render, spans
+from prefjax.data.preview import legend, preview_tree, render, spans, tree_blocks
+from prefjax.data.preview_page import preview_page
 from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.requirements import Requirements
@@ -108,3 +111,63 @@ def test_records_come_back_with_their_trees(tmp_path):
     file.write_text("\n".join(rows[::-1]) + "\n")
     with pytest.raises(ValueError, match=r"a.jsonl:\d+\[\d,\d\] does not become tree 0 of .*: prepare them again"):
         list(records_of(config, need, BYTE, tmp_path, trees))
+
+
+class Page(html.parser.HTMLParser):
+    """Tags, and the text by the class of the element that it stands in."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.texts, self.open = [], {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in ("meta", "br"):
+            self.open.append(dict(attributes).get("class", tag))
+
+    def handle_endtag(self, tag):
+        self.open.pop()
+
+    def handle_data(self, text):
+        if self.open:
+            self.texts.setdefault(self.open[-1], []).append(text)
+
+
+HOSTILE = "</pre><script>alert('1')</script><img src=x onerror=\"alert(2)\">&amp;\x1b[2J"
+
+
+def test_a_page_shows_the_same_and_nothing_of_it_is_markup(tmp_path):
+    """What is scored stands in its class, counts are those of the account, and hostile text stays text."""
+    file = tmp_path / "<b>&.jsonl"
+    rows = [{"prompt": HOSTILE, "chosen": f" yes {HOSTILE}", "rejected": " no"}, {"prompt": "p", "chosen": HOSTILE}]
+    rows += [{"prompt": "q", "chosen": "x", "rejected": "x", HOSTILE: 1}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = DataConfig(train=str(file), eval=str(file))
+    trees = prepare(config, Requirements(2), BYTE, tmp_path, split="train", progress=False)
+    [(record, tree)] = records_of(config, Requirements(2), BYTE, tmp_path, trees)
+    text = preview_page(f"1 of {HOSTILE}", [tree_blocks(record, tree, BYTE)], trees.manifest)
+    page = Page(text)
+    assert not page.open, "every element is closed"
+    assert {tag for tag, _ in page.tags} <= set(
+        "html head meta title style body h1 h2 h3 p span section pre table caption tr th td br code".split()
+    )
+    assert {name for _, attributes in page.tags for name in attributes} <= {
+        "class",
+        "lang",
+        "charset",
+        "name",
+        "content",
+    }
+    visible = HOSTILE.replace("\x1b", "\N{SYMBOL FOR ESCAPE}")
+    assert "".join(page.texts["scored"]) == f"scored yes {visible} no"
+    assert page.texts["scored special"] == ["<eos>", "<eos>"] and page.texts["special"] == ["special token", "<bos>"]
+    assert visible in "".join(page.texts["pre"]) and str(file) in page.texts["p"][0]
+    assert page.texts["caption"][0] == "read: 3 in, kept 1, dropped 2"
+    assert page.texts["number"] == ["found", "dropped", *"11", *"11", *"10"]
+    assert {"identical_responses", "missing_field", "unread_column"} <= set(page.texts["td"])
+    assert [place for place in page.texts["code"] if place.startswith(f"{file}:")] == page.texts["code"]
+    style = "".join(page.texts["style"])
+    assert "prefers-color-scheme: dark" in style
+    assert all(f".{name} {{" in style for name in ("scored", "special")), "colours go by class"
+    assert "style=" not in text and "http" not in text and "\x1b" not in text

@@ -57,7 +57,7 @@ def test_the_page_has_every_suffix_and_every_column():
     assert PAGE.count("\n### `") == len(SAMPLES), "a section without a sample, or without what it comes to"
     named = {suffix for suffix in SUFFIXES if any(name.endswith(suffix) for name in SAMPLES)}
     assert named == {suffix for suffix in SUFFIXES if not suffix.endswith(".gz")}
-    samples = "\n".join(found["sample"] for found in SAMPLES.values())
+    samples = "\n".join(found["sample"] for found in SAMPLES.values()) + (ROOT / "docs/chats.md").read_text()
     assert [column for column in formats._KNOWN_COLUMNS if f'"{column}"' not in samples] == []
     for found in SAMPLES.values():
         if found["language"] == "json" and found["name"].endswith(".jsonl"):
