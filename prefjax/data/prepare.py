@@ -388,7 +388,4 @@ def _options(config: DataConfig) -> dict[str, Any]:
 
 def full_account(trees: PreparedTrees) -> str:
     """Counts by reason and length statistics of prepared trees, as text."""
-    said = [trees.manifest["account_text"], trees.manifest["lengths_text"]]
-    if repeated := trees.repeated:
-        said.append(f"{repeated} of {len(trees)} records are equal to an earlier one, so they count twice")
-    return "\n\n".join(said)
+    return "\n\n".join([trees.manifest["account_text"], trees.manifest["lengths_text"]])

@@ -42,6 +42,8 @@ def load_trees(
         multihost_utils.sync_global_devices(f"prepared {split}")
     if say:
         print(f"[{split}] {trees.manifest['source']}\n{full_account(trees)}\n", flush=True)
+        if repeated := trees.repeated:
+            print(f"{repeated} of {len(trees)} records are equal to an earlier one, so they count twice\n", flush=True)
     return trees
 
 

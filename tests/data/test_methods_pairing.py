@@ -96,7 +96,8 @@ def test_pass_fail():
 
 
 def test_pairs_are_those_of_the_ranking_rules():
-    assert responses(pairs([ranking(2, 3, 1)], rule="all")) == [("r1", "r0"), ("r1", "r2"), ("r0", "r2")]
+    ((*made, notice),) = pairs([ranking(2, 3, 1)], rule="all")
+    assert responses([made]) == [("r1", "r0"), ("r1", "r2"), ("r0", "r2")] and notice.reason == "pair_of_ranking"
     assert list(pairs([pair()])) == [(pair(),)]
 
 
