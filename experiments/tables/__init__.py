@@ -6,12 +6,15 @@ Such a file has
     TABLE              what it reproduces, how long it takes, which result columns it shows
     SETTINGS           the table's rows
     CLAIMS             what must hold, each a measurement with a bound
-    get_config(arg)    the protocol as a ConfigDict; arg "smoke" is the same experiment in seconds
-    run(config)        -> the tidy result rows
+    PROTOCOL, SIZES    the config at the size :cpu, and what differs from it at :smoke (seconds), :long and :paper
+    cells(config)      -> names of what is computed at once, and kept on disk as soon as it is there
+    run(config, cell)  -> the tidy result rows of one cell
     plot(results)      -> the paper's figure; its docstring is the alt text
+    own_settings(name) -> the rows of a user's own objective, where the table takes some; their cell is "+name"
 
 and everything else (seeds, intervals, verdicts, Markdown, files, comparison with the reference run) is in harness.py,
-verdicts.py and figures.py. The paper's own statements are in `<paper>/paper.toml`, a known-good run of each table in
+cells.py, running.py, verdicts.py and figures.py; enumerable.py and bandit.py are worlds in which rewards, KL and
+optima are exact sums. The paper's own statements are in `<paper>/paper.toml`, a known-good run of each table in
 `<paper>/reference/`, errata and deviations in `<paper>/NOTES.md`.
 """
 
@@ -29,6 +32,7 @@ def table_ids() -> list[str]:
         f"{paper}.{module.name}"
         for paper in papers
         for module in pkgutil.iter_modules(importlib.import_module(f"{__name__}.{paper}").__path__)
+        if not module.name.startswith("_")
     ]
 
 

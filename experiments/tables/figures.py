@@ -7,7 +7,7 @@ import matplotlib.figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from experiments.tables.harness import Results, mean_interval
+from experiments.tables.harness import Results, Setting, mean_interval
 
 COLORS = ("#0072B2", "#8A8F98", "#D55E00", "#009E73", "#CC79A7")  # apart for every kind of colour vision
 _INK = "#333333"
@@ -65,3 +65,37 @@ def _curves(axis, results: Results, row: str, curve: str, line: str, metrics: Se
     axis.tick_params(labelsize=8, colors=_INK, color="#BBBBBB")
     axis.xaxis.set_major_locator(MaxNLocator(3))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step else "0"))
+
+
+def dots(
+    results: Results, settings: Sequence[Setting], *, known: str, ours: str, log: bool = False
+) -> matplotlib.figure.Figure:
+    """One line per setting: the known number as a hollow marker, ours filled, with its 95 % interval over seeds.
+
+    known, ours  two `Row.col`s; settings that show different metrics stand in panels beside each other
+    log          whether the numbers are on a logarithmic axis
+    """
+    metrics = list(dict.fromkeys(setting.metric for setting in settings))
+    most = max(sum(s.metric == metric for s in settings) for metric in metrics)
+    figure = matplotlib.figure.Figure(figsize=(3.9 * len(metrics) + 0.4, 0.22 * most + 1.0), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+        shown = [s for s in settings if s.metric == metric]
+        for place, setting in enumerate(shown):
+            values = results.final(setting.key, ours, metric)
+            mean, half = mean_interval(values) if len(values) > 1 else (values[0], 0.0)
+            axis.errorbar(mean, place, xerr=half, fmt="o", ms=4, color=COLORS[0], lw=1.4)
+            axis.plot(results.mean(setting.key, known, metric), place, "o", ms=8, mfc="none", mec=COLORS[2], mew=1.2)
+        axis.set_yticks(range(len(shown)), [s.key for s in shown])
+        axis.invert_yaxis()
+        axis.set_title(metric, fontsize=9, color=_INK)
+        if log:
+            axis.set_xscale("log")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7, colors=_INK, color="#BBBBBB")
+        axis.grid(axis="x", lw=0.3)
+    handles = [
+        Line2D([], [], ls="", marker="o", ms=4, color=COLORS[0], label=ours),
+        Line2D([], [], ls="", marker="o", ms=8, mfc="none", mec=COLORS[2], label=known),
+    ]
+    figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize=8)
+    return figure

@@ -2,13 +2,15 @@
 
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import scipy.stats
 from jaxtyping import Float
@@ -17,10 +19,21 @@ EXACT = "EXACT"  # equals a number that is known without running
 ORDER = "ORDER"  # the paper's ordering holds
 SIGN = "SIGN"  # the paper's direction holds, its size does not
 NOT_REPRODUCED = "NOT REPRODUCED"
+NOT_RUN = "NOT RUN"  # it needs data, weights or chips that are not here
+UNVERIFIED = "UNVERIFIED PAPER NUMBER"  # compared with a number that nobody has read in the paper yet
+VERDICTS = (EXACT, ORDER, SIGN, NOT_REPRODUCED, NOT_RUN, UNVERIFIED)
+NOTHING = "—"  # a cell without a statement; the verdict of a row that is no claim's, a user's own
+
+CPU = "cpu"  # the size of a table's `PROTOCOL`
+SIZES = ("smoke", CPU, "long", "paper")  # of seconds, of the scoreboard, more of everything, what the paper ran
 
 
 class UsageError(ValueError):
     """What was asked for cannot be run; the message names the field and the fix. The command exits with 2."""
+
+
+class NotRun(UsageError):
+    """A table needs something that is not here; the message says what, and how to give it."""
 
 
 class Row(NamedTuple):
@@ -41,11 +54,13 @@ class Setting:
     labels  its first cells, e.g. {"data": "D1", "loss": "ipo", "tau": 0.5}
     metric  the metric it shows (claims may look at others)
     fact    the paper's statement about it: a key of paper.toml, or None where the paper says nothing
+    own     the row of a user's own objective (`--rows=+module:loss`): shown, and no claim is about it
     """
 
     labels: Mapping[str, Any]
     metric: str
     fact: str | None = None
+    own: bool = False
 
     @property
     def key(self) -> str:
@@ -86,6 +101,8 @@ class Claim:
     where    which settings it is about
     measure  (results, setting) -> a number that must be at most `at_most`
     verdict  the word its settings get while it holds
+    paper    whether it measures against the paper's own number: a setting whose number nobody has verified then gets
+             UNVERIFIED PAPER NUMBER, whatever comes out
     """
 
     name: str
@@ -94,28 +111,38 @@ class Claim:
     measure: Callable[[Results, Setting], float]
     at_most: float
     verdict: str = EXACT
+    paper: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """shows: what of the paper it reproduces; columns: the `Row.col`s to print; minutes: on two CPU cores; verdict: the
-    word it gets while all its claims hold."""
+    """What is said of a whole table.
+
+    shows    what of the paper it reproduces
+    columns  the `Row.col`s to print
+    minutes  on two CPU cores, at the size :cpu
+    verdict  the word it gets while all its claims hold
+    float64  whether its cells compute in float64
+    """
 
     shows: str
     columns: tuple[str, ...]
     minutes: float
     verdict: str
+    float64: bool = False
 
 
 @dataclass(frozen=True)
 class Judgement:
     """What the claims say about some results.
 
-    rows    the verdict of each setting: that of the first claim about it, NOT REPRODUCED if any claim fails on it
-    claims  for each claim the largest measurement, the setting it occurs at, and whether the claim holds everywhere
+    rows     the verdict of each setting: that of the first claim about it, NOT REPRODUCED if any claim fails on it
+    reasons  why a setting is red: the claim that fails on it, or that says it cannot be reproduced; else None
+    claims   for each claim the largest measurement, the setting it occurs at, and whether the claim holds everywhere
     """
 
     rows: list[str]
+    reasons: list[str | None]
     claims: list[tuple[float, str, bool]]
 
     @property
@@ -123,24 +150,48 @@ class Judgement:
         return all(holds for *_, holds in self.claims)
 
 
-def judge(settings: Sequence[Setting], claims: Sequence[Claim], results: Results) -> Judgement:
-    """Measures every claim on every setting it is about. A measurement that is not a number fails the claim."""
-    verdicts = {}
-    outcomes = []
+def judge(
+    settings: Sequence[Setting], claims: Sequence[Claim], results: Results, unverified: Collection[str] = ()
+) -> Judgement:
+    """Measures every claim on every setting it is about. A measurement that is not a number fails the claim.
+
+    unverified  the facts (`Setting.fact`) that nobody has read in the paper
+    """
+    verdicts, reasons, outcomes = {s.key: NOTHING for s in settings if s.own}, {}, []
     for claim in claims:
-        measured = {s.key: float(claim.measure(results, s)) for s in settings if claim.where(s)}
-        if not measured:
+        about = [s for s in settings if not s.own and claim.where(s)]
+        if not about:
             raise ValueError(f"claim {claim.name!r} is about no setting; check its `where`")
+        measured = {s.key: float(claim.measure(results, s)) for s in about}
+        open_ = {s.key for s in about if claim.paper and s.fact in unverified}
         for key, value in measured.items():
-            if not value <= claim.at_most:
+            if key in open_:
+                verdicts.setdefault(key, UNVERIFIED)
+            elif not value <= claim.at_most:
                 verdicts[key] = NOT_REPRODUCED
+                reasons[key] = f"{claim.text}: here {value:.3g}, bound {claim.at_most:g}"
+            elif claim.verdict == NOT_REPRODUCED:
+                reasons.setdefault(key, claim.text)
             verdicts.setdefault(key, claim.verdict)
-        worst = max(measured, key=lambda key: np.inf if np.isnan(measured[key]) else measured[key])
-        outcomes.append((measured[worst], worst, bool(measured[worst] <= claim.at_most)))
+        counted = {key: value for key, value in measured.items() if key not in open_} or measured
+        worst = max(counted, key=lambda key: np.inf if np.isnan(counted[key]) else counted[key])
+        holds = bool(counted[worst] <= claim.at_most) or len(open_) == len(measured)
+        outcomes.append((counted[worst], worst, holds))
     unclaimed = [s.key for s in settings if s.key not in verdicts]
     if unclaimed:
         raise ValueError(f"no claim is about {', '.join(unclaimed)}; every row of a table needs one")
-    return Judgement([verdicts[s.key] for s in settings], outcomes)
+    return Judgement([verdicts[s.key] for s in settings], [reasons.get(s.key) for s in settings], outcomes)
+
+
+def get_config(table_id: str, module: ModuleType, size: str = CPU) -> ml_collections.ConfigDict:
+    """A table's protocol at one of its sizes: its `PROTOCOL`, and what its `SIZES` say differs.
+
+    Raises:
+        UsageError: there is no such size.
+    """
+    if size not in SIZES:
+        raise UsageError(f"{table_id} has the sizes {', '.join(f':{name}' for name in SIZES)}, got :{size}")
+    return ml_collections.ConfigDict({**module.PROTOCOL, **({} if size == CPU else module.SIZES[size])})
 
 
 def mean_interval(values: Float[np.ndarray, "seeds *rest"]) -> tuple[np.ndarray, np.ndarray]:
@@ -148,6 +199,23 @@ def mean_interval(values: Float[np.ndarray, "seeds *rest"]) -> tuple[np.ndarray,
     count = len(values)
     quantile = scipy.stats.t.ppf(0.975, count - 1)
     return values.mean(axis=0), quantile * values.std(axis=0, ddof=1) / np.sqrt(count)
+
+
+def bootstrap_interval(
+    values: Float[np.ndarray, "seeds *strata"], draws: int = 10_000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile interval of the mean of `values`, by a bootstrap over seeds that is stratified: seeds are drawn anew,
+    with replacement, within each of the strata (settings, tasks) by itself (arXiv 2108.13264, section 4.2).
+
+    Of two methods that saw the same data and the same start, give the differences seed by seed: the noise that they
+    share then cancels. The draws are the same in every call.
+    """
+    values = values.reshape(len(values), -1)
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(len(values), size=(draws, *values.shape))
+    means = np.take_along_axis(values[None], drawn, axis=1).mean(axis=(1, 2))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def over_seeds(experiment: Callable[[jax.Array], Any], num_seeds: int) -> Any:

@@ -13,19 +13,38 @@ from typing import Any
 import jax
 import ml_collections
 
-from experiments.tables.harness import NOT_REPRODUCED, Results, Row, UsageError, judge, load_paper, mean_interval
+from experiments.tables.harness import (
+    NOT_REPRODUCED,
+    NOTHING,
+    Results,
+    Row,
+    Setting,
+    UsageError,
+    judge,
+    load_paper,
+    mean_interval,
+)
 
-NOTHING = "—"
 _FLOOR = 1e-3  # two runs whose interval has no width, as at a probability of 1, may still differ by rounding
 
 
 def summarize(
-    table_id: str, module: ModuleType, config: ml_collections.ConfigDict, results: Results, seconds: float
+    table_id: str,
+    module: ModuleType,
+    config: ml_collections.ConfigDict,
+    results: Results,
+    seconds: float,
+    own: Sequence[Setting] = (),
 ) -> dict[str, Any]:
-    """result.json: the page's header, the protocol, the table's cells, the claims, and where it ran."""
+    """result.json: the page's header, the protocol, the table's cells, the claims, and where it ran.
+
+    own  the settings of a user's own objectives, after the table's
+    """
     paper = load_paper(Path(module.__file__).with_name("paper.toml"))
-    facts = paper[table_id.split(".")[1]]
-    judgement = judge(module.SETTINGS, module.CLAIMS, results)
+    facts = paper.get(table_id.split(".")[1], {})
+    settings = (*module.SETTINGS, *own)
+    unverified = {name for name, fact in facts.items() if not fact["verified"]}
+    judgement = judge(settings, module.CLAIMS, results, unverified)
     return {
         "id": table_id,
         "paper": paper["paper"],
@@ -49,8 +68,10 @@ def summarize(
                 "paper": _says(facts, setting.fact),
                 "cells": {col: _cell(results.final(setting.key, col, setting.metric)) for col in module.TABLE.columns},
                 "verdict": verdict,
+                "reason": reason,
+                "own": setting.own,
             }
-            for setting, verdict in zip(module.SETTINGS, judgement.rows, strict=True)
+            for setting, verdict, reason in zip(settings, judgement.rows, judgement.reasons, strict=True)
         ],
         "docstring": inspect.getdoc(module),
         "figure": " ".join(inspect.getdoc(module.plot).split()),
@@ -59,7 +80,7 @@ def summarize(
             "jax": jax.__version__,
             "python": platform.python_version(),
             "device": jax.devices()[0].device_kind,
-            "float64": jax.config.jax_enable_x64,
+            "float64": module.TABLE.float64,
             "git_commit": _git_commit(),
         },
         "seconds": round(seconds, 1),
@@ -142,13 +163,14 @@ def last_line(result: Mapping[str, Any]) -> str:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The page: what it is, the table, the claims, the figure. Made from result.json alone."""
+    """The page: what it is, the table, the claims, the figure, what to change. Made from result.json alone."""
     title, *rest = result["docstring"].split("\n\n")
+    about = [part for part in rest if not part.startswith("TRY")]
     return "\n".join(
         [
             f"# {title}",
             "",
-            *("```text", "\n\n".join(rest), "```", ""),
+            *("```text", "\n\n".join(about), "```", ""),
             markdown_table(result),
             "",
             *(f"- {line}" for line in claim_lines(result)),
@@ -157,17 +179,35 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             f"![{result['figure']}](plot.png)",
             "",
+            "## Change one thing",
+            "",
+            *(f"- `python -m experiments.run {result['id']} {flag}`: {what}" for flag, what in overrides(result)),
+            "",
         ]
     )
 
 
-def write(folder: Path, result: Mapping[str, Any], rows: Iterable[Row], figure) -> None:
-    """result.json, table.md, plot.png and rows.jsonl into `folder`."""
+def overrides(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a table's docstring offers under TRY: a flag and what comes of it, one per line that begins with a flag."""
+    tries = [part for part in result["docstring"].split("\n\n") if part.startswith("TRY")]
+    found: list[tuple[str, str]] = []
+    for line in "".join(tries).removeprefix("TRY").splitlines():
+        flag, _, what = line.strip().partition(" ")
+        if flag.startswith("--"):
+            found.append((flag, what.strip()))
+        elif found:
+            found[-1] = (found[-1][0], f"{found[-1][1]} {line.strip()}")
+    return found
+
+
+def write(folder: Path, result: Mapping[str, Any], rows: Iterable[Row] | None, figure) -> None:
+    """result.json, table.md, plot.png and, where given, rows.jsonl into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "result.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(markdown(result), encoding="utf-8")
-    with open(folder / "rows.jsonl", "w", encoding="utf-8") as lines:
-        lines.writelines(json.dumps(row._asdict(), separators=(",", ":")) + "\n" for row in rows)
+    if rows is not None:
+        with open(folder / "rows.jsonl", "w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row._asdict(), separators=(",", ":")) + "\n" for row in rows)
     figure.savefig(folder / "plot.png", dpi=100)
 
 
@@ -187,8 +227,9 @@ def require_same_config(config: ml_collections.ConfigDict, reference: Mapping[st
 
 def differences(result: Mapping[str, Any], reference: Mapping[str, Any]) -> list[str]:
     """What a run shows that its reference run does not, one line each: verdicts, computed numbers, and means that lie
-    outside the reference's interval. Empty when they agree."""
-    return _unequal(result["claims"], reference["claims"]) + _unequal(result["rows"], reference["rows"])
+    outside the reference's interval. Empty when they agree. Rows of a user's own objectives have no reference."""
+    rows = [row for row in result["rows"] if not row.get("own")]
+    return _unequal(result["claims"], reference["claims"]) + _unequal(rows, reference["rows"])
 
 
 def _unequal(new: Sequence[Mapping[str, Any]], old: Sequence[Mapping[str, Any]]) -> list[str]:

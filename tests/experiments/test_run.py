@@ -1,8 +1,10 @@
 """The command and the harness of the paper tables, on a made-up table whose every number is known."""
 
 import ast
+import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from docs import write_reproduction
 from experiments import run, tables
-from experiments.tables import harness, verdicts
+from experiments.tables import cells, harness, running, scoreboard, sources, verdicts
 from experiments.tables.harness import Claim, Results, Row, Setting, Table, UsageError
 from prefjax.losses import OBJECTIVES
 
@@ -35,15 +38,13 @@ def toy(tmp_path, monkeypatch) -> ModuleType:
         '[table.unseen]\ncell = "two"\nverified = false\n'
     )
 
-    def get_config(arg=""):
-        return ml_collections.ConfigDict({"shift": 0.0})
-
-    def rows(config):
-        for row, truth, values in (("first", 1.0, (0.9, 1.1)), ("other", config.shift, (0.5, 0.5))):
-            yield Row(row, "truth", "x", None, None, truth)
-            for seed, value in enumerate(values):
-                yield Row(row, "ours", "x", seed, 0, 7.0)
-                yield Row(row, "ours", "x", seed, 10, value)
+    def rows(config, cell):
+        module.computed.append(cell)
+        truth, values = {"first": (1.0, (0.9, 1.1)), "other": (config.shift, (0.5, 0.5))}.get(cell, (0.0, (3.0, 5.0)))
+        yield Row(cell, "truth", "x", None, None, truth)
+        for seed, value in enumerate(values):
+            yield Row(cell, "ours", "x", seed, 0, 7.0)
+            yield Row(cell, "ours", "x", seed, 10, value)
 
     def plot(results):
         """Alt text."""
@@ -52,7 +53,8 @@ def toy(tmp_path, monkeypatch) -> ModuleType:
     def gap(results, setting):
         return abs(results.mean(setting.key, "ours", "x") - results.mean(setting.key, "truth", "x"))
 
-    module = ModuleType("table", "A toy.\n\nCOMMAND  none\nTIME     none\nRESULT   none\n\nThe rest.\n")
+    module = ModuleType("toy_table", "A toy.\n\nCOMMAND  none\nTIME     none\nRESULT   none\n\nThe rest.\n")
+    module.computed = []
     module.__file__ = str(tmp_path / "table.py")
     module.TABLE = Table(shows="Table 1", columns=("truth", "ours"), minutes=0.0, verdict=harness.EXACT)
     module.SETTINGS = (Setting({"loss": "first"}, "x", "seen"), Setting({"loss": "other"}, "x", "unseen"))
@@ -60,15 +62,25 @@ def toy(tmp_path, monkeypatch) -> ModuleType:
         Claim("first_is_true", "the first is true", lambda s: s.key == "first", gap, 0.01),
         Claim("other_is_true", "the other is true", lambda s: s.key == "other", gap, 0.01, harness.SIGN),
     )
-    module.get_config, module.run, module.plot = get_config, rows, plot
-    monkeypatch.setattr(run, "load_table", lambda table_id: module)
+    module.PROTOCOL, module.SIZES = {"shift": 0.0}, {"smoke": {"shift": 0.25}, "long": {}, "paper": {}}
+    module.cells, module.run, module.plot = lambda config: ["first", "other"], rows, plot
+    module.own_settings = lambda name: [Setting({"loss": f"+{name}"}, "x", own=True)]
+    monkeypatch.setitem(sys.modules, "toy_table", module)
+    for place in (run, running):
+        monkeypatch.setattr(place, "load_table", lambda table_id: module)
+        monkeypatch.setattr(place, "table_ids", lambda: ["toy.table"], raising=False)
+    monkeypatch.chdir(tmp_path)  # where results/cache lies
     return module
 
 
+def _rows(toy, **config) -> list[Row]:
+    settings = ml_collections.ConfigDict({**toy.PROTOCOL, **config})
+    return [row for cell in ("first", "other") for row in toy.run(settings, cell)]
+
+
 def _result(toy, **config) -> dict:
-    settings = toy.get_config()
-    settings.update(config)
-    return verdicts.summarize("toy.table", toy, settings, Results(toy.run(settings)), seconds=0.0)
+    settings = ml_collections.ConfigDict({**toy.PROTOCOL, **config})
+    return verdicts.summarize("toy.table", toy, settings, Results(_rows(toy, **config)), seconds=0.0)
 
 
 def test_table_is_golden_and_unverified_statements_are_not_shown(toy):
@@ -90,7 +102,7 @@ def test_exit_status_is_that_of_the_claims(toy, tmp_path, capsys):
     assert result["config"] == {"shift": 0.5} and result["environment"]["jax"] == jax.__version__
     assert (out / "table.md").read_text() == verdicts.markdown(result)
     lines = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    assert [Row(**line) for line in lines] == list(toy.run(ml_collections.ConfigDict({"shift": 0.5})))
+    assert [Row(**line) for line in lines] == _rows(toy, shift=0.5)
     assert (out / "plot.png").stat().st_size > 0
 
 
@@ -99,7 +111,7 @@ def test_check_compares_with_the_reference_run(toy, tmp_path, capsys):
     assert run.main(command) == 2
     assert "toy.table has no reference run" in capsys.readouterr().err
 
-    toy.get_config = lambda arg="": ml_collections.ConfigDict({"shift": 0.5})
+    toy.PROTOCOL["shift"] = 0.5
     folder = tmp_path / "reference" / "table"
     folder.mkdir(parents=True)
     reference = _result(toy)
@@ -134,7 +146,7 @@ def test_check_compares_with_the_reference_run(toy, tmp_path, capsys):
     [
         ([], "give one table of: .*ipo.fig1_fig2"),
         (["nope.nothing"], "no table 'nope.nothing'; there are: .*ipo.fig1_fig2"),
-        (["ipo.fig1_fig2:big"], "no argument or :smoke, got :big"),
+        (["ipo.fig1_fig2:big"], "ipo.fig1_fig2 has the sizes :smoke, :cpu, :long, :paper, got :big"),
         (["ipo.fig1_fig2", "--config.stpes=1"], "no config field stpes; there are: .*steps"),
         (["ipo.fig1_fig2", "--config.steps=many"], "config.steps"),
         (["ipo.fig1_fig2", "--chekc"], "chekc"),
@@ -142,11 +154,157 @@ def test_check_compares_with_the_reference_run(toy, tmp_path, capsys):
         (["ipo.fig1_fig2", "--config.steps=150"], "config.steps=150 must be a multiple of record_every=100"),
         (["ipo.fig1_fig2", "--config.num_seeds=1"], "config.num_seeds must be at least 2"),
         (["ipo.fig1_fig2", "--config.steps=100", "--check"], r"steps=100 \(reference 18000\)"),
+        (["ipo.fig1_fig2", "--rows=+dpo"], "--rows: ipo.fig1_fig2 takes no further objectives; these do: "),
+        (["ipo.fig1_fig2", "--rows=dpo"], r"--rows=dpo: rows are added, so write --rows=\+module:loss"),
+        (["ipo.fig1_fig2:smoke", "--keep_reference"], "keeps a run at the size :cpu, without --rows"),
+        (["ipo.fig1_fig2", "--jobs=0"], "jobs"),
+        (["--all", "ipo.fig1_fig2"], "--all runs every table, so ipo.fig1_fig2 cannot stand beside it"),
+        (["--all", "--tier=huge"], "tier"),
     ],
 )
 def test_wrong_command_lines_say_what_to_write(argv, message, capsys):
     assert run.main(argv) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_cell_is_computed_once(toy, tmp_path, monkeypatch, capsys):
+    """And again where its config, its source or jax is another; a damaged file is put aside and named."""
+    command = ["toy.table", "--workdir=out"]
+    run.main(command)
+    assert toy.computed == ["first", "other"] and "0 of 2 cells cached" in capsys.readouterr().out
+    run.main(command)
+    assert toy.computed == ["first", "other"] and "2 of 2 cells cached" in capsys.readouterr().out
+
+    kept = sorted((tmp_path / "results/cache").iterdir())
+    for file, harm in zip(kept, ("", "{}"), strict=True):
+        file.write_text(harm)
+    run.main(command)
+    assert sorted(toy.computed[2:]) == ["first", "other"] and "is damaged" in capsys.readouterr().err
+    run.main([*command, "--config.shift=1"])
+    assert len(toy.computed) == 6
+    monkeypatch.setattr(cells, "source_hash", lambda module, own: "another")
+    run.main(command)
+    assert len(toy.computed) == 8
+
+
+def test_a_run_that_was_killed_goes_on_at_the_cell_it_lacks(toy, monkeypatch):
+    ours = toy.run
+
+    def killed(config, cell):
+        if cell == "other":
+            raise KeyboardInterrupt
+        return ours(config, cell)
+
+    monkeypatch.setattr(toy, "run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(["toy.table"])
+    monkeypatch.setattr(toy, "run", ours)
+    run.main(["toy.table"])
+    assert toy.computed == ["first", "other"]
+
+
+def test_own_objectives_are_rows_without_a_verdict_and_cells_of_their_own(toy, capsys):
+    run.main(["toy.table"])
+    assert run.main(["toy.table", "--rows=+mine:loss,+dpo", "--config.shift=0.0"]) == 1
+    printed = capsys.readouterr().out
+    assert toy.computed == ["first", "other", "+mine:loss", "+dpo"]
+    assert re.search(r"\| \+mine:loss \| x +\| — +\| 0.0000 +\| 4.0000 ± [\d.]+ +\| — ", printed)
+    assert "rows: 2 —, 1 EXACT, 1 NOT REPRODUCED" in printed
+
+
+def test_keep_reference_and_the_scoreboard(toy, tmp_path, capsys):
+    assert running.committed("toy.table")["verdict"] == harness.NOT_RUN
+    assert run.main(["--list"]) == 0 and re.match(r"toy.table +NOT RUN +Toy, arXiv", capsys.readouterr().out)
+    assert run.main(["toy.table", "--keep_reference"]) == 1
+    assert {path.name for path in (tmp_path / "reference/table").iterdir()} == {"result.json", "table.md", "plot.png"}
+    capsys.readouterr()
+    assert run.main(["--list"]) == 0
+    assert re.match(r"toy.table +NOT REPRODUCED \(0 s, here\) +Toy, arXiv", capsys.readouterr().out)
+    (tmp_path / "results/toy.table/result.json").unlink()
+    assert run.main(["--list"]) == 0
+    assert re.match(r"toy.table +NOT REPRODUCED \(0 s\) +Toy, arXiv", capsys.readouterr().out)
+    page = scoreboard.page([running.committed("toy.table")])
+    assert "| EXACT | 1 | 0 |" in page and "| NOT REPRODUCED | 1 | 1 |" in page
+    assert "- `toy.table`, other: the other is true: here 0.5, bound 0.01." in page
+
+
+def test_all_runs_every_table_at_one_size_and_counts_what_cannot_run(toy, tmp_path, capsys):
+    assert run.main(["--all", "--tier=smoke"]) == 1  # shift is 0.25 there
+    assert "toy.table: NOT REPRODUCED · 1/2 claims hold" in capsys.readouterr().out
+    assert (tmp_path / "results/toy.table-smoke/table.md").exists()
+    assert "other: the other is true: here 0.25" in (tmp_path / "results/scoreboard.md").read_text()
+
+    def missing(config):
+        raise harness.NotRun("config.data names no folder")
+
+    toy.cells = missing
+    assert run.main(["--all", "--workdir=more"]) == 0
+    page = (tmp_path / "more/scoreboard.md").read_text()
+    assert "- `toy.table`: config.data names no folder" in page and "| NOT RUN | 0 | 1 |" in page
+    assert run.main(["toy.table"]) == 2
+
+
+def test_a_number_nobody_has_read_gives_no_verdict(toy):
+    toy.CLAIMS = (toy.CLAIMS[0], dataclasses.replace(toy.CLAIMS[1], paper=True))
+    result = _result(toy)
+    assert [row["verdict"] for row in result["rows"]] == [harness.EXACT, harness.UNVERIFIED]
+    assert result["verdict"] == harness.EXACT and result["claims"][1]["holds"]
+
+
+def test_bootstrap_interval():
+    values = np.random.default_rng(1).normal(size=(200, 2)) + np.array([[0.0, 4.0]])
+    low, high = harness.bootstrap_interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(400), rel=0.15)  # strata differ by 4: that is no noise
+    assert harness.bootstrap_interval(values) == (low, high)
+
+
+def test_source_hash_changes_with_what_a_module_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_ROOT", tmp_path)
+    files = {
+        "prefjax/losses/__init__.py": "",
+        "prefjax/losses/found.py": "x = 1",  # imported by name of its package alone, as the registry does
+        "prefjax/other.py": "",
+        "experiments/shared.py": "from prefjax.losses import OBJECTIVES",
+        "experiments/table.py": "def run():\n    from experiments import shared",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    first = sources.source_hash("experiments.table")
+    (tmp_path / "prefjax/other.py").write_text("x = 2")
+    assert sources.source_hash("experiments.table") == first
+    for name in ("prefjax/losses/found.py", "experiments/shared.py", "experiments/table.py"):
+        before = sources.source_hash("experiments.table")
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n# changed")
+        assert sources.source_hash("experiments.table") != before, name
+    assert sources.source_hash("experiments.table", ["json"]) != sources.source_hash("experiments.table")
+
+
+def test_scoreboard_page_is_made_of_the_reference_runs():
+    assert write_reproduction.PAGE.read_text() == write_reproduction.page(), "python -m docs.write_reproduction"
+
+
+@pytest.mark.parametrize("table_id", tables.table_ids())
+def test_every_table_is_whole(table_id):
+    """Four sizes of known fields, three overrides that its config takes, a reference whose page is made from it."""
+    module = tables.load_table(table_id)
+    assert set(module.SIZES) == set(harness.SIZES) - {harness.CPU}
+    assert all(set(size) <= set(module.PROTOCOL) for size in module.SIZES.values())
+    kept = running.reference(table_id, module)
+    if kept is None:
+        with pytest.raises(harness.NotRun):
+            module.cells(harness.get_config(table_id, module))
+        return
+    assert len(verdicts.overrides(kept)) >= 3
+    for flag, _ in verdicts.overrides(kept):
+        if flag.startswith("--config."):
+            run._flags([table_id, flag], "out", harness.get_config(table_id, module))
+    folder = running.reference_folder(table_id, module)
+    assert (folder / "table.md").read_text() == verdicts.markdown(kept)
+    assert kept["docstring"] == module.__doc__.strip(), "the table's docstring changed: make the reference run again"
+    assert (folder / "plot.png").stat().st_size < 200_000
+    assert all(row["reason"] for row in kept["rows"] if row["verdict"] == harness.NOT_REPRODUCED)
 
 
 def test_list_shows_every_file(capsys):
@@ -210,7 +368,7 @@ def test_verified_statements_need_provenance(tmp_path):
 
 def _defined_losses(source: str) -> list[str]:
     """Signs that a file defines a loss instead of importing it from prefjax.losses, where the tables certify it."""
-    forbidden = {"log_sigmoid", "logsigmoid", "sigmoid", "softplus", "relu", "logaddexp", "expit", "losses"}
+    forbidden = {"log_sigmoid", "logsigmoid", "sigmoid", "softplus", "relu", "logaddexp", "log1p", "expit", "losses"}
     names = set(OBJECTIVES) | {f"{name}_loss" for name in OBJECTIVES}
     found = []
     for node in ast.walk(ast.parse(source)):
@@ -232,5 +390,6 @@ def test_no_table_defines_a_loss():
         "def f(h): return -jax.nn.log_sigmoid(h)",
         "from jax.nn import softplus",
         "x = optax.losses.sigmoid_binary_cross_entropy(1, 2)",
+        "f = lambda h: jnp.log1p(jnp.exp(-h))",
     ):
         assert _defined_losses(source), source

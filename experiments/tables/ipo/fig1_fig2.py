@@ -70,16 +70,18 @@ def _setting(data: str, loss: str, tau: float) -> Setting:
 SETTINGS = tuple(itertools.starmap(_setting, itertools.product(DATA, STRENGTH, TAUS)))
 
 
-def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    """The paper's protocol; "smoke" takes bigger steps on bigger minibatches, and fewer of them."""
-    if arg not in ("", "smoke"):
-        raise UsageError(f"ipo.fig1_fig2 takes no argument or :smoke, got :{arg}")
-    config = ml_collections.ConfigDict(
-        {"steps": 18_000, "record_every": 100, "learning_rate": 0.01, "batch_size": 9, "num_seeds": 10}
-    )
-    if arg == "smoke":
-        config.update(steps=2_000, learning_rate=0.03, batch_size=256, num_seeds=3)
-    return config
+# The paper's protocol. :smoke takes bigger steps on bigger minibatches, and fewer of them.
+PROTOCOL = {"steps": 18_000, "record_every": 100, "learning_rate": 0.01, "batch_size": 9, "num_seeds": 10}
+SIZES = {
+    "smoke": {"steps": 2_000, "learning_rate": 0.03, "batch_size": 256, "num_seeds": 3},
+    "long": {"num_seeds": 50},
+    "paper": {},
+}
+
+
+def cells(config: ml_collections.ConfigDict) -> list[str]:
+    """All is trained in one compiled call, in seconds."""
+    return ["all"]
 
 
 def _actions(data: str) -> np.ndarray:
@@ -151,7 +153,7 @@ def _train(key: jax.Array, config: ml_collections.ConfigDict) -> Float[Array, "r
     return jnp.concatenate([policies, jax.nn.softmax(theta)[None]])
 
 
-def run(config: ml_collections.ConfigDict) -> Iterator[Row]:
+def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """The closed forms and the learning curves of every setting.
 
     Raises:
