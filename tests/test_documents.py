@@ -162,11 +162,15 @@ LEFT = {
     "--share=0.1": "of experiments.chaos",
     "--seed": "of experiments.chaos",
     "--only=kills,signals": "of experiments.chaos",
+    "--check": "of experiments.run; tests/experiments/test_run.py tries it",
     "python -m docs.write_analysis": "tests/contrib/test_tools.py compares its page",
     "python -m docs.write_data_methods": "tests/data/test_methods_sequences.py compares its page",
     "python -m docs.write_datasets": "tests/data/test_datasets.py compares its page",
     "python -m docs.write_config": "tests/experiments/test_flags.py compares its page",
     "python -m docs.write_objectives": "tests/losses/test_table.py compares its page",
+    "python -m docs.write_reproduction": "tests/experiments/test_run.py compares its page",
+    "python -m experiments.run --all --tier=cpu": "tests/experiments/test_tables.py runs every table small",
+    "python -m experiments.run dpo.equivalence --rows=+my_losses:squared_hinge": "tests/experiments/test_tables.py",
 }
 # Flags that stand for any of a section, or for all of them.
 SECTIONS = {"--config.loss.NAME": "loss", "--config.sft.NAME": "sft", "--config.loss.beta=...": "loss"}

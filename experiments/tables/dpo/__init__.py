@@ -1,0 +1,1 @@
+"""Tables of DPO (arXiv 2305.18290)."""

@@ -1,0 +1,1 @@
+"""Tables of Preference Learning Algorithms Do Not Learn Preference Rankings (arXiv 2405.19534)."""

@@ -1,0 +1,1 @@
+"""Tables of rDPO: Provably Robust DPO, Aligning Language Models with Noisy Feedback (arXiv 2403.00409)."""
