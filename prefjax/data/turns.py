@@ -126,12 +126,11 @@ def go_on(begun: Message, turn: Message) -> Message:
 
 
 def gone_on(turn: Turn, says: int | None, begun: Message) -> int:
-    """Where in a turn that goes on from another the new text begins. Raises UnclearTurn."""
-    if says is None or not turn.text.startswith(begun.content, says):
-        raise UnclearTurn(
-            f"{begun.content!r}, with which the turn begins, does not stand in {turn.text[turn.opens :]!r}"
-        )
-    return says + len(begun.content)
+    """Where in a turn that goes on from another the new text begins; templates may trim. Raises UnclearTurn."""
+    for own in (begun.content, begun.content.lstrip()):
+        if says is not None and turn.text.startswith(own, says):
+            return says + len(own)
+    raise UnclearTurn(f"{begun.content!r}, with which the turn begins, does not stand in {turn.text[turn.opens :]!r}")
 
 
 def open_turn(

@@ -314,6 +314,13 @@ def test_bytes_are_prefilled_too():
     assert (prompt, scored) == ("<bos>user: hello\n\nassistant: sure, yes", " and no<eos>")
 
 
+def test_a_prefill_that_the_template_trims(tokenizer_of):
+    tokenizer = tokenizer_of(CHATML.replace("m.content", "m.content.strip()"))
+    record = pair(chat("u:hello", "a: sure, yes "), chat("a:and no "))
+    prompt, scored, _ = shown(record, tokenizer, prefill=True)
+    assert (prompt, scored) == (f"{OPEN}sure, yes ", "and no<|end|>")
+
+
 def test_a_prefill_that_the_template_changes_is_refused(tokenizer_of):
     upper = CHATML.replace("m.content", "(m.content | upper if m.role == 'assistant' else m.content)")
     record = pair(chat("u:hello", "a:sure"), chat("a: yes"))
