@@ -51,8 +51,9 @@ def show(stage: StageConfig, tokenizer: Tokenizer, prepared: PreparedTrees, tree
     records = records_of(stage.data, objective_of(stage).requires, tokenizer, directory, prepared)
     shown = []
     for row, (record, _) in enumerate(itertools.islice(records, count)):
-        print(f"\n{preview_tree(record, trees[row], tokenizer, colour=colour)}")
-        shown.append(tree_blocks(record, trees[row], tokenizer))
+        what = (record, trees[row], tokenizer, stage.data.encoding)
+        print(f"\n{preview_tree(*what, colour=colour)}")
+        shown.append(tree_blocks(*what))
     split = prepared.manifest["split"]
     page = directory / f"preview-{split}.html"
     write_whole(page, preview_page(f"{len(shown)} of {len(trees)} {split} records", shown, prepared.manifest))

@@ -93,6 +93,11 @@ class EncodingPolicy:
         if self.truncation == "trim_both" and self.max_prompt_length is None and self.max_length is None:
             raise ValueError("truncation='trim_both' needs max_prompt_length or max_length, to trim prompts to")
 
+    def without_limits(self) -> "EncodingPolicy":
+        """The policy by which nothing is too long, and no text rejected for a token that it spells."""
+        no_limits = dict(max_length=None, max_prompt_length=None, max_response_length=None, truncation="drop")
+        return dataclasses.replace(self, **no_limits, special_text="parse")
+
     @property
     def of_chats(self) -> ChatRules:
         return ChatRules(self.thoughts == "unscored", self.thought_marks, self.prefill)

@@ -387,5 +387,7 @@ def _options(config: DataConfig) -> dict[str, Any]:
 
 
 def full_account(trees: PreparedTrees) -> str:
-    """Counts by reason and length statistics of prepared trees, as text."""
-    return "\n\n".join([trees.manifest["account_text"], trees.manifest["lengths_text"]])
+    """Counts by reason and length statistics of prepared trees, as text, and the day that their template was told."""
+    told = trees.manifest["tokenizer"].get("date")
+    day = [f"the chat template reads the clock, and was told {told}: --config.data.date={told}"] if told else []
+    return "\n\n".join([trees.manifest["account_text"], *day, trees.manifest["lengths_text"]])

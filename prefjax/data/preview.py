@@ -38,15 +38,18 @@ def legend(*, colour: bool) -> str:
     return "[[scored]], read only; special tokens are spelled out"
 
 
-def tree_blocks(record: Record, tree: TokenTree, tokenizer: Tokenizer) -> list[Block]:
+def tree_blocks(
+    record: Record, tree: TokenTree, tokenizer: Tokenizer, policy: EncodingPolicy = EncodingPolicy()
+) -> list[Block]:
     """A tree with the record it was made of: facts, its prompt and its branches, their numbers, and what was cut off.
 
     Text is decoded from the tree's ids, so it is what the model reads. Lengths are in tokens.
 
     Args:
         record: one of `prepare.records_of`; its scores are shown as the file has them, targets as the loss reads them.
+        policy: that the tree was encoded by.
     """
-    whole = encode(record, tokenizer, EncodingPolicy(special_text="parse"))
+    whole = encode(record, tokenizer, policy.without_limits())
     if not isinstance(whole, TokenTree):
         raise ValueError(f"{record.source} makes no tree: {whole}")
     facts = [f"example {tree.example_id}", record.source, record.kind]
@@ -70,14 +73,21 @@ def tree_blocks(record: Record, tree: TokenTree, tokenizer: Tokenizer) -> list[B
     return blocks
 
 
-def preview_tree(record: Record, tree: TokenTree, tokenizer: Tokenizer, *, colour: bool = False) -> str:
+def preview_tree(
+    record: Record,
+    tree: TokenTree,
+    tokenizer: Tokenizer,
+    policy: EncodingPolicy = EncodingPolicy(),
+    *,
+    colour: bool = False,
+) -> str:
     """What `tree_blocks` says as one text.
 
     Args:
         colour: marks by terminal colours; else scored text stands in [[ ]].
     """
     bold = (_BOLD, _RESET) if colour else ("", "")
-    blocks = tree_blocks(record, tree, tokenizer)
+    blocks = tree_blocks(record, tree, tokenizer, policy)
     return "\n".join(about.join(bold) + ("\n" if text else "") + render(text, colour=colour) for about, text in blocks)
 
 

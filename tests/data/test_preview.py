@@ -56,6 +56,15 @@ def test_a_conversation_with_a_tokenizer_folder(tmp_path):
     assert 0 < scored < tokens
 
 
+def test_what_the_policy_says_of_chats_is_shown():
+    """A prompt that responses go on from, and one cut from the left, are measured against the same uncut tree."""
+    said = lambda text: (Message("assistant", text),)
+    record = Record((*CHAT.prompt, *said("yes, ")), (said("sure"), said("no")), (1.0, 0.0), "pair", source="f:3")
+    policy = EncodingPolicy(prefill=True, max_prompt_length=29, truncation="trim_prompt_left")
+    text = preview_tree(record, encode(record, BYTE, policy), BYTE, policy)
+    assert "prompt: 29 tokens, not scored; 1 more were cut from the left\n<bos>ser: hello\n\nassistant: yes, \n" in text
+
+
 def test_truncation_is_said():
     policy = EncodingPolicy(max_prompt_length=5, max_response_length=4, truncation="trim_both")
     text = shown(PAIR, BYTE, policy)

@@ -10,7 +10,7 @@ import pytest
 from prefjax.data import chat_templates, tokenizers
 from prefjax.data.account import Rejection
 from prefjax.data.encoding import EncodingPolicy, decode_response, encode, encode_all, encode_prompt
-from prefjax.data.prepare import DataConfig, prepare, records_of
+from prefjax.data.prepare import DataConfig, full_account, prepare, records_of
 from prefjax.data.prompts import encode_prompts, read_prompts
 from prefjax.data.records import THOUGHT, Message, Record
 from prefjax.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, TemplateError, load_tokenizer
@@ -386,6 +386,7 @@ def test_what_was_prepared_on_one_day_is_the_same_on_another(tmp_path, monkeypat
 
     first, text = on("2026-11-29", "train")
     assert "29 Nov 2026" in text and first.manifest["tokenizer"]["date"] == "2026-11-29"
+    assert "was told 2026-11-29: --config.data.date=2026-11-29" in full_account(first)
     again, _ = on("2026-11-30", "train")
     assert again.directory == first.directory and again.content_hash == first.content_hash
     assert "29 Nov 2026" in on("2026-11-30", "eval")[1]  # the other split is told the same day
