@@ -133,7 +133,7 @@ def parse(
         record_format: None means `RecordFormat()`.
         more: further columns to keep where the row has them; None means none.
     """
-    record_format = record_format or RecordFormat()
+    record_format = record_format or _PLAIN
     try:
         record, notices = _read(row, source, record_format, more or Columns())
     except (_RejectedRow, BadMessage, BadSpelling, NoPrompt) as rejected:
@@ -152,7 +152,7 @@ def parse(
 def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> tuple[Record, list[Notice]]:
     if not isinstance(row, Mapping):
         raise _RejectedRow("wrong_type", "", f"a row must be an object, got {type(row).__name__}")
-    respelled, reader = _respelled(row, record_format), _reader_of(record_format)
+    respelled, reader = _respelled(row, record_format, more), _reader_of(record_format)
     columns = _by_own_names(respelled, reader)
     read_responses, own_columns = _shape_of(columns)
     own_texts = [name for name in _TEXTS if name in own_columns]
@@ -232,11 +232,11 @@ def _by_own_names(columns: dict[str, Any], reader: MessageReader) -> dict[str, A
     return {**rest, "prompt": turns[:first], "completion": turns[first:]}
 
 
-def _respelled(row: Mapping[Any, Any], record_format: RecordFormat) -> Respelled:
+def _respelled(row: Mapping[Any, Any], record_format: RecordFormat, more: Columns) -> Respelled:
     """The row's columns that are not null, as the functions below read them."""
     columns = Respelled({name: value for name, value in row.items() if value is not None})
     own = {name: getattr(record_format, f"{name}_field") for name in ("auxiliary", "spans", *PAIR_NUMBERS)}
-    columns.lists(("completions", "scores", own["spans"]))
+    columns.lists(("completions", "scores", own["spans"], *more.response))
     columns.numbers((*_NUMBERS, *(own[name] for name in PAIR_NUMBERS)))
     columns.texts(("prompt", *_TEXTS, *_CHATS, own["auxiliary"]))
     columns.label(record_format.true_labels, record_format.false_labels)
@@ -333,6 +333,7 @@ _COMMON = {"prompt", "weight", "tools", "chat_template_kwargs"}
 _KNOWN_COLUMNS = {*_COMMON, *_CHATS}.union(*(columns for _, columns in _SHAPES.values()))
 _TEXTS = ("chosen", "rejected", "completion", "completions")
 _NUMBERS = ("score_chosen", "score_rejected", "reward", "weight", "scores")
+_PLAIN = RecordFormat()
 _WORDS = "; name other words in data.format.true_labels and false_labels"
 
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prefjax.data.formats import Columns
 from prefjax.data.methods.selection import (
     column_window,
     easiest,
@@ -15,6 +16,7 @@ from prefjax.data.methods.selection import (
     subset,
     variance_window,
 )
+from prefjax.data.readers import read_records
 from prefjax.data.records import Record
 
 
@@ -69,6 +71,15 @@ def test_order_by_a_column():
     assert kept(order_by(records, by="at")) == [1, 5, 2, 3, 0]
     assert kept(order_by(records, by="at", falling=True)) == [0, 2, 3, 5, 1]
     assert reasons(order_by(records, by="at")) == ["missing_field"]
+
+
+def test_columns_of_a_table_are_text_and_numbers_all_the_same(tmp_path):
+    table = 'prompt,chosen,rejected,at,rm\np0,good,bad,3,"[2, 1]"\np1,good,bad,-1.5,"[1, 2]"\np2,good,bad,x,\n'
+    (tmp_path / "f.csv").write_text(table)
+    records, account = read_records(tmp_path / "f.csv", more=Columns(("at",), ("rm",)), progress=False)
+    assert account["read"].found == {"json_as_text": 2}
+    assert kept(order_by(records, by="at")) == [1, 0] and reasons(order_by(records, by="at")) == ["wrong_type"]
+    assert kept(margin_window(records, at_least=0.0, reward="rm")) == [0]
 
 
 def test_easiest_half_from_easy_to_hard():

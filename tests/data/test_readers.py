@@ -207,6 +207,15 @@ def test_rows_of_an_array_are_found_wherever_a_piece_of_the_file_ends(tmp_path, 
         assert read_records(tmp_path / "f.json")[1]["read"].read == 0
 
 
+def test_a_column_that_few_rows_name_otherwise_is_said_where_most_are_right(tmp_path):
+    rows = [{"prompt": f"{i}", "chosen" if i % 3 else "choosen": "a", "rejected": "b"} for i in range(9)]
+    write_jsonl(tmp_path / "f.jsonl", rows)
+    records, account = read_records(tmp_path / "f.jsonl")
+    assert len(records) == 6 and account["read"].dropped == {"missing_field": 3}
+    said = f"{tmp_path / 'f.jsonl'}:1:chosen: the row has choosen: did you mean chosen?"
+    assert account["read"].examples["missing_field"] == [said], "once, with how often"
+
+
 def test_tables(tmp_path):
     path = tmp_path / "f.csv.gz"
     text = 'prompt,completion,,label\r\n"a\nb, ""c""",d,0,t\r\n\r\ne,,1,F\r\nf,g\r\n' + "h," + "i" * 200_000 + ",2,\r\n"

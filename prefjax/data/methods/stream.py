@@ -10,6 +10,7 @@ from jaxtyping import Float64
 
 from prefjax.data.account import Finding, Rejection
 from prefjax.data.records import Record
+from prefjax.data.spellings import cell
 from prefjax.options import FLOAT32, Index
 
 Outcome = tuple[Record | Finding, ...]  # what became of one incoming record
@@ -145,6 +146,7 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _finite(record: Record, value: Any, column: str) -> float:
+    value = cell(value)  # of a table all is text
     if isinstance(value, bool) or not isinstance(value, Real):
         raise reject(record, "wrong_type", column, f"must be a number, got {type(value).__name__}")
     if value not in FLOAT32:
@@ -155,6 +157,7 @@ def _finite(record: Record, value: Any, column: str) -> float:
 
 
 def _finite_list(record: Record, value: Any, column: str) -> Float64[np.ndarray, "D"]:
+    value = cell(value)
     if not isinstance(value, list | tuple) or not value:
         raise reject(record, "wrong_type", column, f"must be a list of numbers, got {type(value).__name__}")
     return np.array([_finite(record, entry, column) for entry in value])
