@@ -41,7 +41,9 @@ and of the reference's, wherever they lie by now, and these options:
 {same}.
 
 These may change, and so may the workdir's name, the number of devices and that of processes. With other `train.steps`
-the run becomes longer or shorter, and a schedule of the learning rate goes by the new length from there on.
+the run becomes longer or shorter. With more `train.epochs`, or `train.steps` in place of them, it becomes longer: the
+epochs that it was to have end as they would have, and others follow. A schedule of the learning rate goes by the new
+length from there on.
 
 {free}.
 """

@@ -18,6 +18,7 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments.command import start_command
 from prefjax.contrib.output import write_output
 from prefjax.contrib.table import Table
 from prefjax.contrib.tools import TOOLS, Tool
@@ -105,5 +106,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["tool", "output"])
-    app.run(main)
+    start_command(main, required=["tool", "output"])

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from experiments.command import start_command
 from prefjax.data.formats import RecordFormat
 from prefjax.data.jsonl import write_records
 from prefjax.data.records import Record
@@ -57,5 +58,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "data", "output"])
-    app.run(main)
+    start_command(main, required=["workdir", "data", "output"])

@@ -10,8 +10,9 @@ tokenizer goes with the result, which `init_from` of a run, transformers and vLL
 vectors, arXiv 2212.04089).
 """
 
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments.command import start_command
 from prefjax.interrupts import StopRequest
 from prefjax.policies.combine import combine, parse_vector
 
@@ -40,5 +41,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["base", "vector", "output"])
-    app.run(main)
+    start_command(main, required=["base", "vector", "output"])

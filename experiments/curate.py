@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from experiments.command import start_command
 from prefjax.data.account import Account
 from prefjax.data.formats import RecordFormat
 from prefjax.data.jsonl import write_records
@@ -64,5 +65,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["data", "methods", "output"])
-    app.run(main)
+    start_command(main, required=["data", "methods", "output"])

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments.command import start_command
 from prefjax.contrib import decompose
 from prefjax.contrib.decomposition import head_accuracies
 from prefjax.data.encoding import encode_all
@@ -68,5 +69,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "data", "eval", "output"])
-    app.run(main)
+    start_command(main, required=["workdir", "data", "eval", "output"])

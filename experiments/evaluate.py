@@ -28,6 +28,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
+from experiments.command import start_command
 from experiments.distributed_flag import define_distributed
 from prefjax.analysis.evaluation_page import evaluation_page
 from prefjax.analysis.report import json_safe
@@ -96,5 +97,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
-    app.run(main)
+    start_command(main, required=["workdir"])

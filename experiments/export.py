@@ -9,6 +9,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
+from experiments.command import start_command
 from prefjax.interrupts import StopRequest
 from prefjax.policies.export import export_policy, export_reward_model
 from prefjax.policies.open import open_policy
@@ -47,5 +48,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir", "output"])
-    app.run(main)
+    start_command(main, required=["workdir", "output"])

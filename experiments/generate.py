@@ -30,6 +30,7 @@ import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
+from experiments.command import start_command
 from prefjax.data.account import Account
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.prompts import Prompt, encode_prompts, read_prompts
@@ -183,5 +184,4 @@ def _marked(text: str, finished: bool) -> str:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["model"])
-    app.run(main)
+    start_command(main, required=["model"])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import app, flags
 
+from experiments.command import start_command
 from prefjax.models import plain_logits
 from prefjax.models.huggingface import load_huggingface, read_config
 
@@ -79,5 +80,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["model"])
-    app.run(main)
+    start_command(main, required=["model"])

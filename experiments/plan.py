@@ -22,6 +22,7 @@ import jax
 from absl import app, flags
 
 from experiments.benchmarks import lengths as lengths_lib
+from experiments.command import start_command
 from experiments.config_flag import define_config
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.fit import plans as plans_lib
@@ -61,8 +62,7 @@ def main(_) -> None:
             if _OUTPUT.value:
                 plans_lib.write(Path(_OUTPUT.value), plans)
     except (CompilerMissing, ValueError) as error:
-        print(f"experiments.plan: {error}", file=sys.stderr)
-        sys.exit(2)
+        raise app.UsageError(str(error)) from error
     if _OUTPUT.value:
         print(f"{_OUTPUT.value}/: plans.md plans.json plans.png")
     sys.exit(0 if everywhere else 1)
@@ -82,5 +82,4 @@ def load_trees(config: StageConfig, lengths: str) -> tuple[TreeSource, str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    start_command(main, required=["config", "topology"])

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from experiments.command import start_command
 from experiments.config_flag import define_config
 from prefjax.data.days import as_prepared
 from prefjax.data.prepare import records_of
@@ -79,5 +80,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config"])
-    app.run(main)
+    start_command(main, required=["config"])

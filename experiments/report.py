@@ -13,6 +13,7 @@ from pathlib import Path
 
 from absl import app, flags
 
+from experiments.command import start_command
 from prefjax.analysis import find_runs, read_run, write_overview
 from prefjax.interrupts import StopRequest
 
@@ -56,5 +57,4 @@ def run_names(folders: list[Path]) -> list[str]:
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["runs"])
-    app.run(main)
+    start_command(main, required=["runs"])

@@ -16,6 +16,7 @@ that was stopped goes on where it was.
 
 Exit status: 0 if every claim holds (and the run agrees with the reference), 1 if not, 2 for a wrong command line or a
 table that needs what is not here. With --all a table that cannot run here is counted, and no failure.
+--debug adds tracebacks to errors.
 """
 
 import sys
@@ -26,6 +27,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from experiments.command import refuse, tell_errors
 from experiments.tables import load_table, running, scoreboard, table_ids, verdicts
 from experiments.tables.harness import CPU, NOT_RUN, SIZES, NotRun, UsageError, get_config, load_paper
 from prefjax import state_files
@@ -52,8 +54,7 @@ def main(argv: Sequence[str]) -> int:
             return 0
         return _one(argv, table_id, size or CPU, config)
     except (UsageError, flags.Error) as error:
-        print(f"experiments.run: {error}", file=sys.stderr)
-        return 2
+        return refuse(error)
 
 
 def _list() -> int:
@@ -157,4 +158,6 @@ def _all(argv: Sequence[str], names: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    tell_errors(debug=len(words) < len(sys.argv[1:]))
+    sys.exit(main(words))

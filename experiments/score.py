@@ -23,6 +23,7 @@ from pathlib import Path
 import jax
 from absl import app, flags, logging
 
+from experiments.command import start_command
 from experiments.config_flag import define_config
 from experiments.distributed_flag import define_distributed
 from prefjax.data.jsonl import write_rows
@@ -90,5 +91,4 @@ def write(stage: StageConfig, data: Path, reference: dict[str, Scored], policy: 
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    start_command(main, required=["config", "workdir"])

@@ -8,13 +8,15 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
+from experiments.command import start_command
 from experiments.config_flag import define_config
 from experiments.distributed_flag import define_distributed
 from prefjax.interrupts import StopRequest
 from prefjax.options import stated
 from prefjax.policies.run_report import report_run
+from prefjax.state_files import naming, staying
 from prefjax.training.processes import Agreed, processes
 from prefjax.training.runs import record_config, run_config, train_run
 
@@ -26,7 +28,7 @@ _DISTRIBUTED = define_distributed()
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
-    with processes(_DISTRIBUTED.value), StopRequest() as stop:
+    with processes(_DISTRIBUTED.value), StopRequest() as stop, naming(_WORKDIR.value):
         train(stop)
 
 
@@ -35,18 +37,17 @@ def train(stop: StopRequest) -> None:
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR shares compiled programs between runs
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     run = run_config(values)
-    if not jax.process_index():
-        record_config(values, workdir)
+    record_config(values, workdir)
     seconds: dict[str, float] = {}
-    result = train_run(run, workdir, should_stop=Agreed(lambda: stop.requested), seconds=seconds)
-    if not result.finished:
-        stop.end()
-    command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
-    page = report_run(run, stated(values), result, workdir, command, seconds)
+    with staying(workdir):
+        result = train_run(run, workdir, should_stop=Agreed(lambda: stop.requested), seconds=seconds)
+        if not result.finished:
+            stop.end()
+        command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
+        page = report_run(run, stated(values), result, workdir, command, seconds)
     if page is not None:
         print(f"report: {page}", flush=True)
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    start_command(main, required=["config", "workdir"])

@@ -20,10 +20,11 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import quickstart
+from experiments.command import start_command
 from experiments.config_flag import complete, define_changes
 from prefjax.analysis import Outcome, read_outcome, write_comparison
 from prefjax.interrupts import StopRequest
@@ -134,5 +135,4 @@ def stopping(stop: StopRequest):
 
 
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["workdir"])
-    app.run(main)
+    start_command(main, required=["workdir"])

@@ -1,10 +1,42 @@
 """Files that hold the state of a run: written whole or not at all, and named where they are damaged."""
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError inside that names no file, as one of a full disk does, names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def staying(folder: str | Path) -> Iterator[None]:
+    """Makes a folder that everything inside writes to. At the end it must be the same one still: had it been taken away
+    meanwhile, whoever wrote into it next would have made another, without what was there before.
+
+    Raises:
+      OSError: it is not.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    there = folder.stat()
+    yield
+    if not folder.is_dir() or not os.path.samestat(there, folder.stat()):
+        raise OSError(
+            f"{folder} was taken away in the middle of the run, and what was written since may be lost: have it back, "
+            "or delete what is there now; the same command then goes on from what there is"
+        )
 
 
 def write_whole(path: str | Path, text: str) -> None:
@@ -12,7 +44,7 @@ def write_whole(path: str | Path, text: str) -> None:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
+        with naming(path), partial.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

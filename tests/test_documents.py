@@ -160,6 +160,8 @@ LEFT = {
     "--distributed": "test_processes_by_the_words_of_their_page",
     "python -m experiments.chaos --output=chaos": "tests/experiments/test_chaos.py runs it small",
     "--share=0.1": "of experiments.chaos",
+    "--debug": "tests/experiments/test_command.py",
+    "python -m docs.write_chaos chaos": "tests/experiments/test_chaos.py compares its page",
     "--seed": "of experiments.chaos",
     "--only=kills,signals": "of experiments.chaos",
     "--check": "of experiments.run; tests/experiments/test_run.py tries it",

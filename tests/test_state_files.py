@@ -8,7 +8,7 @@ import pytest
 from prefjax import ByteTokenizer, state_files
 from prefjax.data.prepare import DataConfig, WorldOptions, prepare
 from prefjax.requirements import Requirements
-from prefjax.state_files import read_object, write_whole
+from prefjax.state_files import read_object, staying, write_whole
 from prefjax.training import provenance
 from prefjax.training.runs import open_run
 from prefjax.training.writers import MetricsFile
@@ -21,6 +21,27 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         write_whole(path, '{"b": 1}')
     assert read_object(path) == {"a": "é"} and os.listdir(tmp_path) == ["state.json"]
+
+
+def test_a_folder_that_was_taken_away_and_made_anew_is_told(tmp_path):
+    folder = tmp_path / "run"
+    with staying(folder):
+        (folder / "kept").touch()
+    for again in (False, True):
+        with pytest.raises(OSError, match=f"^{folder} was taken away in the middle of the run"), staying(folder):
+            folder.rename(tmp_path / f"aside-{again}")
+            folder.mkdir() if again else None
+
+
+def test_metrics_of_a_folder_that_is_gone_are_not_begun_anew(tmp_path):
+    file = MetricsFile(tmp_path / "run" / "metrics.jsonl")
+    file.write(1, "train", {"loss": 1.0})
+    (tmp_path / "run").rename(tmp_path / "aside")
+    with pytest.raises(FileNotFoundError, match="metrics.jsonl"):
+        file.write(2, "train", {"loss": 1.0})
+    (tmp_path / "run").mkdir()
+    with pytest.raises(FileNotFoundError, match="metrics.jsonl"):
+        file.write(2, "train", {"loss": 1.0})
 
 
 @pytest.mark.parametrize("content", [b"", b'{"seed": 0, "da', b"\xff\xfe{}", b"[" * 100_000])

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
-from absl import app, flags
+from absl import flags
 
 from experiments.benchmarks import sweep
+from experiments.command import start_command
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.prepare import DataConfig, prepare
 from prefjax.data.readers import find_files
@@ -133,4 +134,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    start_command(main)

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, NamedTuple
 import matplotlib.axes
 import matplotlib.figure
 import numpy as np
-from absl import app, flags
+from absl import flags
 from tqdm import tqdm
 
+from experiments.command import start_command
 from prefjax.training.provenance import machine
 
 Row = dict[str, Any]
@@ -113,7 +114,7 @@ def main(define_flags: Callable[[], None], declare: Callable[[flags.FlagValues],
     define_output()
     flags.DEFINE_integer("repeats", repeats, "Timed calls of everything that is compared; the median counts.")
     define_flags()
-    app.run(lambda _: declare(flags.FLAGS).run(Path(flags.FLAGS.output), flags.FLAGS.repeats))
+    start_command(lambda _: declare(flags.FLAGS).run(Path(flags.FLAGS.output), flags.FLAGS.repeats))
 
 
 def define_output() -> None:

@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
-from absl import app, flags
+from absl import flags
 
 from experiments.benchmarks import lengths, sweep
+from experiments.command import start_command
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.models.huggingface import read_config
 from prefjax.rows.lengths import summarize_lengths
@@ -298,4 +299,4 @@ def main(_) -> None:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    start_command(main)

@@ -1,13 +1,15 @@
 """Text <-> token ids, and chats -> text: the built-in byte tokenizer, or any Hugging Face tokenizer folder."""
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import re
+import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -28,6 +30,7 @@ from prefjax.data.records import Message
 
 PLAIN = "plain"  # names the chat template that is built in, in place of a tokenizer's own
 _RENDERING = 5.0  # seconds of one thread that a template may take for one conversation
+_MEMORY = 1 << 31  # bytes that it may take beside
 _RENDERED = 2**26  # characters that it may make of it
 
 
@@ -311,11 +314,14 @@ class HuggingFaceTokenizer:
             return text
 
         try:
-            return _in_time(apply)
-        except TimeoutError as error:
+            with _bounded_memory():
+                return _in_time(apply)
+        except (TimeoutError, MemoryError) as error:
+            seconds = f"ran for more than {_RENDERING:g} s"
+            what = seconds if isinstance(error, TimeoutError) else f"took more than {_MEMORY / 2**30:.3g} GiB of memory"
             raise ValueError(
-                f"{self._written}: its chat template ran for more than {_RENDERING:g} s on one conversation: give "
-                "chat_template='plain' or a Jinja template that ends"
+                f"{self._written}: its chat template {what} on one conversation: give chat_template='plain' or a Jinja "
+                "template that ends"
             ) from error
         except Exception as error:  # a template is a program, and may fail as any
             raise TemplateError(f"{self._written}{what_failed(error, bool(self.date))}") from error
@@ -342,6 +348,25 @@ def _in_time(function: Callable[[], str]) -> str:
         return function()
     finally:
         sys.settrace(before)
+
+
+@contextlib.contextmanager
+def _bounded_memory() -> Iterator[None]:
+    """Inside, what would take the whole process beyond `_MEMORY` more than it has is a MemoryError, where Linux says
+    how much that is: one operation of a template can ask for any amount.
+    """
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = pages * resource.getpagesize() + _MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _without_leading_space(backend: dict) -> dict:

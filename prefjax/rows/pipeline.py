@@ -61,7 +61,7 @@ class _SampledStepsIterator(grain.DatasetIterator):
         if state["identity"] != self._identity:
             raise ValueError(
                 f"the iterator state belongs to {state['identity']}, this run is {self._identity}: the data, the row "
-                "shape, the batching rule, its seed or epochs, or the rows per step have changed"
+                "shape, the batching rule, its seed, or the rows per step have changed"
             )
         self._position, self._carried, self._step = state["position"], list(state["carried"]), state["step"]
         self._window = None

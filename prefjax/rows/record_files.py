@@ -24,6 +24,9 @@ def write_file(path: Path, records: Iterable[Mapping[str, np.ndarray]], fields: 
     Args:
       records: vectors by name, of any length each.
       fields: the dtype of every name.
+
+    Raises:
+      OSError: the disk takes no more.
     """
     features = _features(fields)
     serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -33,11 +36,23 @@ def write_file(path: Path, records: Iterable[Mapping[str, np.ndarray]], fields: 
         for record in records:
             # Deterministic, since the fields' order is otherwise drawn by each process.
             data = serializer.get_tf_example(features.encode_example(record)).SerializeToString(deterministic=True)
-            writer.write(data)
+            with _a_full_disk_named(path):
+                writer.write(data)
             size += len(data)
     finally:
-        writer.close()
+        with _a_full_disk_named(path):
+            writer.close()
     return size
+
+
+@contextmanager
+def _a_full_disk_named(path: Path) -> Iterator[None]:
+    """array_record writes past Python, and has another error for it."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:200]
+        raise OSError(f"{path.parent}: prepared data cannot be written ({said}): make room for it") from error
 
 
 def join_files(folder: Path, files: Sequence[tuple[Path, int, int]], fields: Mapping[str, type]) -> None:

@@ -38,11 +38,13 @@ class FullRows:
     epochs  passes over the data, or None for an endless run
     window  trees packed together; at least two steps' worth is always taken, at most one epoch otherwise. Unread
             without a seed
+    before  numbers of epochs after which the run was to end before it was made longer: no window reaches over those
     """
 
     seed: int | None
     epochs: int | None = None
     window: int = 4096
+    before: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +54,13 @@ class FixedPrompts:
     prompts  per step, over all hosts; only the last step of a finite run may have fewer
     seed     of the global shuffle; every epoch has its own permutation. None: every epoch in the trees' order
     epochs   passes over the data, or None for an endless run
+    before   numbers of epochs after which the run was to end before it was made longer: no step reaches over those
     """
 
     prompts: int
     seed: int | None
     epochs: int | None = None
+    before: tuple[int, ...] = dataclasses.field(default=(), repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,10 +98,14 @@ class StepSampler:
         self.real_tokens = real_tokens(lengths, shape.layout, shape.branches)
         check_sizes(self.sizes, self.capacity)
         self._records = len(lengths)
-        epochs = 1 if isinstance(batching, InOrder) else batching.epochs
-        if epochs is not None and epochs < 1:
-            raise ValueError(f"epochs={epochs}: it must be at least 1, or None for an endless run")
-        self._end = sys.maxsize if epochs is None else self._records * epochs  # of the stream of epochs
+        epochs = (1,) if isinstance(batching, InOrder) else (*batching.before, batching.epochs)
+        counted = [count for count in epochs if count is not None]
+        if counted and counted[0] < 1:
+            raise ValueError(f"epochs={counted[0]}: it must be at least 1, or None for an endless run")
+        if None in epochs[:-1] or sorted(set(counted)) != counted:
+            raise ValueError(f"epochs={epochs[-1]} after {epochs[:-1]}: a run only becomes longer")
+        # Of the stream of epochs, and where it was to end before.
+        self._ends = [sys.maxsize if count is None else self._records * count for count in epochs]
         match batching:
             case FixedPrompts():
                 self._prompts = batching.prompts
@@ -113,19 +121,21 @@ class StepSampler:
                 self._window = max(min(batching.window, self._records), math.ceil(2 * step))
                 self._prompts = self.rows_per_step  # what a full step holds when a row holds one prompt
         rows = None if isinstance(batching, FixedPrompts) else self.rows_per_step  # more of them are padding there
-        settings = (batching, shape.layout, self.capacity.tolist(), rows)
+        endless = batching if isinstance(batching, InOrder) else dataclasses.replace(batching, epochs=None, before=())
+        settings = (endless, shape.layout, self.capacity.tolist(), rows)
         digest = hashlib.sha256(self.sizes.tobytes() + repr(settings).encode())
         self.fingerprint = digest.hexdigest()[:16]
 
     def next_window(self, position: int, carried: Sequence[int]) -> Window:
         """The steps that follow once `position` records were drawn and `carried` held back; none at the end."""
+        end = next((end for end in self._ends if end > position), self._ends[-1])
         if isinstance(self.batching, InOrder):
-            return self._in_order(position)
+            return self._in_order(position, end)
         if isinstance(self.batching, FixedPrompts) or self.shape.layout not in PACKED_LAYOUTS:
-            return self._fixed_prompts(position)
+            return self._fixed_prompts(position, end)
         if self.batching.seed is None:
-            return self._in_order(position)
-        return self._full_rows(position, carried)
+            return self._in_order(position, end)
+        return self._full_rows(position, carried, end)
 
     def steps(self) -> Iterator[Step]:
         """All steps from the start."""
@@ -134,17 +144,17 @@ class StepSampler:
             yield from window.steps
             window = self.next_window(window.position, window.carried)
 
-    def _draw(self, position: int, count: int) -> list[int]:
+    def _draw(self, position: int, count: int, end: int) -> list[int]:
         """The next records of the stream of epochs, fewer at its end."""
         drawn: list[int] = []
-        while count > 0 and position < self._end:
+        while count > 0 and position < end:
             epoch, start = divmod(position, self._records)
             drawn += _permutation(self._records, self.batching.seed, epoch)[start : start + count].tolist()
             count -= min(count, self._records - start)
             position += self._records - start
         return drawn
 
-    def _full_rows(self, position: int, carried: Sequence[int]) -> Window:
+    def _full_rows(self, position: int, carried: Sequence[int], end: int) -> Window:
         """Packs a window by first-fit-decreasing and emits whole steps of its rows in random order.
 
         The emptiest rows, at least one and as many as leave whole steps, go back and are packed again with the next
@@ -152,13 +162,13 @@ class StepSampler:
         """
         records, held = list(carried), []
         while True:
-            drawn = self._draw(position, self._window)
+            drawn = self._draw(position, self._window, end)
             records += drawn
             position += len(drawn)
             rows = first_fit_decreasing(self.sizes[records], self.capacity)
-            if len(rows) > self.rows_per_step or position == self._end:
+            if len(rows) > self.rows_per_step or position == end:
                 break
-        if position < self._end:
+        if position < end:
             tokens = self.sizes[records, 0]
             rows.sort(key=lambda row: (min(row[0], len(carried)), -tokens[row].sum()))
             emitted = (len(rows) - 1) // self.rows_per_step * self.rows_per_step
@@ -168,9 +178,9 @@ class StepSampler:
         steps = [named[i : i + self.rows_per_step] for i in range(0, len(named), self.rows_per_step)]
         return Window(steps, position, [records[i] for i in sorted(int(i) for row in held for i in row)])
 
-    def _fixed_prompts(self, position: int) -> Window:
+    def _fixed_prompts(self, position: int, end: int) -> Window:
         """The next prompts of the stream, packed; rows are ordered by their first prompt."""
-        records = self._draw(position, self._prompts)
+        records = self._draw(position, self._prompts, end)
         if not records:
             return Window([], position, [])
         rows = sorted(first_fit_decreasing(self.sizes[records], self.capacity), key=lambda row: int(row[0]))
@@ -181,11 +191,11 @@ class StepSampler:
             )
         return Window([[[records[i] for i in row] for row in rows]], position + len(records), [])
 
-    def _in_order(self, position: int) -> Window:
+    def _in_order(self, position: int, end: int) -> Window:
         """One step of the next records, each in the first row where it fits, up to the first that fits nowhere."""
         rows: Step = [[] for _ in range(self.rows_per_step)]
         free = np.tile(self.capacity, (self.rows_per_step, 1))
-        while position < self._end:
+        while position < end:
             record = position % self._records
             fits = (free >= self.sizes[record]).all(axis=1)
             row = int(fits.argmax())

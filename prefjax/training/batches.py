@@ -119,13 +119,13 @@ def shape_for(
     return dataclasses.replace(shape, rows=count, carries=requires.pair_numbers + requires.token_labels)
 
 
-def training_shape(config: StageConfig, trees: TreeSource) -> RowShape:
+def training_shape(config: StageConfig, trees: TreeSource, before: tuple[int, ...] = ()) -> RowShape:
     """The static shape of a stage's rows over all hosts, whatever the mesh; `rows` is a multiple of `accumulation`."""
     return shape_for(
         config.rows,
         objective_of(config).requires,
         trees,
-        training_batching(config),
+        training_batching(config, before),
         row_multiple=config.accumulation,
         prompt_rows=config.value_network == "own",
         steps=config.train.steps or None,
@@ -138,19 +138,24 @@ def evaluation_shape(config: StageConfig, trees: TreeSource) -> RowShape:
     return training_shape(dataclasses.replace(config, rows=rows, accumulation=1), trees)
 
 
-def forecast(config: StageConfig, trees: TreeSource, shape: RowShape, steps: int | None) -> Simulation:
+def forecast(
+    config: StageConfig, trees: TreeSource, shape: RowShape, steps: int | None, before: tuple[int, ...] = ()
+) -> Simulation:
     """What the stage's batching will do, on lengths alone."""
-    return simulate(StepSampler(trees.lengths, shape, training_batching(config)), steps)
+    return simulate(StepSampler(trees.lengths, shape, training_batching(config, before)), steps)
 
 
-def describe_shape(config: StageConfig, trees: TreeSource, shape: RowShape, *, row_multiple: int = 1) -> str:
+def describe_shape(
+    config: StageConfig, trees: TreeSource, shape: RowShape, before: tuple[int, ...] = (), *, row_multiple: int = 1
+) -> str:
     """One line: rows, lengths, the prompts per step and fill to expect, and what a mesh needs besides.
 
     Args:
+      before: see `training_batching`.
       row_multiple: the mesh's shards of rows times micro-batches.
     """
     endless = config.train.epochs == 0
-    expected = forecast(config, trees, shape, min(config.train.steps, _FORECAST_STEPS) if endless else None)
+    expected = forecast(config, trees, shape, min(config.train.steps, _FORECAST_STEPS) if endless else None, before)
     packed = f", up to {shape.groups} prompts a row" if shape.groups > 1 else ""
     order = ", in fixed order" if config.rows.order == "fixed" else ""
     padding = padded_rows(shape.rows, row_multiple) - shape.rows
@@ -164,11 +169,16 @@ def describe_shape(config: StageConfig, trees: TreeSource, shape: RowShape, *, r
     )
 
 
-def training_batching(config: StageConfig) -> FullRows | FixedPrompts:
+def training_batching(config: StageConfig, before: tuple[int, ...] = ()) -> FullRows | FixedPrompts:
+    """How a stage's records become steps.
+
+    Args:
+      before: numbers of epochs that the run was to have before it was made longer, see `rows.steps`.
+    """
     epochs, seed = config.train.epochs or None, config.seed if config.rows.order == "shuffled" else None
     if config.rows.batching == "prompts":
-        return FixedPrompts(config.rows.prompts_per_step, seed, epochs)
-    return FullRows(seed, epochs, config.rows.window)
+        return FixedPrompts(config.rows.prompts_per_step, seed, epochs, before)
+    return FullRows(seed, epochs, config.rows.window, before)
 
 
 def host_rows(

@@ -5,10 +5,12 @@ all of that. Whoever reads a checkpoint reads it here, and holds what was read t
 newest checkpoint that is sound is taken, and a line says so.
 """
 
+import contextlib
 import hashlib
 import json
+import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,6 +23,7 @@ from prefjax.options import differences
 from prefjax.training.fingerprints import describe, fingerprints, name_of
 
 T = TypeVar("T")
+_MOST_STEPS = 64  # of the newest checkpoints that processes tell each other
 
 
 class DamagedCheckpointError(ValueError):
@@ -35,7 +38,8 @@ class Proof(NamedTuple):
     """What a checkpoint says of itself.
 
     identity  what decides the result of the run: equal whenever it is continued
-    facts     further ones of the run: `steps`, its length, and `init_from`, where it started
+    facts     further ones of the run: `steps`, its length; `epochs`, of which there are so many or None, and before it
+              was made longer were; `init_from`, where it started
     position  of the data
     arrays    path -> dtype, shape and fingerprint
     """
@@ -60,6 +64,8 @@ class Restored(NamedTuple):
 class Checkpointer:
     """Saves and restores state and data position of a run under `directory`, one folder per step.
 
+    Leaving it as a context closes it: what is being written is written to its end.
+
     Args:
       keep: how many of the newest checkpoints stay.
       identity, facts: see `Proof`; JSON-able.
@@ -68,7 +74,9 @@ class Checkpointer:
     def __init__(self, directory: Path, *, keep: int = 2, identity: dict[str, Any], facts: dict[str, Any]):
         self.directory = Path(directory).resolve()
         self._identity, self._facts = json.loads(json.dumps((identity, facts)))
-        self._manager = _open(self.directory, max_to_keep=keep)
+        # lightweight: reading what Orbax wrote beside every step would fail where one is damaged.
+        options = ocp.CheckpointManagerOptions(lightweight_initialize=True, max_to_keep=keep)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def latest_step(self) -> int | None:
         """Newest complete step, None when there is none."""
@@ -79,6 +87,7 @@ class Checkpointer:
 
         Raises:
           NonFiniteStateError: names an array; nothing is saved.
+          OSError: this state, or the one before, cannot be written.
         """
         if step == self.latest_step():
             return
@@ -92,13 +101,12 @@ class Checkpointer:
             )
         texts = {name: found.text for name, found in arrays.items()}
         proof = Proof(step, self._identity, self._facts, position, texts)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeSave(dict(state)),
-                proof=ocp.args.JsonSave({**proof._asdict(), "digest": proof.digest()}),
-            ),
+        items = ocp.args.Composite(
+            state=ocp.args.PyTreeSave(dict(state)),
+            proof=ocp.args.JsonSave({**proof._asdict(), "digest": proof.digest()}),
         )
+        with _written_to(self.directory):
+            self._manager.save(step, args=items)
 
     def restore(self, like: Mapping[str, Any]) -> Restored | None:
         """The newest sound state's parts, placed as those of `like` (arrays or shapes with shardings); None: no step.
@@ -111,28 +119,42 @@ class Checkpointer:
         """
 
         def read(step: int) -> Restored:
-            proof = _read_proof(self._manager, step)
+            proof = _read_proof(self.directory, step)
             require_same(self.directory.parent, proof.identity, self._identity)
-            return Restored(_read_arrays(self._manager, step, proof, dict(like)), proof)
+            return Restored(_read_arrays(self.directory, step, proof, dict(like)), proof)
 
         damaged: list[int] = []
-        restored = _newest_sound(self._manager, read, damaged)
+        restored = _newest_sound(self.directory, read, damaged)
         if damaged:
             self._put_aside(damaged)
         return restored
 
     def _put_aside(self, steps: list[int]) -> None:
         for step in steps if jax.process_index() == 0 else ():
-            aside = self.directory / f"damaged-{step}"
-            ocp.path.utils.rmtree(aside) if aside.exists() else None
-            (self.directory / str(step)).rename(aside)
+            aside, folder = self.directory / f"damaged-{step}", self.directory / str(step)
+            if folder.exists():  # another process may have seen it
+                shutil.rmtree(aside, ignore_errors=True)
+                folder.rename(aside)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoints put aside")
         self._manager.reload()
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        """Closes it, after an error too, of which it keeps silent then; not where another process may be gone."""
+        if kind is None:
+            self.close()
+        elif issubclass(kind, Exception) and not issubclass(kind, jax.errors.JaxRuntimeError):
+            with contextlib.suppress(OSError):
+                self.close()
+
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Raises OSError where the last state cannot be written."""
+        with _written_to(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def require_same(workdir: Path, there: Any, now: Any, path: str = "") -> None:
@@ -148,10 +170,7 @@ def require_same(workdir: Path, there: Any, now: Any, path: str = "") -> None:
 def load_proof(workdir: str | Path) -> Proof | None:
     """What the newest checkpoint of a run says of itself; None where there is no checkpoint."""
     directory = Path(workdir).resolve() / "checkpoints"
-    if not directory.is_dir():
-        return None
-    with _open(directory, read_only=True) as manager:
-        return _newest_sound(manager, lambda step: _read_proof(manager, step), [])
+    return _newest_sound(directory, lambda step: _read_proof(directory, step), [])
 
 
 def is_finished(workdir: str | Path) -> bool:
@@ -175,46 +194,67 @@ def load_params(workdir: str | Path, like: Any) -> Any:
     directory = Path(workdir).resolve() / "checkpoints"
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: it must be the --workdir of an earlier run")
-    with _open(directory, read_only=True) as manager:
-        read = lambda step: _read_arrays(manager, step, _read_proof(manager, step), {"params": like})["params"]
-        params = _newest_sound(manager, read, [])
+    read = lambda step: _read_arrays(directory, step, _read_proof(directory, step), {"params": like})["params"]
+    params = _newest_sound(directory, read, [])
     if params is None:
         raise FileNotFoundError(f"{directory} holds no complete checkpoint")
     return params
 
 
-def _open(directory: Path, **options: Any) -> ocp.CheckpointManager:
-    # lightweight: reading what Orbax wrote beside every step would fail where one is damaged.
-    return ocp.CheckpointManager(
-        directory, options=ocp.CheckpointManagerOptions(lightweight_initialize=True, **options)
-    )
+@contextlib.contextmanager
+def _written_to(directory: Path) -> Iterator[None]:
+    """A disk that is full, read-only or gone by one name: Orbax's threads and TensorStore have many for it."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # another process is gone
+        raise
+    except Exception as error:
+        raise OSError(
+            f"{directory}: a checkpoint cannot be written ({_first_line(error)}). Make room for it, or have the folder "
+            "back and writable; the same command then goes on from the newest one that is there"
+        ) from error
 
 
-def _newest_sound(manager: ocp.CheckpointManager, read: Callable[[int], T], damaged: list[int]) -> T | None:
+def _first_line(error: Exception) -> str:
+    return "".join(str(error).strip().splitlines()[:1])[:200] or type(error).__name__
+
+
+def _steps(directory: Path) -> list[int]:
+    """Steps of which any process sees a folder, the newest first: what another does not see, it cannot read."""
+    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    if jax.process_count() > 1:
+        told = np.full(_MOST_STEPS, -1, np.int32)
+        told[: len(steps)] = steps[:_MOST_STEPS]
+        steps = sorted(set(np.ravel(multihost_utils.process_allgather(told)).tolist()) - {-1}, reverse=True)
+    return steps
+
+
+def _newest_sound(directory: Path, read: Callable[[int], T], damaged: list[int]) -> T | None:
     """What is read of the newest checkpoint that is sound; None where there is none at all. Says what it passed by.
 
     Args:
       damaged: gets the steps that are not sound.
     """
     said = []
-    for step in sorted(manager.all_steps(), reverse=True):
+    for step in _steps(directory):
         try:
             value = read(step)
         except DamagedCheckpointError as error:
             damaged.append(step)
-            said.append(f"checkpoint {manager.directory / str(step)} is damaged ({error})")
+            said.append(f"checkpoint {directory / str(step)} is damaged ({error})")
             continue
         if said and jax.process_index() == 0:
             print(f"{'; '.join(said)}: step {step} is taken instead", file=sys.stderr, flush=True)
         return value
     if said:
-        raise DamagedCheckpointError(f"{'; '.join(said)}. No other is there: delete {manager.directory} to start anew")
+        raise DamagedCheckpointError(f"{'; '.join(said)}. No other is there: delete {directory} to start anew")
     return None
 
 
-def _read_proof(manager: ocp.CheckpointManager, step: int) -> Proof:
+def _read_proof(directory: Path, step: int) -> Proof:
     def read() -> Proof:
-        saved = manager.restore(step, args=ocp.args.Composite(proof=ocp.args.JsonRestore())).proof
+        saved = ocp.JsonCheckpointHandler().restore(directory / str(step) / "proof")
         digest, proof = saved.pop("digest"), Proof(**saved)
         if digest != proof.digest() or step != proof.step:
             raise DamagedCheckpointError("its proof is not what was saved")
@@ -223,7 +263,7 @@ def _read_proof(manager: ocp.CheckpointManager, step: int) -> Proof:
     return _whole(read, "its proof cannot be read: half-written, or of an earlier version")
 
 
-def _read_arrays(manager: ocp.CheckpointManager, step: int, proof: Proof, like: Any) -> Any:
+def _read_arrays(directory: Path, step: int, proof: Proof, like: Any) -> Any:
     """The arrays that `like` names, held to the proof in the dtype they were saved in, then cast."""
     wanted = {name_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(like)}
     saved = {name: proof.arrays.get(name, "").rpartition(" ")[0] for name in wanted}  # dtype and shape
@@ -231,7 +271,7 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, proof: Proof, like: 
     other = [name for name, leaf in wanted.items() if shape(saved[name]) != shape(describe(leaf))]
     if other:
         raise ValueError(
-            f"{manager.directory / str(step)}: {other[0]} is {saved[other[0]] or 'absent'} there, not "
+            f"{directory / str(step)}: {other[0]} is {saved[other[0]] or 'absent'} there, not "
             f"{describe(wanted[other[0]])}, and so are {len(other) - 1} other arrays: it was trained with other options"
         )
     shapes = jax.tree_util.tree_map_with_path(
@@ -243,9 +283,8 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, proof: Proof, like: 
     partial = ocp.args.PyTreeRestore(
         shapes, restore_args=ocp.checkpoint_utils.construct_restore_args(shapes), partial_restore=True
     )
-    read = _whole(
-        lambda: manager.restore(step, args=ocp.args.Composite(state=partial)).state, "its arrays cannot be read"
-    )
+    folder = directory / str(step) / "state"
+    read = _whole(lambda: ocp.PyTreeCheckpointHandler().restore(folder, args=partial), "its arrays cannot be read")
     wrong = [name for name, found in fingerprints(read).items() if found.text != proof.arrays[name]]
     if wrong:
         raise DamagedCheckpointError(f"{wrong[0]} and {len(wrong) - 1} other arrays are not what was saved")
@@ -254,6 +293,9 @@ def _read_arrays(manager: ocp.CheckpointManager, step: int, proof: Proof, like: 
 
 def _whole(read: Callable[[], T], failure: str) -> T:
     """What is read, by all processes or by none.
+
+    Args:
+      read: waits for no other process, as Orbax's own `restore` does at its end, where one that failed never comes.
 
     Raises:
       DamagedCheckpointError: what Orbax and its files raise says nothing about what they were read for.
@@ -264,8 +306,7 @@ def _whole(read: Callable[[], T], failure: str) -> T:
     except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        first = str(error).strip().splitlines()[:1]
-        problem = error if isinstance(error, DamagedCheckpointError) else f"{failure}: {''.join(first)[:200]}"
+        problem = error if isinstance(error, DamagedCheckpointError) else f"{failure}: {_first_line(error)}"
     if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(problem is not None)).any():
         problem = problem or "another process cannot read it"
     if problem is not None:

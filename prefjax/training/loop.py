@@ -24,7 +24,7 @@ class LoopConfig:
     """Length of the run in steps or epochs, of which exactly one is set, and how often what happens, in steps."""
 
     steps: int = option(0, "length of the run; 0: `epochs` says", at_least=0, decides=False)
-    epochs: int = option(0, "passes over the training data; 0: `steps` says", at_least=0)
+    epochs: int = option(0, "passes over the training data; 0: `steps` says", at_least=0, decides=False)
     log_every: int = option(10, "steps between lines of metrics", at_least=1, decides=False)
     eval_every: int = option(0, "steps between evaluations; 0: at the end only", at_least=0, decides=False)
     checkpoint_every: int = option(0, "steps between checkpoints; 0: at the end only", at_least=0, decides=False)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from prefjax.models import huggingface
 from prefjax.models.families import NUMERICS
 from prefjax.options import build, check_ranges, deciding, merged, option, stated
-from prefjax.state_files import read_object, write_whole
+from prefjax.state_files import read_object, staying, write_whole
 from prefjax.training.checkpoint import load_proof, require_same
 from prefjax.training.config import StageConfig
 from prefjax.training.optimizers import make_optimizer
@@ -217,7 +219,7 @@ def _model_of(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def record_config(values: Mapping[str, Any], workdir: str | Path) -> None:
-    """Writes config.json and README.md into the workdir.
+    """Writes config.json and README.md into the workdir; of several processes all call it, and the first one writes.
 
     Raises:
       ValueError: a stage there has a checkpoint, and was trained with other options; lists those of them that decide.
@@ -227,6 +229,8 @@ def record_config(values: Mapping[str, Any], workdir: str | Path) -> None:
         proof = load_proof(workdir / name)
         if proof:
             require_same(workdir, proof.identity["config"], deciding(config), f"config.{name}".rstrip("."))
+    if jax.process_index():
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(workdir / "config.json", json.dumps(values, indent=1) + "\n")
     write_whole(workdir / "README.md", FOLDER)
@@ -259,7 +263,8 @@ def train_run(
         print(f"== {stage.title}", flush=True)
         started = time.perf_counter()
         config = dataclasses.replace(config, init_from=run.start(workdir, name))
-        result = run_stage(config, workdir / name, data, should_stop=should_stop)
+        with staying(workdir):
+            result = run_stage(config, workdir / name, data, should_stop=should_stop)
         if seconds is not None:
             seconds[stage.title] = time.perf_counter() - started
         if not result.finished:

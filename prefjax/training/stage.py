@@ -28,7 +28,7 @@ from prefjax.training.batches import (
     training_shape,
     with_baselines,
 )
-from prefjax.training.checkpoint import Checkpointer, Proof, parameter_hash
+from prefjax.training.checkpoint import Checkpointer, Proof, load_proof, parameter_hash
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.evaluator import Evaluator
 from prefjax.training.feed import DeviceFeed, to_devices
@@ -105,23 +105,24 @@ def run_stage(
     check_installed(config.train.writers)
     mesh = make_mesh(config.mesh)
     tokenizer = tokenizer_of(config.data, config.model)
-    train, held_out = load_splits(config, tokenizer, data_directory)
+    before = _epochs_before(workdir, config)
+    train, held_out = load_splits(config, tokenizer, data_directory, before)
     setup = make_setup(config, tokenizer, mesh)
     row_multiple = row_shards(mesh) * config.accumulation
-    print(describe_shape(config, train.trees, train.shape, row_multiple=row_multiple), flush=True)
+    print(describe_shape(config, train.trees, train.shape, before, row_multiple=row_multiple), flush=True)
     begin = open_start(config, setup)
     train_table, eval_table = _reference_tables(config, setup, begin, workdir, train, held_out)
     evaluator = Evaluator(setup, held_out.trees, held_out.shape, reference=eval_table)
 
-    steps = config.train.steps or forecast(config, train.trees, train.shape, None).steps
+    steps = config.train.steps or forecast(config, train.trees, train.shape, None, before).steps
     state = init_state(setup, begin.policy, make_optimizer(config.optimizer, steps), reference=begin.reference)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
         keep=config.train.keep_checkpoints,
         identity=_identity(config, train, held_out, begin),
-        facts={"steps": steps, "init_from": config.init_from},
+        facts={"steps": steps, "epochs": [*before, config.train.epochs or None], "init_from": config.init_from},
     )
-    feed = DeviceFeed(_rows(config, mesh, train, train_table), mesh)
+    feed = DeviceFeed(_rows(config, mesh, train, train_table, before), mesh)
     start_step, checked, restored = 0, None, checkpointer.restore(state.saved())
     if restored:
         start_step, state = restored.proof.step, state.replace(**restored.state)
@@ -131,6 +132,7 @@ def run_stage(
         checked = _check_start(config, setup, state, train, train_table)
     facts = _facts(config, steps, train, held_out, begin, checked)
     with (
+        checkpointer,
         provenance.session(workdir, facts, from_step=start_step) as session,
         Writers(config.train.writers, workdir, resume_step=start_step, config=facts["config"]) as writer,
     ):
@@ -146,7 +148,6 @@ def run_stage(
         length = dataclasses.replace(config.train, steps=steps, epochs=0)
         state, evaluated = loop.run(length, parts, state, start_step=start_step)
         session.reached(int(state.step), finished=evaluated is not None)
-    checkpointer.close()
     feed.close()
     return StageResult(
         policy=plain_policy(setup, state),
@@ -160,11 +161,17 @@ def run_stage(
     )
 
 
-def load_splits(config: StageConfig, tokenizer: Tokenizer, directory: Path, *, say: bool = True) -> tuple[Split, Split]:
-    """The train and the eval split, prepared or found. Prints what became of every record and what is odd if `say`."""
+def load_splits(
+    config: StageConfig, tokenizer: Tokenizer, directory: Path, before: tuple[int, ...] = (), *, say: bool = True
+) -> tuple[Split, Split]:
+    """The train and the eval split, prepared or found. Prints what became of every record and what is odd if `say`.
+
+    Args:
+      before: see `training_batching`.
+    """
     prepared = [load_trees(config, tokenizer, directory, split, say=say) for split in ("train", "eval")]
     trees = [with_baselines(config, own) for own in prepared]
-    shapes = training_shape(config, trees[0]), evaluation_shape(config, trees[1])
+    shapes = training_shape(config, trees[0], before), evaluation_shape(config, trees[1])
     train, held_out = (Split(*own, context_of(config.init_from)) for own in zip(prepared, trees, shapes, strict=True))
     held_out = held_out._replace(in_training=int(np.isin(trees[1].prompt_hashes, trees[0].prompt_hashes).sum()))
     if not say:
@@ -265,11 +272,40 @@ def _say_continued(workdir: Path, proof: Proof, steps: int) -> None:
     print(f"continuing from step {proof.step}{longer if steps != before else ''}", flush=True)
 
 
+def _epochs_before(workdir: Path, config: StageConfig) -> tuple[int, ...]:
+    """Numbers of epochs after which the run in a folder was to end before it is made longer now.
+
+    Raises:
+      ValueError: it was to be longer than now, and so its data are packed.
+    """
+    proof, now = load_proof(workdir), config.train.epochs or None
+    *before, last = proof.facts["epochs"] if proof else [now]
+    if last == now:
+        return tuple(before)
+    if last is None:
+        raise ValueError(
+            f"{workdir} counts its length in steps, and packs its data without an end: give train.steps, not "
+            f"train.epochs={now}, or a new --workdir"
+        )
+    if now is not None and now < last:
+        raise ValueError(
+            f"{workdir} packs its data for train.epochs={last}: give as many or more, not train.epochs={now}, or a new "
+            "--workdir"
+        )
+    return (*before, last)
+
+
 def _rows(
-    config: StageConfig, mesh: Mesh, train: Split, table: Float32[np.ndarray, "n N"] | None, *, prefetch: int = 2
+    config: StageConfig,
+    mesh: Mesh,
+    train: Split,
+    table: Float32[np.ndarray, "n N"] | None,
+    before: tuple[int, ...] = (),
+    *,
+    prefetch: int = 2,
 ) -> Iterator[Rows]:
     """Training rows of this process."""
-    accumulation, batching = config.accumulation, training_batching(config)
+    accumulation, batching = config.accumulation, training_batching(config, before)
     return host_rows(
         mesh, train.trees, train.shape, batching, accumulation=accumulation, reference=table, prefetch=prefetch
     )

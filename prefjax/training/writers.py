@@ -91,7 +91,8 @@ class MetricsFile:
         write_whole(path, "".join(json.dumps(line) + "\n" for line in self.kept))
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
-        with self.path.open("a") as file:
+        # One that is gone, with its folder or disk, is not begun anew without the lines before.
+        with open(self.path, "a", opener=lambda path, how: os.open(path, how & ~os.O_CREAT)) as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
     def close(self, *, failed: bool) -> None:

@@ -1,6 +1,7 @@
 """The byte tokenizer and Hugging Face folders behind one protocol."""
 
 import json
+import resource
 
 import pytest
 from hypothesis import given
@@ -92,6 +93,22 @@ def test_a_template_that_does_not_end_is_refused(make_tokenizer, monkeypatch, bo
     tokenizer = make_tokenizer(loops + body + "{% endfor %}" * 3)
     with pytest.raises(ValueError, match="its chat template ran for more than 0.2 s on one conversation: give"):
         tokenizer.render((Message("user", ""),), generate=True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 10 ** 9 }}",
+        "{% set n = namespace(x='a') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    ],
+)
+def test_a_template_that_takes_all_memory_is_refused(make_tokenizer, monkeypatch, template):
+    monkeypatch.setattr(tokenizers, "_MEMORY", 1 << 28)
+    tokenizer = make_tokenizer(template)
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(ValueError, match="its chat template took more than 0.25 GiB of memory on one"):
+        tokenizer.render((Message("user", ""),), generate=True)
+    assert resource.getrlimit(resource.RLIMIT_AS) == limit
 
 
 def test_named_templates_go_with_an_export(make_tokenizer, tmp_path):

@@ -80,7 +80,7 @@ def test_rows_are_full_but_for_the_last_step_and_none_waits_long():
     assert np.mean(fills) > 0.95
     assert all((sampler.sizes[row].sum(axis=0) <= row_capacity(PACKED)).all() for step in steps for row in step)
     # A record comes at most a few windows after its place in the shuffled stream.
-    stream = sampler._draw(0, 8 * COUNT)
+    stream = sampler._draw(0, 8 * COUNT, 8 * COUNT)
     arrival = {(record, nth): i for i, (record, nth) in enumerate(numbered(stream))}
     order = numbered([record for step in steps for row in step for record in row])
     assert max(i - arrival[key] for i, key in enumerate(order)) < 3 * 40
@@ -98,7 +98,9 @@ def test_the_emptiest_row_of_a_window_waits_for_the_next_one():
     sampler = StepSampler(SOURCE.lengths, shape, FullRows(seed=3, epochs=8, window=40))
     window = sampler.next_window(0, [])
     emitted = [record for step in window.steps for row in step for record in row]
-    assert window.carried and sorted(emitted + window.carried) == sorted(sampler._draw(0, window.position))
+    assert window.carried and sorted(emitted + window.carried) == sorted(
+        sampler._draw(0, window.position, window.position)
+    )
     emptiest = sampler.real_tokens[window.carried].sum()
     assert emptiest <= min(sampler.real_tokens[row].sum() for step in window.steps for row in step)
 
@@ -172,7 +174,7 @@ def test_grain_checkpoint_saves_and_restores_the_iterator(tmp_path):
     "other",
     [
         row_dataset(SOURCE, PACKED, FullRows(seed=1)),
-        row_dataset(SOURCE, PACKED, FullRows(seed=0, epochs=2)),
+        row_dataset(SOURCE, PACKED, FullRows(seed=0, window=20)),
         row_dataset(SOURCE, dataclasses.replace(PACKED, rows=4), FullRows(seed=0)),
         row_dataset(MemoryTrees(random_trees(COUNT, seed=2)[::-1]), shape_for("shared"), FullRows(seed=0)),
     ],
@@ -269,8 +271,9 @@ def test_without_a_seed_steps_hold_the_next_records_in_every_epoch(layout):
 
 
 def test_shuffled_steps_are_those_of_the_runs_before_there_was_an_order():
-    sampler = StepSampler(SOURCE.lengths, PACKED, FullRows(seed=0, epochs=2))
-    assert sampler.fingerprint == "0c89f178200657de", "a checkpoint's position would not be taken any more"
+    for epochs in (None, 2):  # a length that may change
+        sampler = StepSampler(SOURCE.lengths, PACKED, FullRows(seed=0, epochs=epochs))
+        assert sampler.fingerprint == "2bf6e9ad2d969926", "a checkpoint's position would not be taken any more"
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -302,6 +305,7 @@ def test_batching_that_cannot_be_carried_out_are_refused():
         (FixedPrompts(1000, seed=0), "prompts=1000 per step do not fit"),
         (FullRows(seed=0, window=0), "window=0"),
         (FullRows(seed=0, epochs=0), "epochs=0"),
+        (FullRows(seed=0, epochs=1, before=(2,)), r"epochs=1 after \(2,\): a run only becomes longer"),
     ):
         with pytest.raises(ValueError, match=reason):
             row_dataset(SOURCE, PACKED, batching)
@@ -311,6 +315,30 @@ def test_batching_that_cannot_be_carried_out_are_refused():
         row_dataset(SOURCE, dataclasses.replace(PACKED, row_length=30), InOrder())
     with pytest.raises(ValueError, match="no trees"):
         StepSampler(TreeLengths.of([]), PACKED, InOrder())
+
+
+@pytest.mark.parametrize(
+    "batching", [FullRows(seed=0, epochs=1, window=20), FixedPrompts(9, seed=0, epochs=1)], ids=repr
+)
+def test_a_run_that_is_made_longer_ends_its_epochs_as_it_would_have(batching):
+    """Wherever it was stopped, and to more epochs or without an end: nothing is lost, nothing comes twice."""
+    shape = shape_for_batching(batching)
+    longer = dataclasses.replace(batching, epochs=2, before=(1,))
+    shape = dataclasses.replace(shape, rows=shape_for_batching(longer).rows)
+    first = [ids(rows) for rows in row_dataset(SOURCE, shape, batching)]
+    whole = [ids(rows) for rows in row_dataset(SOURCE, shape, longer)]
+    assert whole[: len(first)] == first and sorted(sum(whole[len(first) :], [])) == list(range(COUNT))
+    assert simulate(StepSampler(SOURCE.lengths, shape, longer)).steps == len(whole)
+    stopped = iter(row_dataset(SOURCE, shape, batching, prefetch=0))
+    for step in range(len(first)):
+        for other in (longer, dataclasses.replace(longer, epochs=None)):
+            going_on = iter(row_dataset(SOURCE, shape, other, prefetch=0))
+            going_on.set_state(json.loads(json.dumps(stopped.get_state())))
+            assert [ids(next(going_on)) for _ in range(len(first) - step)] == first[step:]
+        next(stopped)
+    going_on = iter(row_dataset(SOURCE, shape, longer, prefetch=0))
+    going_on.set_state(stopped.get_state())
+    assert [ids(rows) for rows in going_on] == whole[len(first) :]
 
 
 def test_one_tree_and_one_row_are_enough():

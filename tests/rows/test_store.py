@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import pickle
+import resource
 
 import numpy as np
 import pytest
@@ -120,6 +121,18 @@ def test_the_target_folder_appears_only_when_complete(tmp_path):
 
     assert len(write_trees(tmp_path / "set", watching(), manifest={})) == 5
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_full_disk_is_told_with_the_folder(tmp_path):
+    """For real: no file may grow beyond so many bytes."""
+    trees, (soft, hard) = random_trees(400, seed=3), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match=f"^{tmp_path}/.*: prepared data cannot be written .*too large.*make room"):
+            write_trees(tmp_path / "set", trees, manifest={})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_damage_is_noticed(tmp_path):

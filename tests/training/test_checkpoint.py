@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from prefjax.training import checkpoint
 from prefjax.training import fingerprints as fingerprints_lib
 from prefjax.training.checkpoint import (
     Checkpointer,
@@ -95,16 +96,16 @@ def test_any_flipped_bit_and_any_cut_is_seen_or_changes_nothing(saved, tmp_path,
 
 def test_a_flipped_number_is_no_error_of_any_file_and_is_seen(workdir, monkeypatch):
     """What Orbax hands over is held to the proof, whoever reads it, and two flips do not make up for each other."""
-    whole = ocp.CheckpointManager.restore
+    whole = ocp.PyTreeCheckpointHandler.restore
 
-    def flipped(self, step, args):
-        found = whole(self, step, args=args)
-        if step == 2 and "state" in found:
-            head = found.state["params"]["policy"]["head"]
-            found.state["params"]["policy"]["head"] = head.at[3, :2].multiply(-1)
+    def flipped(self, folder, args):
+        found = whole(self, folder, args=args)
+        if folder.parent.name == "2":
+            head = found["params"]["policy"]["head"]
+            found["params"]["policy"]["head"] = head.at[3, :2].multiply(-1)
         return found
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", flipped)
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "restore", flipped)
     params = load_params(workdir, {"policy": state(0)["params"]["policy"]})
     np.testing.assert_array_equal(params["policy"]["head"], state(1)["params"]["policy"]["head"])
     assert_is(restored(workdir), 1)
@@ -123,6 +124,33 @@ def test_a_half_written_newest_checkpoint_is_passed_by_and_its_step_saved_again(
     save(workdir, 2)
     assert_is(restored(workdir), 2)
     assert load_proof(workdir)[:3] == (2, IDENTITY, FACTS)
+
+
+def test_what_one_of_several_processes_cannot_read_none_takes(tmp_path, monkeypatch):
+    """The agreement alone, with an other process that is made up: it sees step 7 too, and reads nothing of it."""
+    for step in (3, 5):
+        (tmp_path / str(step)).mkdir()
+    other = {"steps": [7, 5], "failed": False}
+
+    def gather(own):
+        if own.dtype == bool:
+            return np.stack([own, np.array(other["failed"])])
+        theirs = np.full_like(own, -1)
+        theirs[: len(other["steps"])] = other["steps"]
+        return np.stack([own, theirs])
+
+    def fails():
+        raise OSError("cut\nshort")
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(checkpoint.multihost_utils, "process_allgather", gather)
+    assert checkpoint._steps(tmp_path) == [7, 5, 3] and checkpoint._steps(tmp_path / "absent") == [7, 5]
+    assert checkpoint._whole(lambda: "read", "unreadable") == "read"
+    with pytest.raises(DamagedCheckpointError, match="^unreadable: cut$"):
+        checkpoint._whole(fails, "unreadable")
+    other["failed"] = True
+    with pytest.raises(DamagedCheckpointError, match="^another process cannot read it$"):
+        checkpoint._whole(lambda: "read", "unreadable")
 
 
 def test_another_identity_is_refused_and_other_facts_are_not(workdir):

@@ -151,9 +151,25 @@ join_processes()
 assert (jax.process_count(), jax.device_count()) == (2, 4)
 from prefjax.training.mesh import MeshConfig
 from prefjax.training.stage import run_stage
-from tests.training.test_run import FOUR_STEPS
+from tests.training.test_run import FOUR_STEPS, cannot_be_read
+if jax.process_index():
+    cannot_be_read(step=4)
 run_stage(dataclasses.replace(FOUR_STEPS, mesh=MeshConfig(1, 2, 2)), Path(sys.argv[1]), Path(sys.argv[2]))
 """
+
+
+def cannot_be_read(step):
+    """From here on this process cannot read the arrays of a step."""
+    import orbax.checkpoint as ocp
+
+    read = ocp.PyTreeCheckpointHandler.restore
+
+    def fails(self, path, *args, **kwargs):
+        if str(step) in path.parts:
+            raise OSError(f"{path} is seen as damaged by one process alone")
+        return read(self, path, *args, **kwargs)
+
+    ocp.PyTreeCheckpointHandler.restore = fails
 
 
 @pytest.fixture(scope="module")
@@ -163,8 +179,8 @@ def eight(whole, tmp_path_factory):
     return folder, data, run_stage(FOUR_STEPS, folder, data).eval_metrics["loss"]
 
 
-def copy_of_half(eight, folder):
-    shutil.copytree(eight[0] / "checkpoints", folder / "checkpoints", ignore=shutil.ignore_patterns("4"))
+def copy_of_half(eight, folder, *, without=("4",)):
+    shutil.copytree(eight[0] / "checkpoints", folder / "checkpoints", ignore=shutil.ignore_patterns(*without))
 
 
 def assert_same_second_half(eight, folder):
@@ -175,7 +191,7 @@ def assert_same_second_half(eight, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("devices,mesh", [(1, (1, 1, 1)), (4, (1, 4, 1))])
+@pytest.mark.parametrize("devices,mesh", [(1, (1, 1, 1)), (2, (1, 1, 2)), (4, (1, 4, 1))])
 def test_a_run_of_eight_devices_continues_on_any_mesh(eight, tmp_path, devices, mesh, monkeypatch, capsys):
     """In another folder, from step 2 on."""
     copy_of_half(eight, tmp_path)
@@ -187,8 +203,9 @@ def test_a_run_of_eight_devices_continues_on_any_mesh(eight, tmp_path, devices, 
 
 
 @pytest.mark.slow
-def test_a_run_of_one_process_continues_as_two(eight, tmp_path):
-    copy_of_half(eight, tmp_path)
+def test_a_run_of_one_process_continues_as_two_from_what_both_can_read(eight, tmp_path):
+    """One of them cannot read step 4, so both put it aside, and go on from step 2."""
+    copy_of_half(eight, tmp_path, without=())
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -206,6 +223,7 @@ def test_a_run_of_one_process_continues_as_two(eight, tmp_path):
     ]
     outputs = [process.communicate(timeout=300)[0] for process in started]
     assert all(process.returncode == 0 for process in started), outputs[0][-3000:]
+    assert (tmp_path / "checkpoints/damaged-4").is_dir() and load_proof(tmp_path).step == 4
     assert_same_second_half(eight, tmp_path)
 
 
@@ -237,6 +255,23 @@ def epoch(whole, tmp_path_factory):
 @pytest.mark.slow
 def test_epochs_cover_every_prompt(epoch):
     assert sum(line["prompts"] for line in lines(epoch)) == 96
+
+
+@pytest.mark.slow
+def test_a_run_of_one_epoch_becomes_one_of_two_but_not_shorter(whole, epoch, tmp_path, capsys):
+    shutil.copytree(epoch, tmp_path, dirs_exist_ok=True)
+    first = len(lines(epoch))
+    two = dataclasses.replace(DPO, train=LoopConfig(epochs=2, log_every=1))
+    assert run_stage(two, tmp_path, whole[0] / "data").finished
+    assert f"continuing from step {first}; {len(lines(tmp_path))} steps, not {first}: " in capsys.readouterr().out
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, len(lines(tmp_path)) + 1))
+    assert sum(line["prompts"] for line in lines(tmp_path)[first:]) == 96
+    assert load_proof(tmp_path).facts["epochs"] == [1, 2]
+    one = dataclasses.replace(DPO, train=LoopConfig(epochs=1))
+    with pytest.raises(ValueError, match="packs its data for train.epochs=2: give as many or more, not train.epochs=1"):
+        run_stage(one, tmp_path, whole[0] / "data")
+    with pytest.raises(ValueError, match="counts its length in steps.* give train.steps, not train.epochs=1"):
+        run_stage(one, whole[0], whole[0] / "data")
 
 
 @pytest.mark.slow

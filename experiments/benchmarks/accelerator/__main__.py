@@ -34,6 +34,7 @@ from pathlib import Path
 from absl import app, flags
 
 from experiments.benchmarks.accelerator import findings, parts
+from experiments.command import start_command
 
 DOCS = parts.ROOT / "docs"
 
@@ -91,4 +92,4 @@ def write_page(folder: Path) -> str:
 
 if __name__ == "__main__":
     define_flags()
-    app.run(main)
+    start_command(main)
