@@ -200,6 +200,14 @@ class Account:
         names = [*self.stages, *(name for name in other.stages if name not in self.stages)]
         return Account({name: self.stages.get(name, Stage()) + other.stages.get(name, Stage()) for name in names})
 
+    def main_loss(self) -> str:
+        """What dropped most records and where first, to go on a line that says so; empty where nothing did."""
+        dropped = sum((stage.dropped for stage in self.stages.values()), collections.Counter[str]())
+        for reason, count in dropped.most_common(1):
+            where = next(stage.examples[reason][0] for stage in self.stages.values() if reason in stage.examples)
+            return f"; {count} were dropped ({REASONS[reason]}), first {where}"
+        return ""
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a JSON manifest."""
         return {

@@ -282,9 +282,10 @@ def _make(asked: _Asked, target: Path, folder: Path, progress: bool) -> Prepared
     accounts, counts, last = _add_up(parts, records)
     account, division = sum(accounts, Account()), records.division()
     if not sum(counts):
-        fix = f": data.holdout={config.holdout:g} may be too small for it, or too large; or give data.eval"
-        fix = f"{division}{fix if asked.holds_out else ''}"
-        raise ValueError(f"{asked.given}: no record of the {asked.split} split is left\n{fix}\n\n{account}")
+        fix = account.main_loss()
+        if asked.holds_out and account["read"].kept and not any(s.read for s in list(account.stages.values())[1:]):
+            fix = f": data.holdout={config.holdout:g} may be too small for it, or too large; or give data.eval"
+        raise ValueError(f"{asked.given}: no record of the {asked.split} split is left\n{division}{fix}\n\n{account}")
     index = read_index(folder, len(parts))
     lengths = summarize(index.lengths, index.pairs)
     facts = {

@@ -13,7 +13,9 @@ from prefjax.rows.trees import TokenTree, is_scored, token_ids
 
 _BOLD, _SCORED, _SPECIAL, _RESET = "\x1b[1m", "\x1b[32m", "\x1b[7m", "\x1b[0m"
 # Text is data: what would move the cursor or change colours is shown as the picture of the character.
-VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+VISIBLE: dict[int, int | str] = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+# What would turn the direction of the text around it is spelled.
+VISIBLE |= {code: f"[U+{code:04X}]" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
 
 
 class Span(NamedTuple):

@@ -56,7 +56,9 @@ def _text(text: str) -> str:
 def _tree(blocks: Sequence[Block]) -> str:
     (facts, _), *texts = blocks
     return f"<h2>{_text(facts)}</h2>\n" + "".join(
-        f"<h3>{_text(about)}</h3>\n<pre>{''.join(map(_span, text))}</pre>\n" for about, text in texts
+        # A browser leaves out a line break right after <pre>, which may be the text's own.
+        f"<h3>{_text(about)}</h3>\n<pre>\n{''.join(map(_span, text))}</pre>\n"
+        for about, text in texts
     )
 
 

@@ -97,9 +97,9 @@ def test_colours_say_the_same():
 
 
 def test_text_cannot_steer_the_terminal():
-    record = dataclasses.replace(PAIR, prompt="Q\x1b[2J\x07\t:\n")
+    record = dataclasses.replace(PAIR, prompt="Q\x1b[2J\x07\t:\u202edne\n")
     text = shown(record, BYTE)
-    assert "\x1b" not in text and "Q\N{SYMBOL FOR ESCAPE}[2J\N{SYMBOL FOR BELL}\t:\n" in text
+    assert "\x1b" not in text and "Q\N{SYMBOL FOR ESCAPE}[2J\N{SYMBOL FOR BELL}\t:[U+202E]dne\n" in text
 
 
 def test_records_come_back_with_their_trees(tmp_path):
