@@ -4,6 +4,7 @@ What a template reads stands in its source, and what it does with arguments in w
 """
 
 import contextlib
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ def in_form(turns: Sequence[Message], render: Render, template: str, marks: tupl
     return Formed(tuple(turns), found)
 
 
+@functools.lru_cache
 def thought_name(template: str) -> str | None:
     """The key of a message under which a template looks for its thought; None: under none."""
     return next((name for name in THOUGHTS if re.search(rf"[.'\"]{name}\b", template)), None)

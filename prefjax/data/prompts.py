@@ -146,6 +146,15 @@ def encode_prompts(
     return collect("encode", prompts, step)
 
 
+def prompt_of(record: Record, tokens: np.ndarray, tokenizer: Tokenizer, policy: EncodingPolicy) -> Prompt:
+    """The prompt of a record that was encoded, with the id that its row has among its columns."""
+    text, given, own = record.prompt, record.given, record.columns.get("id")
+    ending, begun = "", False
+    if not isinstance(text, str):
+        ending, begun = response_ending(text, tokenizer, policy, given=given), is_begun(text, policy.of_chats)
+    return Prompt(text, record.source, own, tokens, ending, given, begun)
+
+
 def plain_text(text: Text) -> str | list[dict[str, Any]]:
     """A text as JSON holds it: itself, or a list of messages."""
     return text if isinstance(text, str) else [turn.as_dict() for turn in text]

@@ -14,7 +14,7 @@ from prefjax.analysis.evaluation import Scored
 from prefjax.analysis.judgements import read_judgements, win_rates
 from prefjax.data.jsonl import write_rows
 from prefjax.data.prepare import records_of
-from prefjax.data.prompts import Prompt
+from prefjax.data.prompts import Prompt, prompt_of
 from prefjax.data.readers import find_files, read_rows
 from prefjax.data.records import Record
 from prefjax.data.sources import columns_in
@@ -173,7 +173,7 @@ def _evaluate_policy(
         values["subsets"] = {"field": options.subset_field, "tables": tables, "means": means}
     if options.samples:
         values |= _samples(
-            options, stage.seed, (policy, reference), _prompts(trees, records_with, options), comparisons
+            options, stage.seed, (policy, reference), _prompts(trees, records_with, options, policy), comparisons
         )
     if options.judgements:
         rows = [item for path in find_files(options.judgements) for item in read_rows(path)]
@@ -192,12 +192,14 @@ def _log_probs(stage: StageConfig, scored: Scored) -> dict[str, Any]:
     }
 
 
-def _prompts(trees: PreparedTrees, records_with: RecordsWith, options: EvaluationOptions) -> list[Prompt]:
+def _prompts(
+    trees: PreparedTrees, records_with: RecordsWith, options: EvaluationOptions, policy: Policy
+) -> list[Prompt]:
     """The first held-out prompts, each once, with the ids that their rows have."""
     records = records_with("id")
     _, first = np.unique(trees.prompt_hashes, return_index=True)
     return [
-        Prompt(records[i].prompt, records[i].source, records[i].columns.get("id"), trees[int(i)].prompt)
+        prompt_of(records[i], trees[int(i)].prompt, policy.tokenizer, policy.data.encoding)
         for i in np.sort(first)[: options.samples]
     ]
 

@@ -11,7 +11,7 @@ from prefjax.data import chat_templates, tokenizers
 from prefjax.data.account import Rejection
 from prefjax.data.encoding import EncodingPolicy, decode_response, encode, encode_all, encode_prompt
 from prefjax.data.prepare import DataConfig, full_account, prepare, records_of
-from prefjax.data.prompts import encode_prompts, read_prompts
+from prefjax.data.prompts import Prompt, encode_prompts, prompt_of, read_prompts
 from prefjax.data.records import THOUGHT, Message, Record
 from prefjax.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, TemplateError, load_tokenizer
 from prefjax.requirements import Requirements
@@ -344,6 +344,22 @@ def test_prompts_to_sample_from(tokenizer_of, tmp_path):
     assert decode_response(*ids, tokenizer, chat=True, prefill=True) == " yes"
     prompts, read = read_prompts(str(file), progress=False)
     assert [len(prompt.text) for prompt in prompts] == [1, 1] and read.account["prompts"].found["unread_answer"] == 1
+
+
+def test_prompts_of_records_are_those_that_would_be_sampled(tokenizer_of):
+    tokenizer, policy = tokenizer_of(CHATML.replace("<|end|>", "###")), EncodingPolicy(prefill=True)
+    record = pair(chat("u:hello", "a:sure,"), chat("a: yes"))
+    tree = encode(record, tokenizer, policy)
+    prompt = prompt_of(record, tree.prompt, tokenizer, policy)
+    (asked,), _ = encode_prompts([Prompt(record.prompt, "f:1", given=record.given)], tokenizer, policy, chat=True)
+    assert (
+        (prompt.ending, prompt.begun, prompt.text)
+        == (asked.ending, asked.begun, asked.text)
+        == ("###", True, record.prompt)
+    )
+    np.testing.assert_array_equal(prompt.tokens, asked.tokens)
+    plain = prompt_of(Record("a", ("b",), (1.0,), "demonstration"), tree.prompt, tokenizer, policy)
+    assert (plain.ending, plain.begun) == ("", False)
 
 
 # The clock
