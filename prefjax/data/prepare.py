@@ -84,8 +84,10 @@ class DataConfig:
         decides=False,
     )
     chat_template: str | None = option(None, 'None: the tokenizer\'s own; "plain", or a Jinja template')
-    chat_template_kwargs: str = option("", "what else templates are given, a JSON object; a record's own go first")
-    date: str = option("", "told to templates that read the clock, as 2026-11-29; empty: when first prepared, as kept")
+    chat_template_kwargs: str = option("", "what else the template is given, a JSON object; a record's own go first")
+    date: str = option(
+        "", "the day that templates which read the clock are told, as 2026-11-29; empty: that of the first preparation"
+    )
     rankings: str | None = option(
         None, "which pairs a ranking makes; None: the objective decides", choices=RANKING_RULES
     )
