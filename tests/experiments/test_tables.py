@@ -119,6 +119,39 @@ def test_an_objective_of_ones_own_joins_a_table_by_one_flag(tmp_path, monkeypatc
         assert message in capsys.readouterr().err
 
 
+def test_win_rates_of_a_made_up_leaderboard(tmp_path, monkeypatch):
+    """Right in every column, red where a published number is another, and not run where there is no checkout."""
+    module = load_table("alpacaeval.win_rate")
+    monkeypatch.setattr(module, "PROMPTS", 4)
+    with pytest.raises(harness.NotRun, match="github.com/tatsu-lab/alpaca_eval"):
+        module.cells(harness.get_config("alpacaeval.win_rate", module))
+    preferences = {"terse": [1.0, 1.2, 1.5, 1.1], "wordy": [2.0, 1.9, 1.5, 1.4]}
+    lines = [",win_rate,standard_error,discrete_win_rate,avg_length,n_total"]
+    for model, values in preferences.items():
+        file = tmp_path / "results" / model / "weighted_alpaca_eval_gpt4_turbo/annotations.json"
+        file.parent.mkdir(parents=True)
+        output = "a" * (3 if model == "terse" else 9)
+        file.write_text(
+            json.dumps([dict(instruction=f"q{i}", output_2=output, preference=p) for i, p in enumerate(values)])
+        )
+        error = 100 * np.std(values, ddof=1) / 2
+        discrete = {"terse": 12.5, "wordy": 62.5}[model]
+        lines.append(f"{model},{100 * (np.mean(values) - 1)},{error},{discrete},{len(output)},4")
+    board = tmp_path / module.LEADERBOARD
+    board.parent.mkdir(parents=True)
+
+    def verdicts(text):
+        board.write_text(text)
+        config = harness.get_config("alpacaeval.win_rate", module)
+        config.data = str(tmp_path)
+        rows = module.run(config, *module.cells(config))
+        return harness.judge(module.SETTINGS, module.CLAIMS, harness.Results(rows)).rows
+
+    right = "\n".join(lines)
+    assert verdicts(right) == [harness.EXACT] * 4 + [harness.SIGN]
+    assert verdicts(right.replace(",62.5,", ",62.6,"))[2] == harness.NOT_REPRODUCED
+
+
 def test_the_optimum_of_the_enumerable_policy_is_best_and_has_the_value_of_the_closed_form():
     world = enumerable.make_world(0, prompts=4, responses=16, width=3)
     for beta in (0.2, 2.0):
