@@ -26,7 +26,7 @@ FILES = {
 }
 # Optional packages, which importing the core's rooms must not need.
 OPTIONAL = ("tensorflow_datasets", "pyarrow", "transformers", "tokenizers", "huggingface_hub", "jinja2", "datasets")
-OPTIONAL += ("matplotlib", "adjustText", "tensorboardX", "wandb", "ml_collections", "pytest", "beartype")
+OPTIONAL += ("regex", "matplotlib", "adjustText", "tensorboardX", "wandb", "ml_collections", "pytest", "beartype")
 CORE_ROOMS = ("data", "rows", "losses", "models", "training", "policies")
 # Their modules that do need one: [data], [data], [report].
 BEYOND_CORE = ("prefjax.data.dataset_builder", "prefjax.rows.record_files")

@@ -16,6 +16,7 @@ from . import function_calls as function_calls
 from . import in_memory as in_memory
 from . import json_files as json_files
 from . import jsonl as jsonl
+from . import limits as limits
 from . import message_forms as message_forms
 from . import messages as messages
 from . import methods as methods
@@ -36,6 +37,7 @@ from . import tokenizers as tokenizers
 from . import transforms as transforms
 from . import treatment as treatment
 from . import turns as turns
+from . import word_cache as word_cache
 from . import worker_processes as worker_processes
 from .account import Account as Account
 from .account import Finding as Finding

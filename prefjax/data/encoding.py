@@ -181,8 +181,11 @@ def decode_response(
 
 def beyond_vocabulary(ids: Iterable[int], tokenizer: Tokenizer) -> str:
     """The first token that the model has no embedding for, in words; empty where there is none. Not scored is ~id."""
-    missing = next((i for i in (~i if i < 0 else i for i in ids) if i >= tokenizer.vocab_size), None)
-    return "" if missing is None else f"{tokenizer.decode([missing])} is id {missing} of {tokenizer.vocab_size}"
+    ids, size = list(ids), tokenizer.vocab_size
+    if not ids or max(max(ids), ~min(ids)) < size:
+        return ""
+    missing = next(i for i in (~i if i < 0 else i for i in ids) if i >= size)
+    return f"{tokenizer.decode([missing])} is id {missing} of {size}"
 
 
 def end_id(

@@ -1,17 +1,13 @@
 """Text <-> token ids, and chats -> text: the built-in byte tokenizer, or any Hugging Face tokenizer folder."""
 
-import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
 import re
-import resource
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 from prefjax.data.chat_templates import (
@@ -26,8 +22,11 @@ from prefjax.data.chat_templates import (
     today,
     what_failed,
 )
+from prefjax.data.limits import bounded_memory, in_time
 from prefjax.data.records import Message
+from prefjax.data.word_cache import cache_of
 
+_PLAIN_TURN = {"role", "content"}
 PLAIN = "plain"  # names the chat template that is built in, in place of a tokenizer's own
 _RENDERING = 5.0  # seconds of one thread that a template may take for one conversation
 _MEMORY = 1 << 31  # bytes that it may take beside
@@ -218,8 +217,14 @@ class HuggingFaceTokenizer:
         backend = json.loads(self._wrapped.backend_tokenizer.to_str())
         backend["truncation"] = backend["padding"] = None
         self._beginning = tokenizers.Tokenizer.from_str(json.dumps(backend))
-        self._continuing = tokenizers.Tokenizer.from_str(json.dumps(_without_leading_space(backend)))
+        continuing = _without_leading_space(backend)
+        self._continuing = tokenizers.Tokenizer.from_str(json.dumps(continuing))
+        self._words = {
+            False: cache_of(self._beginning, backend),
+            True: cache_of(self._continuing, continuing),
+        }
 
+        self._special_tokens = self._wrapped.special_tokens_map
         self.eos_id: int = self._wrapped.eos_token_id
         self.vocab_size = min(len(self._wrapped), vocab_size or len(self._wrapped))
         pad = self._wrapped.pad_token_id
@@ -270,7 +275,9 @@ class HuggingFaceTokenizer:
         return self._wrapped.bos_token_id if ids and ids[0] == self._wrapped.bos_token_id else None
 
     def encode(self, text: str, *, continues: bool = False) -> list[int]:
-        return self._encoding(text, continues).ids
+        words = self._words[continues]
+        known = None if words is None else words.encode(text)
+        return self._encoding(text, continues).ids if known is None else known
 
     def offsets(self, text: str, *, continues: bool = False) -> list[tuple[int, int]]:
         return self._encoding(text, continues).offsets
@@ -289,6 +296,17 @@ class HuggingFaceTokenizer:
         special = [found.span() for found in self._special_pattern.finditer(text)]
         return special or [found.span() for found in self._added_pattern.finditer(text)]
 
+    def _through(self, turns: list[dict], tools: list | None, generate: bool, arguments: Mapping[str, Any]) -> str:
+        """What `apply_chat_template` renders. Of plain turns without what it does to others and looks up each time."""
+        compile_template = _compiler()
+        if compile_template and turns and tools is None and all(turn.keys() == _PLAIN_TURN for turn in turns):
+            given = {**self._special_tokens, **arguments}
+            template = compile_template(self._wrapped.get_chat_template())
+            return template.render(messages=turns, tools=None, documents=None, add_generation_prompt=generate, **given)
+        return self._wrapped.apply_chat_template(
+            turns, tools=tools, tokenize=False, add_generation_prompt=generate, **arguments
+        )
+
     def render(
         self, messages: Sequence[Message], *, generate: bool, tools: str = "", chat_template_kwargs: str = ""
     ) -> str:
@@ -305,17 +323,15 @@ class HuggingFaceTokenizer:
 
         def apply() -> str:
             turns, offered = [message.as_dict() for message in messages], json.loads(tools) if tools else None
-            text = self._wrapped.apply_chat_template(
-                turns, tools=offered, tokenize=False, add_generation_prompt=generate, **arguments
-            )
+            text = self._through(turns, offered, generate, arguments)
             if len(text) > _RENDERED:
                 raise ValueError(f"it makes {len(text)} characters of one conversation, more than {_RENDERED}")
             text.encode()
             return text
 
         try:
-            with _bounded_memory():
-                return _in_time(apply)
+            with bounded_memory(_MEMORY):
+                return in_time(apply, _RENDERING)
         except (TimeoutError, MemoryError) as error:
             seconds = f"ran for more than {_RENDERING:g} s"
             what = seconds if isinstance(error, TimeoutError) else f"took more than {_MEMORY / 2**30:.3g} GiB of memory"
@@ -327,46 +343,17 @@ class HuggingFaceTokenizer:
             raise TemplateError(f"{self._written}{what_failed(error, bool(self.date))}") from error
 
 
+@functools.cache
+def _compiler() -> Callable[[str], Any] | None:
+    """How transformers compiles a chat template, once for each; None where it keeps that elsewhere."""
+    from transformers.utils import chat_template_utils
+
+    return getattr(chat_template_utils, "_compile_jinja_template", None)
+
+
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Any of the texts, the longest first; nothing where there are none."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
-
-
-def _in_time(function: Callable[[], str]) -> str:
-    """What a function returns; TimeoutError at the next line of a template in it once it takes too long."""
-    end, before = time.thread_time() + _RENDERING, sys.gettrace()
-
-    def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if frame.f_code.co_filename != "<template>":
-            return None
-        if time.thread_time() > end:
-            raise TimeoutError
-        return trace
-
-    sys.settrace(trace)
-    try:
-        return function()
-    finally:
-        sys.settrace(before)
-
-
-@contextlib.contextmanager
-def _bounded_memory() -> Iterator[None]:
-    """Inside, what would take the whole process beyond `_MEMORY` more than it has is a MemoryError, where Linux says
-    how much that is: one operation of a template can ask for any amount.
-    """
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-    except OSError:
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = pages * resource.getpagesize() + _MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _without_leading_space(backend: dict) -> dict:

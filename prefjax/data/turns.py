@@ -8,7 +8,6 @@ and without it, and with and without the header, and what cannot be told is refu
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -209,7 +208,13 @@ def _in_words(turn: Message) -> Message:
 
 def _shared(a: str, b: str) -> int:
     """Length of the longest common prefix."""
-    return len(os.path.commonprefix((a, b)))
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low < high:  # a and b agree up to low, and not up to high + 1
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 def _parting(before: str, after: str) -> str:
