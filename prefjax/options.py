@@ -71,6 +71,7 @@ class Option(NamedTuple):
     """A field as documentation and flags need it.
 
     kind      its type, without None
+    item      of a tuple, the type of what is in it; else None
     optional  whether None is a value
     default   REQUIRED where there is none
     decides   whether a run's result depends on it
@@ -78,6 +79,7 @@ class Option(NamedTuple):
 
     name: str
     kind: Any
+    item: Any
     optional: bool
     default: Any
     meaning: str
@@ -123,6 +125,9 @@ def check_ranges(config: Any, path: str) -> None:
         value = getattr(config, field.name)
         if value is None and field.optional:
             continue
+        if field.kind is tuple and not (isinstance(value, tuple) and all(type(one) is field.item for one in value)):
+            plural = "texts" if field.item is str else f"{field.item.__name__} values"
+            raise ValueError(f"{f'{path}.' if path else ''}{field.name}={value!r} must be a tuple of {plural}")
         if any(one not in field.range for one in (value if isinstance(value, tuple) else (value,))):
             advice = (
                 "set it to" if field.range.bounds() else "choose one of" if field.kind is not tuple else "choose of"
@@ -137,9 +142,10 @@ def options_of(cls: type) -> tuple[Option, ...]:
     for field in dataclasses.fields(cls):
         given = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
         kind = next(one for one in given if one is not types.NoneType)
+        item = typing.get_args(kind)[0] if typing.get_origin(kind) is tuple else None
         kind = typing.get_origin(kind) or kind
         said = [field.metadata[name] for name in ("meaning", "range", "decides")]
-        options.append(Option(field.name, kind, types.NoneType in given, field.default, *said))
+        options.append(Option(field.name, kind, item, types.NoneType in given, field.default, *said))
     return tuple(options)
 
 

@@ -73,7 +73,10 @@ def test_these_options_may_change_when_a_run_is_continued():
         *("init_from", "head_chunk", "check_start", "mesh.data", "mesh.fsdp", "mesh.tensor", "model.remat"),
         *("model.attention", "reference.init_from", "reference.cache"),
         *(f"data.{name}" for name in ("train", "eval", "tokenizer", "directory", "tfds_dir", "manual_dir", "workers")),
-        *(f"train.{name}" for name in ("steps", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")),
+        *(
+            f"train.{name}"
+            for name in ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+        ),
         *("train.profile_steps", "train.writers", "train.skip_non_finite"),
         *(f"sampling.{name}" for name in ("prompts", "max_new_tokens", "temperature")),
     }
@@ -132,6 +135,7 @@ def test_a_mapping_becomes_a_dataclass_or_the_error_names_the_field():
         ({"inner": {"size": 2.5}}, "config.inner.size=2.5 must be of type int"),
         ({"inner": {"size": 0}}, "inner.size=0: set it to at least 1"),
         ({"names": ["c"]}, "names=('c',): choose of a, b"),
+        ({"names": ["a", 1]}, "names=('a', 1) must be a tuple of texts"),
         ({"zzz": 1}, "config.zzz is not an option"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -155,7 +159,7 @@ def test_every_number_of_an_objective_or_a_method_has_a_range(registry):
             assert not bare or hints[name] == str | float, f"{entry.name}({name}) has a number without a range"
             for kind, allowed in found:
                 assert default in (None, REQUIRED_OPTION) or isinstance(default, tuple) or default in allowed
-                for value in beyond(Option(name, kind, False, default, "", allowed)):
+                for value in beyond(Option(name, kind, None, False, default, "", allowed)):
                     if value in allowed:  # one less than the least of float32 is the same number
                         continue
                     plain = lambda hint: ranges_in(hint)[0][0][0] if ranges_in(hint)[0] else hint

@@ -67,12 +67,10 @@ class RecordFormat:
 
     def __post_init__(self):
         check_ranges(self, "data.format")
-        if isinstance(self.boundaries, str) or not all(self.boundaries):
-            raise ValueError(
-                f"data.format.boundaries must be a tuple of texts that are not empty, got {self.boundaries!r}"
-            )
-        if isinstance(self.roles, str) or not all(all(one.partition("=")[::2]) for one in self.roles):
-            raise ValueError(f"data.format.roles must be a tuple of texts as 'human=user', got {self.roles!r}")
+        if not all(self.boundaries):
+            raise ValueError(f"data.format.boundaries={self.boundaries!r}: a text there is empty")
+        if not all(all(one.partition("=")[::2]) for one in self.roles):
+            raise ValueError(f"data.format.roles={self.roles!r}: write each as 'human=user'")
         if both := set(map(str.casefold, self.true_labels)) & set(map(str.casefold, self.false_labels)):
             raise ValueError(f"data.format.true_labels and false_labels both have {', '.join(sorted(both))}")
         known = set(_KNOWN_COLUMNS)
