@@ -1,0 +1,96 @@
+"""The site of docs/: built without a warning, every link leads somewhere, there and on a forge, and search works."""
+
+import html
+import json
+import logging
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+from prefjax.losses import OBJECTIVES
+from tests.test_structure import ALLOWED
+
+ROOT = Path(__file__).resolve().parents[1]
+MARKDOWN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_HEADING = re.compile(r"^#{1,6} +(.*)$", re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What a forge calls the headings of a page."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    plain = (re.sub(r"[`*]|\]\([^)]*\)|\\", "", heading).lower() for heading in _HEADING.findall(text))
+    return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in plain}
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_as_a_forge_shows_it(page):
+    for link in _LINK.findall(_CODE.sub("", page.read_text())):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / unquote(path)).resolve() if path else page
+        assert target.exists(), f"{page.name}: {link} is not there"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link} has no such heading"
+
+
+def test_every_module_is_in_the_reference():
+    pages = {path.stem: path.read_text() for path in (ROOT / "docs/api").glob("*.md")}
+    assert set(pages) == {*ALLOWED, "face"}
+    for room, text in pages.items():
+        assert f"::: prefjax.{room}\n" in text
+
+
+class Words(logging.Handler):
+    """What the builder warns of."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.said = []
+
+    def emit(self, record):
+        self.said.append(record.getMessage())
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the built site; fails with the builder's words where it warns of anything."""
+    folder, words = tmp_path_factory.mktemp("site"), Words()
+    logger = logging.getLogger("mkdocs")
+    logger.addHandler(words)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NO_MKDOCS_2_WARNING", "1")  # the theme's word about its successor
+        build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(folder), strict=False))
+    logger.removeHandler(words)
+    assert not words.said, "\n".join(words.said)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(site):
+    """Every page of docs/ is in the navigation, or the builder would warn; nothing is fetched from elsewhere."""
+    pages = {path.parent: path.read_text() for path in site.rglob("index.html")}
+    ids = {folder: set(re.findall(r' id="([^"]+)"', text)) for folder, text in pages.items()}
+    for folder, text in pages.items():
+        for link in set(re.findall(r'<a [^>]*?href="([^"]+)"', text)):
+            link = html.unescape(link)
+            if re.match(r"https?://", link):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (folder / unquote(path)).resolve() if path else folder
+            assert target.exists(), f"{folder.relative_to(site)}: {link}"
+            assert not anchor or unquote(anchor) in ids.get(target, {unquote(anchor)}) | {"__skip", "__toc"}, link
+        assert not re.search(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="https?:', text), folder
+
+
+@pytest.mark.slow
+def test_search_finds_objectives_options_and_functions(site):
+    entries = json.loads((site / "search/search_index.json").read_text())["docs"]
+    words = " ".join(entry["title"] + " " + entry["text"] for entry in entries)
+    for name in (*OBJECTIVES, "visible_until", "tokens_per_step", "lay_out_forest", "make_train_step"):
+        assert name in words, name
