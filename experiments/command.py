@@ -50,6 +50,12 @@ def start_command(main: Callable[[Sequence[str]], None], *, required: Sequence[s
             main(words)
         except app.UsageError as error:
             sys.exit(refuse(error))
+        except Exception as error:
+            if not is_expected(error):
+                raise
+            sys.excepthook(type(error), error, error.__traceback__)
+            sys.stdout.flush()
+            os._exit(1)  # an orderly exit lets what threads still wanted to write come after that line
 
     app.run(run, flags_parser=_parse)
 

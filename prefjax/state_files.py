@@ -10,12 +10,12 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """An OSError inside that names no file, as one of a full disk does, names this one."""
+def naming(path: str | Path, partial: str | Path | None = None) -> Iterator[None]:
+    """An OSError inside that names no file, as one of a full disk does, or the one that becomes this, names this."""
     try:
         yield
     except OSError as error:
-        if error.filename is not None or error.errno is None:
+        if error.errno is None or error.filename not in (None, None if partial is None else str(partial)):
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
@@ -44,11 +44,12 @@ def write_whole(path: str | Path, text: str) -> None:
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with naming(path), partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with naming(path, partial):
+            with partial.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ newest checkpoint that is sound is taken, and a line says so.
 import contextlib
 import hashlib
 import json
+import logging
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -74,6 +75,7 @@ class Checkpointer:
     def __init__(self, directory: Path, *, keep: int = 2, identity: dict[str, Any], facts: dict[str, Any]):
         self.directory = Path(directory).resolve()
         self._identity, self._facts = json.loads(json.dumps((identity, facts)))
+        logging.getLogger("absl").addFilter(_no_traceback)
         # lightweight: reading what Orbax wrote beside every step would fail where one is damaged.
         options = ocp.CheckpointManagerOptions(lightweight_initialize=True, max_to_keep=keep)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
@@ -213,6 +215,11 @@ def _written_to(directory: Path) -> Iterator[None]:
             f"{directory}: a checkpoint cannot be written ({_first_line(error)}). Make room for it, or have the folder "
             "back and writable; the same command then goes on from the newest one that is there"
         ) from error
+
+
+def _no_traceback(record: logging.LogRecord) -> bool:
+    """Orbax's threads log what fails in them with a traceback; saving, or closing, raises it again."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _first_line(error: Exception) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.command import is_expected, line_of
-from prefjax.state_files import naming, read_object
+from prefjax.state_files import naming, read_object, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,15 +69,19 @@ def test_a_full_disk_names_the_file_that_was_written(tmp_path):
         with pytest.raises(OSError) as found, naming("x"):
             function()
         assert found.value.filename == name
+    with pytest.raises(FileNotFoundError) as found:
+        write_whole(tmp_path / "gone" / "state.json", "{}")
+    assert found.value.filename == str(tmp_path / "gone" / "state.json")
     with pytest.raises(OSError, match="told already"), naming("x"):
         raise OSError("told already")
 
 
 ENDS = """
-import json, sys
+import json, os, sys
 from absl import app, flags
 from experiments.command import start_command
 from prefjax.state_files import read_object
+os._exit = sys.exit
 flags.DEFINE_string("file", None, "")
 def usage():
     raise app.UsageError("give --other")
