@@ -7,8 +7,9 @@ HARDWARE  two CPU cores.
 TIME      under 4 minutes.
 COMMAND   python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/quickstart
           The word after the colon is any objective of docs/objectives.md but sft, which is the stage before, and
-          rationale_dpo, whose rationales the data lacks; bt, gpm and others of theirs train a reward model. All of
-          them, with one table: python -m experiments.zoo
+          rationale_dpo, whose rationales the data lacks; bt, gpm and others of theirs train a reward model. Or a sum
+          of them, "0.8*dpo + 0.2*bco_pair + 1.0*sft", or its name there, mpo. All, with one table:
+          python -m experiments.zoo
 DATA      The synthetic world of prefjax/data/synthetic.py, nothing is downloaded: clean pairs, thumbs or gold rewards;
           gold rewards as scores of pairs and of rankings of four; their difference as margin, and its Bradley-Terry
           probability; spans of responses with what they earn. Your own file: --config.data.train=preferences.jsonl.gz
@@ -18,7 +19,8 @@ What is not said here is a default: docs/config.md, or --help.
 
 from ml_collections import ConfigDict
 
-from prefjax.losses import OBJECTIVES
+from prefjax.losses import COMPOSITIONS, OBJECTIVES, Objective, Sum
+from prefjax.losses import objective as find_objective
 from prefjax.requirements import PAIR_NUMBERS
 
 # Responses of 30 bytes and clean labels: a beta of 2 asks for margins of about a nat, which keeps the policy near SFT.
@@ -54,39 +56,43 @@ LOSS = {
 }
 
 
-def loss_options(objective: str) -> dict:
-    """Options with other values than the objective's defaults, which suit this data."""
-    options = {}
-    if "beta" in OBJECTIVES[objective].options:
+def loss_options(facts: Objective) -> dict:
+    """Options with other values than the objective's defaults, which suit this data; of a sum by its terms."""
+    if isinstance(facts, Sum):
+        return {key: loss_options(term.objective) for key, term in facts.terms.items()}
+    options, objective = {}, facts.name
+    if "beta" in facts.options:
         options["beta"] = BETA_OF_REWARDS if objective in REGRESSIONS else BETA
         if objective in PER_TOKEN:
             options["beta"] = BETA_PER_TOKEN
-    return options | LOSS.get(objective, {})
+    return options | LOSS.get(objective, {}) | dict(facts.given)
 
 
 def get_config(objective: str = "dpo") -> ConfigDict:
-    if objective not in OBJECTIVES:
-        raise ValueError(f"configs/quickstart.py:{objective}: choose one of {', '.join(OBJECTIVES)}")
+    if objective.isidentifier() and objective not in {*OBJECTIVES, *COMPOSITIONS}:
+        known = ", ".join((*OBJECTIVES, *COMPOSITIONS))
+        raise ValueError(f"configs/quickstart.py:{objective}: choose one of {known}, or a sum of them")
     if objective == "sft":
         raise ValueError("configs/quickstart.py:sft is the stage before: set it by --config.sft of any objective")
-    facts = OBJECTIVES[objective]
+    facts = find_objective(objective)
+    names = {term.objective.name for term in facts.terms.values()} if isinstance(facts, Sum) else {facts.name}
     config = ConfigDict()
     config.objective = objective
-    config.loss = loss_options(objective)
+    config.loss = loss_options(facts)
     config.reference = dict(kind="live" if facts.requires.reference else "none")
     config.value_network = "own" if facts.requires.value else "none"
     if facts.requires.reward_head:  # width 1: a scalar reward; even: an embedding
-        config.reward_head = dict(width=4, normalize=True, gate=True) if objective == "gpm" else dict(width=1)
+        config.reward_head = dict(width=4, normalize=True, gate=True) if "gpm" in names else dict(width=1)
 
     config.data = dict(holdout=0.1, normalize_targets=facts.requires.reads == "rewards", encoding=dict(max_length=2048))
     # SPPO reads how often each response of a pair wins: with clean labels always, or never.
-    config.data.pair_targets = "scores" if facts.requires.reads == "scores" and objective != "sppo" else "labels"
+    config.data.pair_targets = "scores" if facts.requires.reads == "scores" and names != {"sppo"} else "labels"
     config.data.format = {f"{name}_field": name for name in PAIR_NUMBERS if name in facts.requires.inputs}
     if facts.requires.token_labels:
         config.data.format.spans_field = "spans"
     config.data.world = dict(
-        flip_rate=0.1 if objective in ("rdpo", "cdpo") else 0.0,  # the noise they assume; else rDPO has no minimum
-        temperature=1.0 if objective == "soft_ce" else 0.0,  # without it every probability is 1, and it is dpo
+        flip_rate=0.1 if names & {"rdpo", "cdpo"} else 0.0,  # the noise they assume; else rDPO has no minimum
+        temperature=1.0 if "soft_ce" in names else 0.0,  # without it every probability is 1, and it is dpo
     )
 
     config.rows = dict(tokens_per_step=4096)
@@ -103,7 +109,7 @@ def get_config(objective: str = "dpo") -> ConfigDict:
     config.optimizer = dict(learning_rate=6e-4, schedule="cosine", warmup_steps=10)
     if facts.requires.reward_head:  # a new head has far to go, and no policy to stay near to
         config.optimizer.learning_rate = 3e-3
-    elif objective in DRIFTING:
+    elif names <= {*DRIFTING}:
         config.optimizer.learning_rate = 5e-5
     config.train = dict(steps=120, eval_every=30, checkpoint_every=60)
 

@@ -4,7 +4,7 @@ import inspect
 import re
 from pathlib import Path
 
-from prefjax.losses import OBJECTIVES, Objective
+from prefjax.losses import COMPOSITIONS, OBJECTIVES, Objective, objective
 
 OUTPUT = Path(__file__).with_name("objectives.md")
 LABELS = ("Source", "Tokens", "Start", "Elsewhere")
@@ -34,8 +34,34 @@ reward r, or an embedding v. *Start* is the loss per prompt (per response, where
 reference, of a reward model when all rewards are 0; the trainer checks it on the first batch. A *coupled* objective
 reads a statistic of the whole batch, which gradient accumulation and sharding leave whole. Names elsewhere are those of
 TRL at commit f2cd577 and EasyDeL at 090a03b.
-What is missing, and why: [objectives_not_shipped.md](objectives_not_shipped.md).
+Any of them can be summed, see [Weighted sums](#weighted-sums). What is missing, and why:
+[objectives_not_shipped.md](objectives_not_shipped.md).
 """
+SUMS = """
+## Weighted sums
+
+`--config.objective="0.8*dpo + 0.2*bco_pair + 1.0*sft"` is the sum of these losses of every prompt, each times its
+weight (1 where there is none; a negative one pushes away). Options are those of each term by its name,
+`--config.loss.dpo.beta=2.0`, or stand in the text, `0.8*dpo(beta=2.0) + sft`; a second term of a name is `dpo_2`.
+What a config file says of its own objective stays with the term of that name. In Python: `px.objective("0.8*dpo +
+sft", dpo={"beta": 2.0})`, or `0.8 * px.objective("dpo", beta=2.0) + px.objective(my_loss)`. The text takes
+`module:function` too.
+
+A sum needs what all its terms need, is coupled if a term is, and starts at the sum of their starts (a term that
+depends on the model alone counts as what it is on the first batch). A prompt counts that counts for all terms: where
+one compares pairs, both responses. `sft` imitates the chosen response of a pair, the highest target of a ranking,
+those labelled 1. The loss of every term, without its weight, is logged as `loss_dpo` beside `loss`. Terms that cannot
+share a batch are refused by name: labels with scores, a reward model with a policy.
+
+| name | sum | what it is |
+| --- | --- | --- |
+"""
+
+
+def sums() -> str:
+    """The section on sums; a sum is read before it is written, so that none is there that cannot be."""
+    rows = [f"| `{name}` | `{objective(one.text)}` | {one.source} |\n" for name, one in COMPOSITIONS.items()]
+    return SUMS + "".join(rows)
 
 
 def facts(objective: Objective) -> dict[str, str]:
@@ -90,7 +116,7 @@ def table() -> str:
     for module, heading in HEADINGS.items():
         rows = [row(o) for o in OBJECTIVES.values() if o.apply.__module__.endswith(f".{module}")]
         parts.append(f"\n## {heading}\n\n{header}\n" + "\n".join(rows) + "\n")
-    return "".join(parts)
+    return "".join([*parts, sums()])
 
 
 if __name__ == "__main__":

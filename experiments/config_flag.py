@@ -18,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 from ml_collections.config_flags import config_path
 
+from prefjax.losses import Sum
 from prefjax.losses import objective as find_objective
 from prefjax.models import ModelConfig
 from prefjax.options import REQUIRED, Option, options_of, stated, unknown_option, walk
@@ -110,7 +111,10 @@ def complete(config: ConfigDict | dict[str, Any], source: str, given: Mapping[st
     with config.unlocked():
         _fill(config, StageConfig, lambda path, field: None if of_folder and _is_of_folder(path) else _default(field))
         if objective := given.get("objective", config.objective):
-            options = find_objective(objective).options
+            found = find_objective(objective)
+            if isinstance(found, Sum) and config.objective in found.terms:
+                config.loss = ConfigDict({config.objective: config.loss})  # what the file says of its own stays with it
+            options = found.options
             if other := [name for name in config.loss if name not in options]:
                 reason = f"{source} states config.loss.{other[0]}, but {objective} takes {', '.join(options) or 'none'}"
                 advice = ": give the objective behind the colon, if the file takes it there"
@@ -160,7 +164,11 @@ def _put(place: ConfigDict, name: str, value: Any, kind: type) -> None:
 
 def _fill_loss(loss: ConfigDict, options: Mapping[str, Any], default: Callable[[Any], Any]) -> None:
     for name, value in options.items():
-        if name not in loss or loss[name] is None:
+        if isinstance(value, Mapping):  # a term of a sum
+            if name not in loss:
+                loss[name] = ConfigDict()
+            _fill_loss(loss[name], value, default)
+        elif name not in loss or loss[name] is None:
             _put(loss, name, default(value), type(value))
 
 
@@ -209,8 +217,10 @@ def help_text(config: ConfigDict | None = None, source: str = "") -> str:
         if dataclasses.is_dataclass(field.kind):
             continue
         if field.kind is Mapping:
-            for name, value in ({} if config is None else config[path]).items():
-                lines.append(f"{path}.{name}={value!r}: of {config.objective}, see docs/objectives.md")
+            for name in () if config is None else _paths(config[path]):
+                value = config_path.get_value(f"{path}.{name}", config)
+                if not isinstance(value, ConfigDict):
+                    lines.append(f"{path}.{name}={value!r}: of {config.objective}, see docs/objectives.md")
             continue
         value = field.default if config is None else config_path.get_value(path, config)
         shown = "" if value is REQUIRED else f"={value!r}"

@@ -28,7 +28,7 @@ from experiments.command import start_command
 from experiments.config_flag import complete, define_changes
 from prefjax.analysis import Outcome, read_outcome, write_comparison
 from prefjax.interrupts import StopRequest
-from prefjax.losses import OBJECTIVES
+from prefjax.losses import COMPOSITIONS, OBJECTIVES
 from prefjax.options import stated
 from prefjax.policies.run_report import report_run
 from prefjax.training.runs import RunConfig, record_config, run_config
@@ -36,7 +36,9 @@ from prefjax.training.stage import run_stage
 
 _CONFIG = define_changes(quickstart.get_config("dpo"), "configs/quickstart.py:dpo")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; the same one continues.")
-_OBJECTIVES = flags.DEFINE_list("objectives", [], "Which ones, with commas between them; empty: all.")
+_OBJECTIVES = flags.DEFINE_list(
+    "objectives", [], "Which ones, or sums that have a name, with commas between; empty: all."
+)
 _STEPS = flags.DEFINE_integer("steps", None, "Steps of each preference stage, in place of the quickstart's.")
 
 
@@ -47,9 +49,10 @@ class _Stopped(Exception):
 def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
-    names = _OBJECTIVES.value or [name for name in OBJECTIVES if name != "sft"]
-    if unknown := sorted(set(names) - set(OBJECTIVES)):
-        raise ValueError(f"--objectives: no {', '.join(unknown)}; choose of {', '.join(OBJECTIVES)}")
+    known = (*OBJECTIVES, *COMPOSITIONS)
+    names = _OBJECTIVES.value or [name for name in known if name != "sft"]
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(f"--objectives: no {', '.join(unknown)}; choose of {', '.join(known)}")
     workdir = Path(_WORKDIR.value)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
@@ -68,7 +71,7 @@ def run_all(names: Sequence[str], workdir: Path, command: str, stop: StopRequest
     start_from_sft(workdir, stop)
     outcomes = []
     for name in names:
-        family = OBJECTIVES[name].apply.__module__.rsplit(".", 1)[-1]
+        family = "sums" if name in COMPOSITIONS else OBJECTIVES[name].apply.__module__.rsplit(".", 1)[-1]
         try:
             config = objective_config(name).to_dict()
             run = run_config(config)

@@ -178,9 +178,17 @@ class FunctionRegistry(Registry[C]):
         while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
             calls.insert(0, tree.right)
             tree = tree.left
-        return [self._read(call, form) for call in (tree, *calls)]
+        read = (self.read(call, form) for call in (tree, *calls))
+        return [(entry, entry.check(options)) for entry, options in read]
 
-    def _read(self, call: ast.expr, form: str) -> tuple[C, dict[str, Any]]:
+    def read(self, call: ast.expr, form: str) -> tuple[C, dict[str, Any]]:
+        """A name, or a call of one with options: the entry, and the options as they are written, not checked.
+
+        Args:
+            form: what to write, for messages.
+        Raises:
+            ValueError: no such entry, or not of this form.
+        """
         where = f"{self.kind} {ast.unparse(call)!r}"
         name, keywords = (call.func, call.keywords) if isinstance(call, ast.Call) else (call, [])
         if not isinstance(name, ast.Name) or (isinstance(call, ast.Call) and call.args):
@@ -194,8 +202,7 @@ class FunctionRegistry(Registry[C]):
             except ValueError:
                 written = f"{keyword.arg}={ast.unparse(keyword.value)}"
                 raise ValueError(f"{where}: {written} is no number, text in quotes, or list") from None
-        entry = self.find(name.id)
-        return entry, entry.check(options)
+        return self.find(name.id), options
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -100,7 +100,7 @@ RUN = {
     "python -m experiments.run --list": Small([], [], "ipo.fig1_fig2"),
     "python -m experiments.run ipo.fig1_fig2": Small(TABLE, ["results/ipo.fig1_fig2/table.md"], "closed form"),
     "python -m experiments.zoo --workdir=runs/zoo": Small(
-        [*TINY, "--objectives=ipo,kto"], ["runs/zoo/comparison.md", "runs/zoo/frontier.png"]
+        [*TINY, "--objectives=mpo,kto"], ["runs/zoo/comparison.md", "runs/zoo/frontier.png"]
     ),
     f"{ANALYZE} --tool=\"ranking_accuracy(reference='reference_logp', length='length')\""
     " --data=scores.jsonl --output=analysis": Small([], ["analysis/ranking_accuracy.md"]),

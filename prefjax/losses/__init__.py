@@ -7,11 +7,22 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float
 
-from prefjax.losses.objective import Objective
+from prefjax.losses.objective import Objective, Sum
 from prefjax.losses.registry import OBJECTIVES, for_pairs, for_rankings, for_singles, objective
 from prefjax.losses.responses import Responses
+from prefjax.losses.sums import COMPOSITIONS
 
-__all__ = ["OBJECTIVES", "Objective", "Responses", "for_pairs", "for_rankings", "for_singles", "objective"]
+__all__ = [
+    "COMPOSITIONS",
+    "OBJECTIVES",
+    "Objective",
+    "Responses",
+    "Sum",
+    "for_pairs",
+    "for_rankings",
+    "for_singles",
+    "objective",
+]
 
 
 def __getattr__(name: str) -> Callable[..., Float[Array, "B"]]:

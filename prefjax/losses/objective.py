@@ -1,8 +1,8 @@
 """An objective: a pure loss, what it requires, and what is known of it before anything is trained."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -51,6 +51,29 @@ class Objective(Entry):
         values = self.check(self.options | dict(options))
         return dataclasses.replace(self, given={name: values[name] for name in (*self.given, *options)})
 
+    def __str__(self) -> str:
+        """As `objective` reads it: dpo(beta=2.0), with the options that were given."""
+        options = ", ".join(f"{name}={value!r}" for name, value in self.given.items())
+        return f"{self.name}({options})" if options else self.name
+
+    def __mul__(self, weight: float | int) -> "Sum":
+        return Sum(terms=_keyed([(weight * one, term) for one, term in _terms_of(self)]))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: "Objective") -> "Sum":
+        if not isinstance(other, Objective):
+            return NotImplemented
+        return Sum(terms=_keyed([*_terms_of(self), *_terms_of(other)]))
+
+    def reader(self, field: str) -> str:
+        """Whoever reads a field of `Responses`, or K responses, for messages: this objective, or a term of it."""
+        return self.name
+
+    def parts(self, responses: Responses) -> dict[str, Float[Array, "B"]]:
+        """The losses of the terms of a sum by their names, without their weights; of no other objective."""
+        return {}
+
     def loss(self, responses: Responses, **options: Any) -> Float[Array, "B"]:
         """The per-prompt losses, under the options given here or before."""
         return self.apply(responses, **(dict(self.given) | options))
@@ -84,3 +107,159 @@ class Objective(Entry):
         """The prompts that count: with all K slots valid where `group_size` fixes K, else with enough of them."""
         least = self.requires.group_size or self.requires.min_responses
         return jnp.sum(responses.valid_slots(), axis=-1) >= least
+
+
+class Term(NamedTuple):
+    """weight * objective."""
+
+    weight: float | int
+    objective: Objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Sum(Objective):
+    """A weighted sum of objectives over the same prompts: 0.8 * objective("dpo") + 0.2 * objective("bco_pair").
+
+    It needs what all of its terms need, a prompt counts that counts for all of them, and it is coupled if one of them
+    is. `options` are those of the terms: {"dpo": {"beta": 0.1}, ...}. A term that imitates (`sft`) sees of every prompt
+    the one response that is worth it where others are compared: the chosen one of a pair, the highest target of a
+    ranking, those labelled 1; it is 0 for a prompt without one. When policy == reference a term without a closed form
+    is what it is on the batch, so the sum has one if any term has.
+
+    terms  by the name of each objective, a second one of a name as name_2
+
+    Raises:
+      ValueError: a weight is not a finite number other than 0, or terms cannot share a batch, which and why.
+    """
+
+    apply: Callable[..., Any] = dataclasses.field(init=False, repr=False, compare=False)
+    terms: Mapping[str, Term] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for key, (weight, _) in self.terms.items():
+            # A weight of 0 is a term that is not there, and 0 times an infinite loss is no number.
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < abs(weight) < float("inf"):
+                raise ValueError(f"the weight {weight!r} of {key} must be a finite number other than 0")
+        facts: dict[str, Any] = {
+            "apply": self.loss,
+            "requires": _united(self.terms, self.name),
+            "coupled": any(term.objective.coupled for term in self.terms.values()),
+            "start": self.at_init if any(term.objective.start is not None for term in self.terms.values()) else None,
+        }
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def name(self) -> str:
+        return " + ".join(f"{weight!r}*{objective}" for weight, objective in self.terms.values())
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options of every term by its name."""
+        return {key: term.objective.options for key, term in self.terms.items()}
+
+    def with_options(self, options: Mapping[str, Any]) -> "Sum":
+        """The same sum with these options: {"dpo": {"beta": 2.0}}, or {"dpo.beta": 2.0}.
+
+        Raises:
+          ValueError: names a term that is not there, or an option that it does not take.
+        """
+        terms = dict(self.terms)
+        for name, value in options.items():
+            key, _, option = name.partition(".")
+            given = {option: value} if option else value
+            if key not in terms or not isinstance(given, Mapping):
+                takes = ", ".join(f"{key}.{option}" for key, own in self.options.items() for option in own)
+                raise ValueError(f"{self.name} takes no option {name}={value!r}; its options: {takes or 'none'}")
+            terms[key] = Term(terms[key].weight, terms[key].objective.with_options(given))
+        return dataclasses.replace(self, terms=terms)
+
+    def reader(self, field: str) -> str:
+        """The term that reads the field, and of which sum."""
+        found = [term.objective for term in self.terms.values() if field in term.objective.requires.inputs]
+        return f"{found[0].name}, a term of {self.name}," if found else self.name
+
+    def parts(self, responses: Responses) -> dict[str, Float[Array, "B"]]:
+        """The losses of the terms, without their weights."""
+        return {key: term.objective.loss(self._seen_by(term, responses)) for key, term in self.terms.items()}
+
+    def loss(self, responses: Responses, **options: Any) -> Float[Array, "B"]:
+        """The sum of weight * loss, per prompt."""
+        return self._added(self.with_options(options).parts(responses))
+
+    def at_init(self, responses: Responses, **options: Any) -> Float[Array, "B"]:
+        """The same when policy == reference."""
+        starts = {}
+        for key, term in self.with_options(options).terms.items():
+            value = term.objective.loss if term.objective.start is None else term.objective.at_init
+            starts[key] = value(self._seen_by(term, responses))
+        return self._added(starts)
+
+    def check_inputs(self, responses: Responses) -> None:
+        """Raises a ValueError that names a term, and what it needs and the batch lacks."""
+        for term in self.terms.values():
+            term.objective.check_inputs(responses)
+
+    def _added(self, parts: Mapping[str, Float[Array, "B"]]) -> Float[Array, "B"]:
+        first, *others = (self.terms[key].weight * part for key, part in parts.items())
+        return sum(others, first)
+
+    def _seen_by(self, term: Term, responses: Responses) -> Responses:
+        requires = self.requires
+        r = responses.masked(whole_groups=requires.group_size == 2, min_responses=requires.min_responses)
+        if not term.objective.requires.imitates or requires.imitates:
+            return r
+        if requires.group_size == 2:
+            return dataclasses.replace(r, valid=r.valid & (jnp.arange(2)[None] == 0))
+        if requires.reads == "labels":
+            return dataclasses.replace(r, valid=r.valid & (r.target > 0.5))
+        best = jnp.argmax(jnp.where(r.valid, r.target, -jnp.inf), axis=-1)
+        return dataclasses.replace(r, valid=r.valid & (jnp.arange(r.shape[1])[None] == best[:, None]))
+
+
+def _terms_of(objective: Objective) -> list[Term]:
+    return list(objective.terms.values()) if isinstance(objective, Sum) else [Term(1.0, objective)]
+
+
+def _keyed(terms: Sequence[tuple[float, Objective]]) -> dict[str, Term]:
+    keyed: dict[str, Term] = {}
+    for weight, objective in terms:
+        count = sum(term.objective.name == objective.name for term in keyed.values())
+        keyed[f"{objective.name}_{count + 1}" if count else objective.name] = Term(weight, objective)
+    return keyed
+
+
+def _united(terms: Mapping[str, Term], name: str) -> Requirements:
+    """What all terms need together. Raises ValueError for terms that cannot share a batch, naming them."""
+    each = {key: term.objective.requires for key, term in terms.items()}
+    heads = {own.reward_head: key for key, own in each.items()}
+    if len(heads) > 1:
+        raise ValueError(f"{name}: {heads[True]} trains a reward model and {heads[False]} a policy; sum one kind")
+    reads = {own.reads: key for key, own in each.items() if own.reads != "nothing"}
+    if "labels" in reads and len(reads) > 1:
+        other = next(kind for kind in reads if kind != "labels")
+        raise ValueError(
+            f"{name}: {reads['labels']} reads the targets as 1/0 labels and {reads[other]} as {other}; a batch holds "
+            "one of them"
+        )
+    inputs = frozenset().union(*(own.inputs for own in each.values()))
+    united = Requirements(
+        group_size=max((own.group_size for own in each.values() if own.group_size), default=None),
+        min_responses=max(own.min_responses for own in each.values()),
+        inputs=inputs,
+        optional=frozenset().union(*(own.optional for own in each.values())) - inputs,
+        reads="scores" if "scores" in reads else next(iter(reads), "nothing"),
+        imitates=all(own.imitates for own in each.values()),
+    )
+    ranked = united.reads in ("rewards", "scores") and united.min_responses > 1
+    told = united.group_size == 2 or united.reads == "labels" or ranked
+    for key, own in each.items():
+        if own.imitates and not (united.imitates or told):
+            raise ValueError(
+                f"{name}: {key} imitates the best response of a prompt, and no other term says which one that is: it "
+                "takes a term of pairs, of labels, or of rankings"
+            )
+    return united

@@ -4,11 +4,14 @@ To add an objective, write its loss in a module of this folder, or in a notebook
 `for_rankings`. Nothing else lists it.
 """
 
+import ast
 import importlib
 import math
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from prefjax.losses import sums
 from prefjax.losses.objective import Objective, Start
 from prefjax.registry import F, FunctionRegistry
 from prefjax.requirements import Requirements
@@ -75,20 +78,16 @@ def objective(which: str | Callable[..., Any] | Objective, **options: Any) -> Ob
     """An objective with its options: objective("dpo", beta=2.0).
 
     Args:
-      which: a name of the zoo; "module:function", a registered loss that can be imported from here; the loss itself;
-        or an objective.
+      which: a name of the zoo; "module:function", a registered loss that can be imported from here; a weighted sum of
+        these, "0.8*dpo + 0.2*bco_pair(beta=2.0) + sft", or the name of one, "mpo"; the loss itself; or an objective.
+      options: of a sum those of its terms: dpo={"beta": 2.0}.
 
     Raises:
-      ValueError: there is no such objective (with the names near it), or it does not take an option.
+      ValueError: there is no such objective (with the names near it), it does not take an option, or its terms cannot
+        share a batch.
     """
-    if isinstance(which, str) and ":" in which:
-        module, _, name = which.partition(":")
-        try:
-            which = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"objective={which!r}: write module:function, importable from here ({error})") from error
     if isinstance(which, str):
-        found = OBJECTIVES.find(which)
+        found = _read(which)
     elif isinstance(which, Objective):
         found = which
     else:
@@ -100,3 +99,25 @@ def objective(which: str | Callable[..., Any] | Objective, **options: Any) -> Ob
             )
         found = registered
     return found.with_options(options)
+
+
+def _read(text: str) -> Objective:
+    """An objective, or a sum of them, from text."""
+    text = sums.COMPOSITIONS[text].text if text in sums.COMPOSITIONS else text
+    if not sums.is_sum(text):
+        return _imported(text) if ":" in text else OBJECTIVES.find(text)
+
+    def find(call: ast.expr) -> Objective:
+        found, options = OBJECTIVES.read(call, sums.FORM)
+        return found.with_options(options)
+
+    return sums.read(re.sub(r"[\w.]+:\w+", lambda match: _imported(match[0]).name, text), find)
+
+
+def _imported(path: str) -> Objective:
+    """The objective "module:function", which has a name once its module is imported."""
+    module, _, name = path.partition(":")
+    try:
+        return objective(getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"objective={path!r}: write module:function, importable from here ({error})") from error

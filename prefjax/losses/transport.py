@@ -30,6 +30,7 @@ def aot(r: Responses, *, beta: Positive = 0.01) -> Float[Array, "B"]:
     Elsewhere: TRL `aot`; EasyDeL `aot`, `aot_pair`.
 
     Asks the policy's margins to be larger than the reference's as a distribution, rank by rank. One pair is `dpo`.
+    Equal margins are ranked by their place in the batch, which matters where their records' weights differ.
     """
     r = pairs(r, "reference_logp")
     u, v = gap(r.logp), gap(r.reference_logp)

@@ -106,8 +106,15 @@ class ReferenceConfig:
 class StageConfig:
     """Everything a stage needs besides its working directory."""
 
-    objective: str = option(REQUIRED, "what is optimised, of docs/objectives.md")
-    loss: Mapping[str, Any] = option(REQUIRED, "options of the objective, all of them optional; docs/objectives.md")
+    objective: str = option(
+        REQUIRED,
+        'what is optimised, of docs/objectives.md: a name, or a weighted sum, "0.8*dpo + 0.2*bco_pair + 1.0*sft"',
+    )
+    loss: Mapping[str, Any] = option(
+        REQUIRED,
+        "options of the objective, all of them optional, docs/objectives.md; of a sum those of its terms, as "
+        "loss.dpo.beta",
+    )
     data: DataConfig = option(REQUIRED, "which records, and how they become token trees")
     rows: RowsConfig = option(REQUIRED, "how trees become the rows of a step")
     model: ModelConfig = option(
@@ -142,7 +149,8 @@ class StageConfig:
 
     def __post_init__(self):
         check_ranges(self, "")
-        requires, name = objective_of(self).requires, self.objective
+        own = objective_of(self)
+        requires, name = own.requires, self.objective
         if self.lora.rank and self.reference.kind == "live" and self.reference.init_from:
             raise ValueError(
                 "reference.init_from with lora.rank above 0: the adapters' base is the live reference. Leave it empty, "
@@ -155,8 +163,9 @@ class StageConfig:
             )
         if "auxiliary_logp" in requires.inputs:
             raise ValueError(
-                f"objective {name} scores a rationale after a context that shows the pair, but an auxiliary "
-                "response follows the bare prompt and is scored whole: no data provides it, call the loss by yourself"
+                f"objective {own.reader('auxiliary_logp')} scores a rationale after a context that shows the "
+                "pair, but an auxiliary response follows the bare prompt and is scored whole: no data provides it, "
+                "call the loss by yourself"
             )
         if requires.imitates:
             return  # it takes the data of the stage after it
@@ -168,7 +177,7 @@ class StageConfig:
             raise ValueError(f"data.format.auxiliary_field has no effect: {name} reads no auxiliary response")
         if requires.token_labels and data.spans_field is None:
             raise ValueError(
-                f"objective {name} needs token_weight, {PROVIDED_BY['token_weight']}: set "
+                f"objective {own.reader('token_weight')} needs token_weight, {PROVIDED_BY['token_weight']}: set "
                 "data.format.spans_field to their column"
             )
         if data.spans_field is not None and not requires.token_labels:
@@ -177,8 +186,8 @@ class StageConfig:
             field, column = f"data.format.{number}_field", getattr(data, f"{number}_field")
             if column is None and number in requires.inputs and not self.data.methods:
                 raise ValueError(
-                    f"objective {name} needs {number}, {PROVIDED_BY[number]}: set {field} to its column, or make "
-                    "it by data.methods"
+                    f"objective {own.reader(number)} needs {number}, {PROVIDED_BY[number]}: set {field} to its "
+                    "column, or make it by data.methods"
                 )
             if column is not None and number not in requires.inputs:
                 raise ValueError(f"{field} has no effect: {name} reads no {number}")

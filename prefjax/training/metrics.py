@@ -7,6 +7,7 @@ that is an embedding a margin is the preference score of the two. A pair is two 
 different targets.
 
     loss                   weighted per-prompt loss / counted prompts
+    loss_NAME              the same of a term of a sum, without the term's weight: loss is the sum of weight * loss_NAME
     reward_accuracy        share of pairs whose better response has the higher reward; a tie counts one half
     reward_ties            share of pairs with equal rewards
     margin                 reward(better) - reward(worse) over pairs, nats
@@ -82,6 +83,15 @@ def response_metrics(
     if r.value is not None:
         metrics["value"] = _mean(r.value, counted)
     return metrics
+
+
+def term_metrics(
+    parts: Mapping[str, Float[Array, "P"]], counted: Bool[Array, "P"], weight: Float[Array, "P"]
+) -> Ratios:
+    """The losses of the terms of a sum, by their names."""
+    return {
+        f"loss_{name}": (jnp.where(counted, weight * losses, 0).sum(), counted.sum()) for name, losses in parts.items()
+    }
 
 
 def row_metrics(rows: Rows) -> Ratios:

@@ -14,7 +14,7 @@ from prefjax.data.encoding import end_id
 from prefjax.data.prepare import DataConfig
 from prefjax.data.records import Message
 from prefjax.data.tokenizers import TemplateError, Tokenizer, load_tokenizer
-from prefjax.losses import OBJECTIVES
+from prefjax.losses import objective
 from prefjax.models import ModelConfig, init, lora
 from prefjax.models.huggingface import is_checkpoint, read_params
 from prefjax.state_files import read_object
@@ -79,7 +79,7 @@ def read_policy(source: str, model: ModelConfig, mesh: Mesh, *, seed: int = 0) -
     proof = load_proof(source)
     options = proof.identity["config"] if proof else {}
     name = options.get("objective", "")
-    if name in OBJECTIVES and OBJECTIVES[name].requires.reward_head:
+    if _trains_reward_model(name):
         raise ValueError(f"{source} holds a reward model ({name}), which is no policy: it has no vocabulary head")
     if proof and options["lora"]["rank"]:
         adapters = lora.LoraConfig(**options["lora"])
@@ -87,6 +87,13 @@ def read_policy(source: str, model: ModelConfig, mesh: Mesh, *, seed: int = 0) -
         saved = load_params(source, {"policy": on_mesh(mesh, lora.shapes(adapters, shapes))})["policy"]
         return jax.jit(functools.partial(lora.merge, adapters), out_shardings=shardings)(base, saved)
     return load_params(source, {"policy": on_mesh(mesh, shapes)})["policy"]
+
+
+def _trains_reward_model(name: str) -> bool:
+    try:
+        return objective(name).requires.reward_head
+    except ValueError:
+        return False  # no run's, or one whose module is not here
 
 
 def on_mesh(mesh: Mesh, shapes: Any) -> Any:

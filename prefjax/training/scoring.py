@@ -94,8 +94,8 @@ class Setup:
         for field in sorted(LIVE_ONLY.keys() & requires.inputs):
             if self.reference != "live":
                 raise ValueError(
-                    f"objective {name} needs {LIVE_ONLY[field]}, which a table of log-probs of whole responses does "
-                    f"not hold: reference={self.reference!r} must be live"
+                    f"objective {self.objective.reader(field)} needs {LIVE_ONLY[field]}, which a table of log-probs of "
+                    f"whole responses does not hold: reference={self.reference!r} must be live"
                 )
 
 

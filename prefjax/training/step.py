@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from prefjax.models import decoder, lora, reward_head
 from prefjax.rows.arrays import Rows
 from prefjax.training import mesh as mesh_lib
-from prefjax.training.metrics import Metrics, Ratios, response_metrics, row_metrics
+from prefjax.training.metrics import Metrics, Ratios, response_metrics, row_metrics, term_metrics
 from prefjax.training.optimizers import learning_rate
 from prefjax.training.parameters import Policy
 from prefjax.training.processes import in_order
@@ -334,8 +334,10 @@ def _forward(setup, params, reference_params, rows):
 
 def _metrics(setup, scores, reference, rows):
     _, (responses, losses, counted) = batch_loss(setup, scores, reference, rows)
-    metrics = response_metrics(responses, losses, counted, rows.weight.reshape(-1))
-    return metrics | row_metrics(rows)
+    weight = rows.weight.reshape(-1)
+    metrics = response_metrics(responses, losses, counted, weight)
+    parts = setup.objective.parts(responses)
+    return metrics | term_metrics(parts, counted, weight) | row_metrics(rows)
 
 
 def _split(setup: Setup, rows: Rows) -> Rows:

@@ -12,10 +12,11 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.config_flag import complete, define_config
+from configs import quickstart
+from experiments.config_flag import complete, define_config, help_text
 from prefjax.losses import OBJECTIVES
 from prefjax.options import REQUIRED, stated, walk
-from prefjax.training.config import StageConfig
+from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.runs import SamplingConfig, record_config, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -203,6 +204,28 @@ def test_a_file_with_an_unknown_field_is_named(tmp_path):
 def test_an_objective_by_flag_brings_its_options():
     stage = run_config(parse("plan", "llama3_1b", "objective=ipo", "loss.tau=0.25").config.to_dict()).stage
     assert stage.objective == "ipo" and stage.loss == OBJECTIVES["ipo"].options | {"tau": 0.25}
+
+
+def test_a_sum_by_flag_brings_the_options_of_its_terms():
+    """MPO by one flag: what the file says of dpo stays with it; behind the colon every term gets what suits it."""
+    given = ("objective=0.8*dpo + 0.2*bco_pair + 1.0*sft", "loss.bco_pair.beta=0.5")
+    config = parse("quickstart", "dpo", *given).config
+    assert "loss.sft.normalize='length': of 0.8*dpo" in help_text(config)
+    run = run_config(config.to_dict())
+    options = {"dpo": {"beta": 2.0}, "bco_pair": {"beta": 0.5}, "sft": {"normalize": "length"}}
+    assert run.stage.loss == options and objective_of(run.stage).options == options
+    assert run.find("sft").loss == {} and run.stage.reference.kind == "live"
+    named = run_config(parse("quickstart", "mpo").config.to_dict()).stage
+    assert named.loss == options | {"bco_pair": {"beta": 2.0}} and named.reference.kind == "live"
+    scored = quickstart.get_config("pl_dpo + 0.5*dro_p + sft")
+    assert scored.data.pair_targets == "scores" and not scored.data.normalize_targets
+    assert run_config(complete(scored, "quickstart").to_dict()).stage.loss["pl_dpo"] == {"beta": 2.0}
+    with pytest.raises(flags.Error, match="dpo takes no option 'gamma'"):
+        parse("quickstart", "dpo", "objective=0.8*dpo + 0.2*bco_pair", "loss.dpo.gamma=1")
+    with pytest.raises(ValueError, match="objective soft_ce, a term of .* needs target_probability"):
+        run_config(parse("quickstart", "dpo", "objective=dpo + soft_ce").config.to_dict())
+    with pytest.raises(flags.Error, match="takes no option ipo.tau=None; its options: dpo.beta, bco_pair.beta"):
+        parse("quickstart", "dpo", "objective=0.8*dpo + 0.2*bco_pair", "loss.ipo.tau=1")
 
 
 def test_the_stage_before_is_as_the_run_where_nothing_is_said():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefjax.losses import OBJECTIVES, objective
+from prefjax.losses import objective
 from prefjax.models import ModelConfig, init
 from prefjax.models.reward_head import RewardHead
 from prefjax.rows.arrays import Branches, RowShape
@@ -17,10 +17,13 @@ from prefjax.training.scoring import Setup
 from prefjax.training.step import init_params, place_state
 
 # Layouts, meshes and accumulation see an objective as a function of `Responses`: they are proven once per field of it
-# and its gradient. A test says that these objectives read every field. Coupled ones: kto and dro_p, whose statistic
-# has a gradient. K-wise: pl_dpo.
-REPRESENTATIVES = tuple(
-    "dpo dpo_norm kto dro dro_p wpo pmpo slic soft_ce margin_dpo pl_dpo sparsepo two_d_dpo sampo bt gpm".split()
+# and its gradient. A test says that these objectives read every field. Coupled ones: kto, and the sums, of which the
+# statistics of dro_p and aot have gradients. K-wise: pl_dpo, in a sum with a coupled term and one that imitates.
+RANKED = "0.5*dro_p + 0.3*pl_dpo + 1.0*sft"
+REPRESENTATIVES = (
+    *"dpo dpo_norm kto dro wpo pmpo slic soft_ce margin_dpo sparsepo two_d_dpo sampo bt gpm".split(),
+    RANKED,
+    "0.5*bco + 0.3*aot + 0.2*aot_unpaired",
 )
 
 
@@ -92,7 +95,7 @@ def setup_for(name: str, **changes) -> Setup:
 
 def branches_for(name: str, *, responses: int = 2, longest: int = LONGEST) -> Branches:
     """The branches of the rows that an objective reads, the auxiliary response too where it may read one."""
-    requires = OBJECTIVES[name].requires
+    requires = objective(name).requires
     return Branches(
         responses,
         baseline=requires.baseline,

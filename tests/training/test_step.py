@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from prefjax.losses import OBJECTIVES, Responses
+from prefjax.losses import OBJECTIVES, Responses, objective
 from prefjax.models import ModelConfig, init
 from prefjax.training import loop
 from prefjax.training.feed import to_devices
@@ -25,7 +25,7 @@ FLOAT32 = dataclasses.replace(MODEL, dtype="float32", param_dtype="float32")
 # No two sizes are equal, so that a shape in the lowered text says which array it is.
 ROWS, LENGTH, HEADS, VOCABULARY = 8, 640, 4, 31
 # Those whose loss at policy == reference is known.
-STARTING = [name for name in REPRESENTATIVES if OBJECTIVES[name].start is not None]
+STARTING = [name for name in REPRESENTATIVES if objective(name).start is not None]
 
 
 def ready(name, optimizer=None, **changes):
