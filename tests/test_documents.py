@@ -359,7 +359,10 @@ def fields_of(text: str) -> dict[str, object]:
 
 
 # Without these others a field may not be set, or is not read.
-WITH = {"--config.lora.quantize=nf4": ["lora.rank=16"]}
+WITH = {
+    "--config.lora.quantize=nf4": ["lora.rank=16"],
+    "--config.loss.dpo.beta=2.0": ["objective=0.8*dpo + 0.2*bco_pair + 1.0*sft"],
+}
 
 
 @pytest.mark.parametrize("file", FILES)
