@@ -70,12 +70,17 @@ MINE = (
     "python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/mine"
     " --config.data.train=preferences.jsonl.gz"
 )
+PREVIEW = (
+    "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
+    " --config.data.train=preferences.jsonl.gz --preview=3"
+)
 QUICKSTART = "python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/quickstart"
 RSO = 'python -m experiments.curate --data=samples.jsonl --output=pairs.jsonl --methods="rso(count=8, beta=0.5)"'
 TABLE = ("--config.steps=2000", "--config.learning_rate=0.03", "--config.batch_size=256", "--config.num_seeds=3")
 RUN = {
     QUICKSTART: Small(TINY, ["runs/quickstart/report.md", "runs/quickstart/sft/run.json"]),
     MINE: Small(TINY, ["runs/mine/report.md"]),
+    PREVIEW: Small(TINY, ["prepared/preview-train.html", "prepared/preview-eval.html"], "What about"),
     "python -m experiments.evaluate --workdir=runs/mine --subset_field=source": Small(
         [], ["runs/mine/evaluation.json"], "By source", [MINE]
     ),
@@ -115,11 +120,6 @@ RUN = {
 }
 # Flags that stand by themselves and are no field of a config: the command whose words they go after.
 ALONE = {
-    "--preview=3": (
-        "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
-        " --config.data.train=preferences.jsonl.gz",
-        Small(TINY, ["prepared/preview-train.html", "prepared/preview-eval.html"], "What about"),
-    ),
     "--help": (QUICKSTART, Small([], [], "optimizer.learning_rate=0.0006")),
 }
 _COMPILES = "takes minutes and compilers for absent chips; tests/experiments/test_plan.py runs it where they are"
@@ -160,6 +160,7 @@ LEFT = {
     "--distributed": "test_processes_by_the_words_of_their_page",
     "python -m experiments.chaos --output=chaos": "tests/experiments/test_chaos.py runs it small",
     "--share=0.1": "of experiments.chaos",
+    "--preview=3": "of experiments.prepare, whole in docs/getting_started.md",
     "--debug": "tests/experiments/test_command.py",
     "python -m docs.write_chaos chaos": "tests/experiments/test_chaos.py compares its page",
     "--seed": "of experiments.chaos",

@@ -12,6 +12,7 @@ from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
 from prefjax.losses import OBJECTIVES
+from tests.documents import blocks
 from tests.test_structure import ALLOWED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,16 @@ def test_every_module_is_in_the_reference():
     assert set(pages) == {*ALLOWED, "face"}
     for room, text in pages.items():
         assert f"::: prefjax.{room}\n" in text
+
+
+def test_the_integers_of_the_concepts_are_those_of_the_code():
+    (block,) = blocks("docs/concepts.md", "python")
+    names = {}
+    exec(block, names)
+    said = re.findall(r"^(forest\.\w+)  # (\[.*\])$", block, re.MULTILINE)
+    assert len(said) == 2
+    for expression, numbers in said:
+        assert eval(expression, names).tolist() == json.loads(numbers)
 
 
 class Words(logging.Handler):
