@@ -167,6 +167,7 @@ LEFT = {
     "--only=kills,signals": "of experiments.chaos",
     "--check": "of experiments.run; tests/experiments/test_run.py tries it",
     "python -m docs.write_analysis": "tests/contrib/test_tools.py compares its page",
+    "python -m docs.write_checks": "tests/analysis/test_notes.py compares its page",
     "python -m docs.write_data_methods": "tests/data/test_methods_sequences.py compares its page",
     "python -m docs.write_datasets": "tests/data/test_datasets.py compares its page",
     "python -m docs.write_config": "tests/experiments/test_flags.py compares its page",

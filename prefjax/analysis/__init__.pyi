@@ -1,7 +1,9 @@
+from . import checks as checks
 from . import comparison as comparison
 from . import curves as curves
 from . import evaluation as evaluation
 from . import evaluation_page as evaluation_page
+from . import evidence as evidence
 from . import judgements as judgements
 from . import notes as notes
 from . import overlays as overlays

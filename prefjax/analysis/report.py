@@ -14,7 +14,7 @@ from prefjax.analysis.notes import notes_text, take_notes
 from prefjax.analysis.plots import run_figure
 from prefjax.analysis.results import RunResults, Samples, Summary, summarize
 from prefjax.analysis.runs import Run, read_record
-from prefjax.analysis.statistics import Mean, Share
+from prefjax.analysis.statistics import FEW, Mean, Share
 from prefjax.state_files import write_whole
 
 _EXAMPLES = 7
@@ -31,16 +31,13 @@ def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.
     directory.mkdir(parents=True, exist_ok=True)
     summary = summarize(results)
     run_figure(results, summary).savefig(directory / "plot.png")
-    result = json.dumps(json_safe(_result(results, summary)), indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(directory / "result.json", result + "\n")
+    result = json_safe(_result(results, summary))
+    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(directory / "result.json", text + "\n")
     path = directory / "report.md"
-    run = Run(results.objective, results.metrics, results.config, read_record(directory), _kl(summary))
+    run = Run(results.objective, results.metrics, results.config, read_record(directory), result)
     path.write_text(_markdown(results, summary, run), encoding="utf-8")
     return path
-
-
-def _kl(summary: Summary) -> dict[str, Any]:
-    return {"kl": summary.kl and dataclasses.asdict(summary.kl)}
 
 
 def _markdown(results: RunResults, summary: Summary, run: Run) -> str:
@@ -64,10 +61,17 @@ def _markdown(results: RunResults, summary: Summary, run: Run) -> str:
 def _headline(results: RunResults, summary: Summary) -> str:
     if summary.win_rate is not None:
         gold = f"{number(summary.gold_start.value)} → {number(summary.gold_trained.value)}"
-        return f"{results.objective}: gold reward {gold}, wins {summary.win_rate.value:.0%} against {results.start}"
+        wins = f"wins {summary.win_rate.value:.0%} against {results.start}"
+        return f"{results.objective}: gold reward {gold}, {wins}{_only(summary.win_rate.count, 'samples')}"
     if summary.accuracy is not None:
-        return f"{results.objective}: held-out reward accuracy {summary.accuracy.value:.1%}"
+        accuracy = f"{summary.accuracy.value:.1%}{_only(summary.accuracy.count, 'pairs')}"
+        return f"{results.objective}: held-out reward accuracy {accuracy}"
     return f"{results.objective} on {results.data}"
+
+
+def _only(count: int, of: str) -> str:
+    """What a headline adds where little stands behind it."""
+    return f" (only {count} {of})" if count < FEW else ""
 
 
 def _measures(results: RunResults, summary: Summary) -> str:
@@ -215,9 +219,14 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def with_error(mean: Mean, digits: int = 2) -> str:
-    error = mean.standard_error
-    return number(mean.value, digits) + ("" if error is None else f" ± {error:.{digits}f}")
+    """value ± standard error; below `FEW` values how many there are instead."""
+    if mean.count < FEW:
+        return f"{number(mean.value, digits)} ({mean.count}: too few for ±)"
+    return f"{number(mean.value, digits)} ± {mean.standard_error:.{digits}f}"
 
 
 def with_interval(share: Share) -> str:
+    """value (95 % interval); below `FEW` comparisons how many there are instead."""
+    if share.count < FEW:
+        return f"{share.value:.1%} ({share.count}: too few for an interval)"
     return f"{share.value:.1%} ({share.low:.1%} to {share.high:.1%})"

@@ -7,6 +7,8 @@ import numpy as np
 from jaxtyping import Float
 
 Z95 = 1.959964  # two-sided 95 % quantile of the standard normal
+Z90 = 1.644854  # one-sided 95 %
+FEW = 20  # below so many values Student's t and the normal quantile are too far apart to call it an interval
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,12 @@ class LoopConfig:
     steps: int = option(0, "length of the run; 0: `epochs` says", at_least=0, decides=False)
     epochs: int = option(0, "passes over the training data; 0: `steps` says", at_least=0, decides=False)
     log_every: int = option(10, "steps between lines of metrics", at_least=1, decides=False)
-    eval_every: int = option(0, "steps between evaluations; 0: at the end only", at_least=0, decides=False)
+    eval_every: int = option(
+        0,
+        "steps between evaluations, of which one comes before the first step; 0: at the end only",
+        at_least=0,
+        decides=False,
+    )
     checkpoint_every: int = option(0, "steps between checkpoints; 0: at the end only", at_least=0, decides=False)
     keep_checkpoints: int = option(2, "the newest ones that are kept", at_least=1, decides=False)
     profile_steps: int = option(
@@ -119,7 +124,8 @@ def run(
 ) -> tuple[TrainState, Mapping[str, float] | None]:
     """Trains from `start_step` to `config.steps`; returns the state, and its evaluation if the run is complete.
 
-    An evaluation due at `start_step` itself is done first: whoever was interrupted in it has it again.
+    An evaluation due at `start_step` itself is done first: held-out curves start where training does, and whoever was
+    interrupted in one has it again.
 
     Steps are handed to the devices without waiting for them; the host waits for the first one, and where metrics are
     logged, evaluated or saved.
@@ -137,7 +143,7 @@ def run(
         Profile(parts.trace, traced, progress, clock) as profile,
         saving(),
     ):
-        if start_step and evaluation_due(start_step):
+        if evaluation_due(start_step):
             evaluated = _evaluate(parts, state, start_step, progress)
         for step in range(start_step + 1, config.steps + 1):
             profile.before(step, state)

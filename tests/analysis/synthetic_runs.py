@@ -7,6 +7,7 @@ import numpy as np
 CONFIG = {"seed": 0, "objective": "dpo", "loss": {"beta": 0.1}, "train": {"steps": 200, "log_every": 10}}
 START = {"loss": 0.6931, "expected_loss": 0.6931, "start_gap": 0.0}
 KL = {"value": 3.0, "standard_error": 0.5, "count": 100}
+SAMPLED = {"kl": KL, "unfinished": 3, "garbled_start": 0.05, "garbled_trained": 0.04, "gold_trained": KL}
 
 
 def metrics(steps=200, shift=0.0, **changed):

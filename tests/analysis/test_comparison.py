@@ -15,10 +15,10 @@ DPO = Outcome(
     "pairwise",
     first_loss=0.69,
     last_loss=0.31,
-    gold_start=Mean(0.5, 0.1, 4),
-    gold_trained=Mean(1.5, 0.2, 4),
-    win_rate=Share(0.75, 0.3, 0.95, 4),
-    kl=Mean(1.0, 0.1, 4),
+    gold_start=Mean(0.5, 0.1, 40),
+    gold_trained=Mean(1.5, 0.2, 40),
+    win_rate=Share(0.75, 0.3, 0.95, 40),
+    kl=Mean(1.0, 0.1, 40),
     accuracy=Share(0.9, 0.8, 0.95, 200),
 )
 WORSE = dataclasses.replace(DPO, objective="cal_dpo", family="sided", last_loss=0.7)
@@ -56,7 +56,7 @@ def test_the_comparison_has_a_plot_where_there_is_something_to_draw(tmp_path):
     assert (tmp_path / "new" / "frontier.png").stat().st_size > 10_000
     dpo, worse, failed = json.loads((tmp_path / "new" / "comparison.json").read_text())["outcomes"]
     assert (dpo["improves"], worse["improves"], failed["improves"]) == (True, False, None)
-    assert dpo["kl"] == {"value": 1.0, "standard_error": 0.1, "count": 4}
+    assert dpo["kl"] == {"value": 1.0, "standard_error": 0.1, "count": 40}
     assert "frontier.png" not in write_comparison(tmp_path / "none", [FAILED], "x").read_text()
     with pytest.raises(ValueError, match="leave out the others"):
         frontier_figure([FAILED])
@@ -79,13 +79,13 @@ def test_no_name_stands_on_another():
 
 
 def test_a_failed_run_does_not_press_the_others_together():
-    failed = dataclasses.replace(DPO, objective="bco", kl=Mean(70.0, 1.0, 4), gold_trained=Mean(-400.0, 1.0, 4))
+    failed = dataclasses.replace(DPO, objective="bco", kl=Mean(70.0, 1.0, 40), gold_trained=Mean(-400.0, 1.0, 40))
     (axis,) = frontier_figure([DPO, WORSE, failed]).axes
     assert axis.get_ylim()[0] > -1
     assert "bco (−400.00)" in [text.get_text() for text in axis.texts]
 
 
 def test_a_distance_of_nothing_has_a_place_on_the_logarithmic_axis():
-    still = dataclasses.replace(DPO, objective="still", kl=Mean(-0.02, 0.05, 4))
+    still = dataclasses.replace(DPO, objective="still", kl=Mean(-0.02, 0.05, 40))
     (axis,) = frontier_figure([DPO, still]).axes
     assert axis.get_xlim()[0] <= 0.01

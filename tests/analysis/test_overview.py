@@ -7,10 +7,10 @@ import pytest
 
 from prefjax.analysis import find_runs, group_by_seed, read_run, write_overview
 from prefjax.analysis.runs import differences
-from tests.analysis.synthetic_runs import CONFIG, KL, START, metrics, session, write
+from tests.analysis.synthetic_runs import CONFIG, SAMPLED, START, metrics, session, write
 
 IPO = CONFIG | {"objective": "ipo", "loss": {"tau": 0.1}}
-RESULT = {"objective": "dpo", "kl": KL, "gold_trained": {"value": 2.0, "standard_error": 0.1, "count": 100}}
+RESULT = SAMPLED | {"objective": "dpo", "gold_trained": {"value": 2.0, "standard_error": 0.1, "count": 100}}
 
 
 def page(directory, *folders):
@@ -33,11 +33,13 @@ def test_a_finished_run_on_a_page(tmp_path):
         *("`a`", "200", "0.4100", "80.0% (76.3% to 83.3%)", "3.00", "−0.50", "−3.50", "3.00 ± 0.50", "2.00 ± 0.10"),
         *(f"{2 + np.sin(200):.3g}", "1000"),
     ]
-    assert "`a`: nothing odd. 17 of 17 checks could be made." in text
+    assert "`a`: nothing odd. 23 of 23 checks could be made." in text
     assert "| `a` | dpo | finished | 2 | abc1234567 and changes | 8 x cpu |" in text
     assert "## What differs" not in text and "## Seeds" not in text
     [run] = facts["runs"]
-    assert run["final"]["KL"] == KL and run["status"] == "finished" and run["odd"] == {} and run["step"] == 200
+    assert (
+        run["final"]["KL"] == SAMPLED["kl"] and run["status"] == "finished" and run["odd"] == {} and run["step"] == 200
+    )
 
 
 def test_unfinished_and_bare_runs(tmp_path):

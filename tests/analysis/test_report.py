@@ -58,10 +58,10 @@ def test_report_with_gold_reward(tmp_path):
     path = write_report(tmp_path / "new" / "folder", RESULTS)
     text = path.read_text()
     for line in (
-        "# dpo: gold reward −1.51 → 0.99, wins 75% against SFT",
+        "# dpo: gold reward −1.51 → 0.99, wins 75% against SFT (only 4 samples)",
         "python -m experiments.train --workdir=runs/a",
-        "| gold reward of SFT | −1.51 ± 1.39 | mean ± standard error |",
-        "| gold reward of the trained model | 0.99 ± 1.67 | the same; the best possible is 3.05 |",
+        "| gold reward of SFT | −1.51 (4: too few for ±) | mean ± standard error |",
+        "| gold reward of the trained model | 0.99 (4: too few for ±) | the same; the best possible is 3.05 |",
         "| malformed samples | 25.0% → 25.0% | SFT → trained; share at the gold floor |",
         "1 of the trained model's samples hit the token limit",
         "Evenly spaced over the 4 prompts, not selected by outcome.",
@@ -73,8 +73,8 @@ def test_report_with_gold_reward(tmp_path):
         "![samples and training curves](plot.png)",
     ):
         assert line in text, line
-    assert "| win rate against SFT | 75.0% (" in text
-    assert "| KL | 2.00 ± 0.41 nats | KL(trained ‖ SFT)" in text
+    assert "| win rate against SFT | 75.0% (4: too few for an interval) |" in text
+    assert "| KL | 2.00 (4: too few for ±) nats | KL(trained ‖ SFT)" in text
     assert "| reward accuracy | 87.5% (" in text
     assert (path.parent / "plot.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
@@ -91,7 +91,7 @@ def test_report_without_gold_reward(tmp_path):
     text = write_report(tmp_path, _no_gold()).read_text()
     assert text.startswith("# dpo: held-out reward accuracy 87.5%\n")
     assert "This data has no gold reward, so there is none here and no win rate" in text
-    assert "| KL | 2.00 ± 0.41 nats" in text
+    assert "| KL | 2.00 (4: too few for ±) nats" in text
     assert "| prompt | SFT | trained |" in text
     assert "| gold reward" not in text and "| win rate" not in text and "**" not in text
     result = json.loads((tmp_path / "result.json").read_text())

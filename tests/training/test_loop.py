@@ -112,7 +112,8 @@ def test_the_host_waits_only_for_the_first_step_and_where_it_logs(terminal, monk
 def test_lines_where_stderr_is_no_terminal(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr", io.StringIO())
     run([], monkeypatch, eval_every=10)
-    printed = capsys.readouterr().out.splitlines()
+    start, *printed = capsys.readouterr().out.splitlines()
+    assert start == " eval 0/23  loss 0.2500"
     assert re.fullmatch(r"first step, compilation included: \d+\.\d s", printed[0])
     assert re.match(r" step 5/23  loss 0\.5000  accuracy 0\.750  prompts 4  .* prompts/s  \d+ tokens/s", printed[1])
     assert [line.split()[1] for line in printed if line.startswith(" eval")] == ["10/23", "20/23", "23/23"]
@@ -142,13 +143,24 @@ def test_nothing_is_left_to_do_but_the_last_evaluation(monkeypatch):
 def test_an_interrupted_evaluation_is_made_up_for(monkeypatch):
     """The step before it is saved, and the next session evaluates there before it goes on."""
     events = []
-    monkeypatch.setattr(loop, "_evaluate", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+
+    def evaluate(parts, state, step, progress):
+        if step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         run(events, monkeypatch, eval_every=10)
     assert events[-2:] == ["save 10", "close"], "written before the program ends"
     monkeypatch.undo()
     _, lines = run([], monkeypatch, start=10, eval_every=10)
     assert [step for step, split, _ in lines if split == "eval"] == [10, 20, STEPS]
+
+
+def test_held_out_curves_start_where_training_does(monkeypatch):
+    """Before the first step, where evaluations are asked for in between; else at the end only."""
+    assert [step for step, split, _ in run([], monkeypatch, eval_every=20)[1] if split == "eval"] == [0, 20, STEPS]
+    assert [step for step, split, _ in run([], monkeypatch)[1] if split == "eval"] == [STEPS]
 
 
 def test_a_loss_that_is_not_finite_ends_the_bar_too(monkeypatch):
