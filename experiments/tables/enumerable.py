@@ -20,7 +20,8 @@ import scipy.optimize
 import scipy.special
 from jaxtyping import Array, Float, Int
 
-from prefjax.losses import Responses
+from experiments.tables.harness import UsageError
+from prefjax.losses import Objective, Responses, objective
 
 
 class World(NamedTuple):
@@ -90,6 +91,13 @@ def kl(logp: Float[np.ndarray, "X Y"], other: Float[np.ndarray, "X Y"]) -> float
     return float((np.exp(logp) * (logp - other)).sum(1).mean())
 
 
+def win_rate(world: World, logp: Float[np.ndarray, "X Y"], other: Float[np.ndarray, "X Y"]) -> float:
+    """How often a sample of one policy has more reward than a sample of the other to the same prompt; ties half."""
+    order = np.argsort(world.reward, axis=1)
+    ours, theirs = (np.take_along_axis(np.exp(p), order, axis=1) for p in (logp, other))
+    return float((ours * (np.cumsum(theirs, axis=1) - theirs / 2)).sum(1).mean())
+
+
 def regularised(world: World, logp: Float[np.ndarray, "X Y"], beta: float) -> float:
     """Mean reward - beta KL(policy || reference), what RLHF maximises."""
     return mean_reward(world, logp) - beta * kl(logp, world.reference_logp)
@@ -111,6 +119,38 @@ def responses(
     """What an objective receives of these responses when this is the policy."""
     at = prompt[:, None], response
     return Responses(logp=logp[at], reference_logp=jnp.asarray(world.reference_logp)[at])
+
+
+def labelled(
+    world: World, logp: Float[Array, "X Y"], prompt: Int[Array, "N"], response: Int[Array, "N 2"]
+) -> Responses:
+    """What an objective on pairs or on labels receives of pairs, chosen first: KTO reads two labelled responses to a
+    prompt, and for its mismatched one the chosen response of the batch's next pair. Responses have one token."""
+    r = responses(world, logp, prompt, response)
+    other = prompt, jnp.roll(response[:, 0], -1)
+    return r.replace(
+        target=jnp.broadcast_to(jnp.array([1.0, 0.0], r.logp.dtype), r.logp.shape),
+        length=jnp.ones_like(r.logp),
+        baseline_logp=logp[other],
+        baseline_reference_logp=jnp.asarray(world.reference_logp)[other],
+    )
+
+
+def check_own(name: str, gives: frozenset[str] = frozenset({"reference_logp", "length", "target"})) -> Objective:
+    """An objective of a user, by its name or module:function, if it is one of pairs and reads no more than is given.
+
+    Raises:
+        UsageError: it is not; the message says why.
+    """
+    try:
+        own = objective(name)
+    except ValueError as error:
+        raise UsageError(f"--rows=+{name}: {error}") from error
+    needs = sorted(own.requires.inputs - gives)
+    if own.requires.group_size != 2 or needs:
+        what = f"it reads {', '.join(needs)}" if needs else "it is no loss of pairs"
+        raise UsageError(f"--rows=+{name}: {what}; here a response has log-probs under policy and reference only")
+    return own
 
 
 def minimise(

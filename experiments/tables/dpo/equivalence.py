@@ -28,7 +28,7 @@ import numpy as np
 
 from experiments.tables import enumerable, figures
 from experiments.tables.enumerable import Pairs, World
-from experiments.tables.harness import EXACT, ORDER, Claim, Results, Row, Setting, Table, UsageError
+from experiments.tables.harness import EXACT, ORDER, Claim, Results, Row, Setting, Table
 from prefjax.losses import Objective, objective
 
 BETAS = (0.1, 1.0)
@@ -54,19 +54,8 @@ SIZES = {
 
 
 def own_settings(name: str) -> list[Setting]:
-    """The rows of an objective on pairs, under its own options.
-
-    Raises:
-        UsageError: there is none of this name, or it needs more than two log-probs and the reference's.
-    """
-    try:
-        requires = objective(name).requires
-    except ValueError as error:
-        raise UsageError(f"--rows=+{name}: {error}") from error
-    needs = sorted(requires.inputs - {"reference_logp", "target_probability", "length"})
-    if requires.group_size != 2 or needs:
-        what = f"it reads {', '.join(needs)}" if needs else "it is no loss of pairs"
-        raise UsageError(f"--rows=+{name}: {what}; here a response has log-probs under policy and reference only")
+    """The rows of an objective on pairs, under its own options."""
+    enumerable.check_own(name, frozenset({"reference_logp", "length", "target_probability"}))
     return [Setting({"loss": f"+{name}", "labels": "soft", "beta": "its own"}, METRIC, own=True)]
 
 

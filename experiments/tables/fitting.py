@@ -1,0 +1,29 @@
+"""Adam on an enumerable policy: the one way in which the tables of samples train."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, Int
+
+
+def fit(
+    loss: Callable[[Any, Any], Array], start: Any, data: Any, batches: Int[Array, "steps batch"], learning_rate: float
+) -> Any:
+    """The parameters after one Adam step for each row of `batches`.
+
+    Args:
+        loss: (parameters, batch) -> a number; where it is a sum of losses of parts that share no parameter, each part
+            is trained as if it were alone, as Adam is elementwise.
+        data: arrays whose first axis is the example; a batch holds the rows that `batches` names.
+    """
+    optimizer = optax.adam(learning_rate)
+
+    def update(state, drawn):
+        parameters, moments = state
+        gradient = jax.grad(loss)(parameters, jax.tree.map(lambda array: array[drawn], data))
+        updates, moments = optimizer.update(gradient, moments)
+        return (optax.apply_updates(parameters, updates), moments), None
+
+    return jax.lax.scan(update, (start, optimizer.init(start)), batches)[0][0]
