@@ -12,7 +12,8 @@ TIME      nobody has run it on an accelerator yet; experiments.plan says the lea
 COMMAND   python -m experiments.train --config=configs/finetune.py:dpo --workdir=runs/mine \\
               --config.init_from=FOLDER --config.data.train=preferences.jsonl.gz
           FOLDER holds config.json, safetensors and the tokenizer, or is the --workdir of an earlier run. The word after
-          the colon is any objective. Back to a folder: python -m experiments.export --workdir=runs/mine --output=DIR
+          the colon is any objective, or a sum of some.
+          Back to a folder: python -m experiments.export --workdir=runs/mine --output=DIR
 DATA      any file that `python -m experiments.prepare` reads.
 
 What is not said here is a default: docs/config.md, or --help.
@@ -20,20 +21,22 @@ What is not said here is a default: docs/config.md, or --help.
 
 from ml_collections import ConfigDict
 
-from prefjax.losses import OBJECTIVES
+from prefjax.losses import COMPOSITIONS, OBJECTIVES
+from prefjax.losses import objective as find_objective
 from prefjax.requirements import PAIR_NUMBERS
 
 
 def get_config(objective: str = "dpo") -> ConfigDict:
-    if objective not in OBJECTIVES:
-        raise ValueError(f"configs/finetune.py:{objective}: choose one of {', '.join(sorted(OBJECTIVES))}")
-    facts = OBJECTIVES[objective]
+    if objective.isidentifier() and objective not in {*OBJECTIVES, *COMPOSITIONS}:
+        known = ", ".join(sorted({*OBJECTIVES, *COMPOSITIONS}))
+        raise ValueError(f"configs/finetune.py:{objective}: choose one of {known}, or a sum of them")
+    facts = find_objective(objective)
     config = ConfigDict()
     config.objective = objective
     config.reference = dict(kind="live" if facts.requires.reference else "none")
     config.value_network = "own" if facts.requires.value else "none"
     if facts.requires.reward_head:  # width 1: a scalar reward; even: an embedding
-        config.reward_head = dict(width=4, normalize=True, gate=True) if objective == "gpm" else dict(width=1)
+        config.reward_head = dict(width=4, normalize=True, gate=True) if "gpm" in objective else dict(width=1)
 
     config.data = dict(
         train="",  # yours: there is no default
@@ -42,8 +45,7 @@ def get_config(objective: str = "dpo") -> ConfigDict:
         encoding=dict(max_length=2048),
     )
     config.data.normalize_targets = facts.requires.reads == "rewards"
-    # SPPO reads how often each response of a pair wins: with labels always, or never.
-    config.data.pair_targets = "scores" if facts.requires.reads == "scores" and objective != "sppo" else "labels"
+    config.data.pair_targets = "scores" if facts.requires.reads == "scores" else "labels"
     config.data.format = {f"{name}_field": name for name in PAIR_NUMBERS if name in facts.requires.inputs}
     if facts.requires.token_labels:
         config.data.format.spans_field = "spans"

@@ -43,7 +43,7 @@ LOSS = {
     "dpop": dict(penalty=5.0),
     "sppo": dict(beta=0.5),  # log-ratios of +1 and -1 nat
     "cal_dpo": dict(beta=0.5),
-    "pmpo": dict(beta=0.75),  # at 0.5 what is undesirable would be forbidden altogether
+    "pmpo": dict(beta=1.5),  # at 1 what is undesirable would be forbidden altogether
     "cpo": dict(alpha=0.1),
     "bt": dict(centering=0.01),
     "bt_margin": dict(centering=0.01),
@@ -85,8 +85,7 @@ def get_config(objective: str = "dpo") -> ConfigDict:
         config.reward_head = dict(width=4, normalize=True, gate=True) if "gpm" in names else dict(width=1)
 
     config.data = dict(holdout=0.1, normalize_targets=facts.requires.reads == "rewards", encoding=dict(max_length=2048))
-    # SPPO reads how often each response of a pair wins: with clean labels always, or never.
-    config.data.pair_targets = "scores" if facts.requires.reads == "scores" and names != {"sppo"} else "labels"
+    config.data.pair_targets = "scores" if facts.requires.reads == "scores" else "labels"
     config.data.format = {f"{name}_field": name for name in PAIR_NUMBERS if name in facts.requires.inputs}
     if facts.requires.token_labels:
         config.data.format.spans_field = "spans"

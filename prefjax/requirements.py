@@ -5,7 +5,7 @@ from typing import Any
 
 PAIR_NUMBERS = ("margin", "target_probability")  # what some objectives read of a pair besides its targets
 TOKEN_LABELS = ("token_weight", "token_segment")  # what the data may say of single tokens, by weighted spans
-READS = ("nothing", "labels", "rewards", "scores")
+READS = ("nothing", "labels", "probabilities", "rewards", "scores")
 # Fields of `Responses` that name a frozen reference, by themselves or through statistics of it.
 _OF_REFERENCE = frozenset({"reference_logp", "kl", "token_reference_logp", "token_kl"})
 
@@ -19,9 +19,10 @@ class Requirements:
                    are compared, 1 where each is judged alone
     inputs         fields of `Responses` that are read besides logp and valid
     optional       fields that are read where they are there
-    reads          what `target` is to it: "nothing"; "labels" (1 desirable, 0 undesirable); "rewards" (any number, a
-                   quantity on its own that may be normalised over the dataset); or "scores" (any number that compares
-                   the responses of one prompt)
+    reads          what `target` is to it: "nothing"; "labels" (1 desirable, 0 undesirable); "probabilities" (in [0, 1],
+                   how often a response wins; labels are such); "rewards" (any number, a quantity on its own that may be
+                   normalised over the dataset); or "scores" (any number that compares the responses of one prompt: by
+                   order or difference, of `lipo_lambda` and `gpo_score` by its value too, so never normalised)
     imitates       wants of every prompt the one response that is worth imitating, and nothing to compare it with
     """
 

@@ -91,6 +91,13 @@ def test_objectives_of_every_kind_take_the_same_loop(name):
     assert np.isfinite(px.evaluate(setup, state, held_out)["loss"])
 
 
+def test_pairs_in_memory_have_their_scores_where_these_are_read():
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "score_chosen": 8.5, "score_rejected": 2.0}
+    (scored,), _ = px.encode([row], px.ByteTokenizer(), "mmpo")
+    (labelled,), _ = px.encode([row], px.ByteTokenizer(), "sppo")
+    assert (scored.targets.tolist(), labelled.targets.tolist()) == ([8.5, 2.0], [1.0, 0.0])
+
+
 @pytest.mark.slow
 def test_a_loss_of_ones_own_goes_where_objectives_go(parts, monkeypatch):
     """The README's, defined as in a notebook; by name, as a function, and by module:function as commands take it."""

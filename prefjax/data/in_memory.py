@@ -64,8 +64,9 @@ def encode_records(
     for record in parsed:
         splits[is_held_out(record, holdout)].append(record)
     made = []
+    pair_targets = "scores" if requires.group_size == 2 and requires.reads == "scores" else "labels"
     for own in splits:
-        adapted, adapting = adapt(own, requires)
+        adapted, adapting = adapt(own, requires, pair_targets=pair_targets)
         trees, encoding = encode_all(adapted, tokenizer, policy, progress=False)
         made.append(EncodedTrees(trees, account + adapting + encoding))
     if not len(made[0]):

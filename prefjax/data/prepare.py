@@ -93,7 +93,8 @@ class DataConfig:
     )
     pair_targets: str = option(
         "labels",
-        '"labels": 1 and 0; "scores": the file\'s scores, for objectives that read rewards or scores',
+        '"labels": 1 and 0; "scores": the file\'s scores, for objectives that read rewards, probabilities or scores; '
+        "those of pairs that read scores take nothing else",
         choices=PAIR_TARGETS,
     )
     normalize_targets: bool = option(
@@ -154,8 +155,8 @@ def prepare(
     Raises:
       ValueError: no record is left; the message holds the counts by reason.
     """
-    if config.normalize_targets and requires.reads == "scores":
-        raise ValueError("normalize_targets would change scores, which are left as they are: drop it")
+    if config.normalize_targets and requires.reads in ("scores", "probabilities"):
+        raise ValueError(f"normalize_targets would change {requires.reads}, which are left as they are: drop it")
     told = tokenizer.on_day(config.date or first_day(tokenizer, Path(directory)))
     asked = _Asked(config, requires, told, Path(directory), split)
     target = asked.directory / f"{split}-{asked.key()}"
@@ -366,7 +367,7 @@ def _given(config: DataConfig, requires: Requirements, split: str, directory: Pa
         kind, records = f"rankings{_RANKED}", world.rankings(count, _RANKED, split=split)
     elif requires.token_labels:
         kind, records = "annotated", world.annotated(count, split=split, **noise)
-    elif requires.pair_numbers or requires.reads == "scores":
+    elif requires.pair_numbers or requires.reads in ("scores", "probabilities"):
         # What grades a pair is no noise of its label, so held-out pairs have it too.
         grades = dict(temperature=options.temperature, flip_rate=options.flip_rate)
         kind, records = "graded", world.graded(count, split=split, **grades)

@@ -136,6 +136,11 @@ def stream_adapted(
         raise ValueError("an objective that imitates keeps single responses: drop group_size=2, rankings, pair_targets")
     if requires.reads == "labels" and pair_targets == "scores":
         raise ValueError("reads='labels' takes the 1/0 labels of a pair: drop pair_targets='scores'")
+    if requires.group_size == 2 and requires.reads == "scores" and pair_targets == "labels":
+        raise ValueError(
+            "this objective reads the scores of a pair, and pair_targets='labels' are 1 and 0 for all of them: set it "
+            "to 'scores', the file's score_chosen and score_rejected"
+        )
     rule = rankings or ("best_worst" if group_size == 2 else None)
     if rule is not None and rule not in RANKING_RULES:
         raise ValueError(f"rankings must be one of {RANKING_RULES}, got {rule!r}")
@@ -194,6 +199,12 @@ def _unmet(record: Record, requires: Requirements) -> Rejection | None:
             "make pairs of rankings (rankings='best_worst'), or use an objective that reads rewards (dro)"
         )
         return Rejection("bad_label", record.source, "scores" if record.kind == "ranked" else "reward", detail)
+    if reads == "probabilities" and not all(0 <= target <= 1 for target in record.targets):
+        detail = (
+            f"this objective reads targets as probabilities of winning, in [0, 1]; got {_numbers(record.targets)}: use "
+            "pair_targets='labels', or an objective that reads scores (gpo_score, odpo)"
+        )
+        return Rejection("bad_label", record.source, "scores", detail)
     return None
 
 

@@ -239,8 +239,8 @@ def _united(terms: Mapping[str, Term], name: str) -> Requirements:
     if len(heads) > 1:
         raise ValueError(f"{name}: {heads[True]} trains a reward model and {heads[False]} a policy; sum one kind")
     reads = {own.reads: key for key, own in each.items() if own.reads != "nothing"}
-    if "labels" in reads and len(reads) > 1:
-        other = next(kind for kind in reads if kind != "labels")
+    if "labels" in reads and (others := [kind for kind in reads if kind not in ("labels", "probabilities")]):
+        other = others[0]
         raise ValueError(
             f"{name}: {reads['labels']} reads the targets as 1/0 labels and {reads[other]} as {other}; a batch holds "
             "one of them"
@@ -251,10 +251,11 @@ def _united(terms: Mapping[str, Term], name: str) -> Requirements:
         min_responses=max(own.min_responses for own in each.values()),
         inputs=inputs,
         optional=frozenset().union(*(own.optional for own in each.values())) - inputs,
-        reads="scores" if "scores" in reads else next(iter(reads), "nothing"),
+        # From what is asked most of a number to what is asked least: the first serves all.
+        reads=next((kind for kind in ("labels", "probabilities", "scores", "rewards") if kind in reads), "nothing"),
         imitates=all(own.imitates for own in each.values()),
     )
-    ranked = united.reads in ("rewards", "scores") and united.min_responses > 1
+    ranked = united.reads != "nothing" and united.min_responses > 1
     told = united.group_size == 2 or united.reads == "labels" or ranked
     for key, own in each.items():
         if own.imitates and not (united.imitates or told):

@@ -89,7 +89,7 @@ def nca_pair(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     return of_pairs(r, logistic(beta * a_w) + (logistic(-beta * a_w) + logistic(-beta * a_l)) / 2)
 
 
-@for_pairs(TARGET, start=lambda r, beta: jnp.sum((r.target - 0.5) ** 2, axis=-1) / beta**2, reads="scores")
+@for_pairs(TARGET, start=lambda r, beta: jnp.sum((r.target - 0.5) ** 2, axis=-1) / beta**2, reads="probabilities")
 def sppo(r: Responses, *, beta: Positive = 1e-3) -> Float[Array, "B"]:
     """Self-play preference optimisation: (a_w - (P_w - 1/2) / beta)^2 + (a_l - (P_l - 1/2) / beta)^2, P = `target`.
 
@@ -98,8 +98,9 @@ def sppo(r: Responses, *, beta: Positive = 1e-3) -> Float[Array, "B"]:
     Start: [(P_w - 1/2)^2 + (P_l - 1/2)^2] / beta^2.
     Elsewhere: TRL and EasyDeL `sppo_hard`, with P = 1 and 0 (the labels of a pair); the authors' code takes half.
 
-    P is the estimated probability that a response beats one of the policy's. With the default beta each log-ratio is
-    asked to move by up to 500 nats; the early loss is large and the gradient nearly constant.
+    P is the estimated probability that a response beats one of the policy's, in [0, 1]; ratings are not. With the
+    default beta each log-ratio is asked to move by up to 500 nats; the early loss is large and the gradient nearly
+    constant.
     """
     r = pairs(r, "reference_logp", "target")
     excess = log_ratio(r) - (r.target - 0.5) / beta

@@ -21,7 +21,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax.lax import stop_gradient
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from prefjax.losses.links import logistic
 from prefjax.losses.reducers import batch_mean, log_ratio, singles
@@ -57,7 +57,8 @@ def kto(
         z0. EasyDeL's DPO with `kto` is `cdpo`.
 
     z0 estimates KL(policy || reference) from mismatched responses, one per prompt (a response to another prompt, under
-    this prompt):
+    this prompt). Which one is drawn once per record from the seed, so that a reference can be precomputed; the paper
+    takes the next response of the batch, a new one at every step:
 
         z0 = stop_gradient(max(0, mean over the batch of (baseline_logp - baseline_reference_logp)))
 
@@ -143,7 +144,7 @@ def ulma(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     return r.prompt_mean(by_label(r, -r.logp, logistic(-beta * log_ratio(r))))
 
 
-@for_singles({"target", "kl"}, reads="labels")
+@for_singles({"target", "kl"}, reads="labels", coupled=True)
 def pmpo(r: Responses, *, alpha: Share = 0.5, beta: Positive = 0.5) -> Float[Array, "B"]:
     """PMPO: -alpha mean logp of the desirable + (1 - alpha) mean logp of the undesirable responses + beta mean
     KL(reference || policy).
@@ -153,11 +154,19 @@ def pmpo(r: Responses, *, alpha: Share = 0.5, beta: Positive = 0.5) -> Float[Arr
     Start: its first two terms; the KL is 0.
     Elsewhere: not in TRL or EasyDeL.
 
-    The means are over the responses of a prompt, which may have only one kind. alpha = 1 learns from desirable
-    responses alone, alpha = 0 from undesirable ones; these have no lower bound without the KL.
+    The mean of a kind is over the responses of that kind to a prompt, and over the prompts of the batch that have one:
+    where some have only one kind, as single labelled responses do, each kind weighs the same however frequent it is, so
+    the objective is coupled: give it the global batch. alpha = 1 learns from desirable responses alone, alpha = 0 from
+    undesirable ones; these have no lower bound without the KL.
     """
     r = singles(r, "target", "kl")
     desirable = r.target > 0.5
-    sides = (dataclasses.replace(r, valid=r.valid & kind) for kind in (desirable, ~desirable))
-    accepted, rejected = (side.prompt_mean(r.logp) for side in sides)
+    accepted, rejected = (_mean_of_kind(r, kind) for kind in (desirable, ~desirable))
     return -alpha * accepted + (1 - alpha) * rejected + beta * r.prompt_mean(r.kl)
+
+
+def _mean_of_kind(r: Responses, kind: Bool[Array, "B K"]) -> Float[Array, "B"]:
+    """Per prompt the mean logp of one kind, times the prompts per prompt that has it: its mean over all is theirs."""
+    own = dataclasses.replace(r, valid=r.valid & kind)
+    prompts, having = (jnp.sum(jnp.any(valid, axis=-1)) for valid in (r.valid, own.valid))
+    return own.prompt_mean(r.logp) * prompts / jnp.maximum(having, 1)

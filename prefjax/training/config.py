@@ -171,8 +171,14 @@ class StageConfig:
             return  # it takes the data of the stage after it
         data = self.data.format
         if self.data.normalize_targets and requires.reads != "rewards":
-            detail = ", but scores, which are left as they are" if requires.reads == "scores" else ""
+            kept = requires.reads in ("scores", "probabilities")
+            detail = f", but {requires.reads}, which are left as they are" if kept else ""
             raise ValueError(f"data.normalize_targets has no effect: {name} reads no rewards{detail}")
+        if requires.group_size == 2 and requires.reads == "scores" and self.data.pair_targets == "labels":
+            raise ValueError(
+                f"objective {own.reader('target')} reads the scores of a pair, and labels are 1 and 0 for all of them: "
+                "set data.pair_targets='scores'"
+            )
         if data.auxiliary_field and "auxiliary_logp" not in requires.optional:
             raise ValueError(f"data.format.auxiliary_field has no effect: {name} reads no auxiliary response")
         if requires.token_labels and data.spans_field is None:

@@ -197,6 +197,15 @@ def test_labels_must_be_labels():
     assert "got 0, -1, -2: make pairs of rankings (rankings='best_worst')" in str(account)
 
 
+def test_ratings_are_no_probabilities():
+    rated = dataclasses.replace(PAIR, scores=(8.5, 0.5))
+    records, account = adapt([rated, PAIR], group_size=2, reads="probabilities", pair_targets="labels")
+    assert [record.targets for record in records] == [(1.0, 0.0)] * 2
+    records, account = adapt([rated], group_size=2, reads="probabilities", pair_targets="scores")
+    assert not records and account["adapt"].dropped == {"bad_label": 1}
+    assert "probabilities of winning, in [0, 1]; got 8.5, 0.5" in str(account)
+
+
 def test_an_objective_that_imitates_keeps_the_best():
     records, account = adapt([PAIR, UP, DOWN, ranking(1, 3)], group_size=None, imitates=True)
     assert [record.responses for record in records] == [("good",), ("good",), ("r1",)]
@@ -208,6 +217,7 @@ def test_an_objective_that_imitates_keeps_the_best():
     [
         {"group_size": 3},
         {"group_size": 2, "reads": "labels", "pair_targets": "scores"},
+        {"group_size": 2, "reads": "scores"},
         {"group_size": 2, "rankings": "worst"},
         {"group_size": None, "rankings": "worst"},
         {"group_size": None, "reads": "targets"},

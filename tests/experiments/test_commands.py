@@ -216,6 +216,7 @@ def change(**changes):
         (dict(data__format__margin_field="gap"), "data.format.margin_field has no effect: dpo reads no margin"),
         (dict(data__format__spans_field="spans"), "data.format.spans_field has no effect: dpo reads no weights of"),
         (dict(objective="margin_dpo"), "objective margin_dpo needs margin, a required margin per pair"),
+        (dict(objective="mmpo", loss={}), "objective mmpo reads the scores of a pair, and labels are 1 and 0 for all"),
         (dict(objective="soft_ce"), "set data.format.target_probability_field to its column"),
         (
             dict(objective="infonca", loss={}, data__normalize_targets=True),

@@ -250,8 +250,12 @@ def orpo(f, *, weight=0.1):
     return -np.log(p[:, 0]) + weight * -np.log(sig(np.log(odds[:, 0] / odds[:, 1])))
 
 
+def kto_shift(f, **_):
+    return max(0, np.mean(f["baseline_logp"] - f["baseline_reference_logp"]))
+
+
 def kto(f, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
-    z0 = max(0, np.mean(f["baseline_logp"] - f["baseline_reference_logp"]))
+    z0 = f.get("detached", kto_shift(f))
     a = f["logp"] - f["reference_logp"]
     desirable = desirable_weight * (1 - sig(beta * (a - z0)))
     undesirable = undesirable_weight * (1 - sig(beta * (z0 - a)))
@@ -284,12 +288,14 @@ def ulma(f, *, beta=0.1):
 
 
 def pmpo(f, *, alpha=0.5, beta=0.5):
+    """Equation 10 is of one x: the two means are over its responses, and the batch's over the x that have the kind."""
+    prompts, having = len(f["logp"]), [max(1, (f["target"] == label).any(-1).sum()) for label in (0, 1)]
     losses = []
     for logp, label, kl in zip(f["logp"], f["target"], f["kl"], strict=True):
         accepted, rejected = logp[label == 1], logp[label == 0]
         objective = -beta * kl.mean()
-        objective += alpha * accepted.mean() if len(accepted) else 0
-        objective -= (1 - alpha) * rejected.mean() if len(rejected) else 0
+        objective += alpha * accepted.mean() * prompts / having[1] if len(accepted) else 0
+        objective -= (1 - alpha) * rejected.mean() * prompts / having[0] if len(rejected) else 0
         losses.append(-objective)
     return np.array(losses)
 
@@ -392,4 +398,9 @@ def sft(f, *, normalize="length"):
 
 
 # objective -> what of it is detached, from the same options.
-DETACHED = {"wpo": lambda f, **_: wpo_weight(f), "tdpo2": lambda f, **_: f["kl"][:, 0].copy(), "bco": bco_shift}
+DETACHED = {
+    "wpo": lambda f, **_: wpo_weight(f),
+    "tdpo2": lambda f, **_: f["kl"][:, 0].copy(),
+    "bco": bco_shift,
+    "kto": kto_shift,
+}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prefjax.losses import Responses, dro, dro_p, ipo, kto, sft
+from prefjax.losses import Responses, dro, dro_p, ipo, kto, orpo, pmpo, sft
 
 B = 8
 
@@ -185,3 +185,32 @@ def test_sft_per_token_and_per_response():
     with pytest.raises(ValueError, match="normalize.*'tokens'"):
         # Past the annotation checker of the tests, as in production.
         inspect.unwrap(sft)(responses(f), normalize="tokens")
+
+
+def test_pmpo_weighs_both_kinds_alike_however_frequent():
+    """Equation 10 on single responses, one of eight desirable: the gradient of each is that of its kind's mean."""
+    f = make(1, target=np.array([[1.0]] + [[0.0]] * 7), kl=np.full((B, 1), 3.0))
+    expected = -0.25 * f["logp"][0, 0] + 0.75 * f["logp"][1:].mean() + 0.5 * 3
+    np.testing.assert_allclose(pmpo(responses(f), alpha=0.25, beta=0.5).mean(), expected, rtol=1e-6)
+    slopes = gradient(pmpo, f, "logp", alpha=0.25) / B
+    np.testing.assert_allclose(slopes[:, 0], [-0.25] + [0.75 / 7] * 7, rtol=1e-6)
+    np.testing.assert_allclose(pmpo(responses(f | {"target": np.ones((B, 1))})), 1.5 - 0.5 * f["logp"][:, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("mean", [-0.7, -1e-3, -2e-6, -1e-6, -1e-8, 0.0])
+def test_orpo_near_certainty(mean):
+    """Mean token log-probs up to 0, where the odds are infinite: those above -1e-6 count as that, with no slope."""
+    logp, length = np.array([[3 * mean, -6.0]]), np.full((1, 2), 3.0)
+    held = np.array([min(mean, -1e-6), -2.0])
+    odds = held - np.log(-np.expm1(held))
+    f = dict(logp=logp, length=length)
+    expected = -mean + 0.1 * np.log1p(np.exp(odds[1] - odds[0]))
+    np.testing.assert_allclose(orpo(responses(f)), [expected], rtol=1e-4, atol=1e-7)
+    miss = 0.1 / (1 + np.exp(odds[0] - odds[1])) / 3
+    slope = gradient(orpo, f, "logp")
+    per_odds = -1 / np.expm1(held)  # d log odds / d mean
+    np.testing.assert_allclose(slope[0, 1], miss * per_odds[1], rtol=1e-3, atol=1e-9)
+    if mean < -1e-6:
+        np.testing.assert_allclose(slope[0, 0], -1 / 3 - miss * per_odds[0], rtol=1e-3)
+    elif mean > -1e-6:
+        np.testing.assert_allclose(slope[0, 0], -1 / 3, rtol=1e-6)

@@ -12,7 +12,9 @@ PER_RESPONSE = ("logp", "reference_logp", "length", "target", "log_sum_p2", "kl"
 PER_PROMPT = tuple("value baseline_logp baseline_reference_logp auxiliary_logp margin target_probability".split())
 PER_TOKEN = tuple(f"token_{name}" for name in "logp reference_logp kl weight segment draw".split())
 FIELDS = PER_RESPONSE + PER_PROMPT + PER_TOKEN
-SCORED = ("logp", "kl", "token_logp", "token_kl", "features")  # what the policy's parameters move
+SCORED = (
+    "logp baseline_logp auxiliary_logp kl token_logp token_kl features".split()
+)  # what the policy's parameters move
 B, L = 6, 9
 # Values of options that are no numbers, or whose limits are special cases.
 CHOICES = {
@@ -39,7 +41,8 @@ def scored(name):
 
 def moved_fields(name):
     """The fields it reads that the trained parameters move."""
-    return [field for field in SCORED if field == scored(name) or field in OBJECTIVES[name].requires.inputs]
+    requires = OBJECTIVES[name].requires
+    return [field for field in SCORED if field == scored(name) or field in requires.inputs | requires.optional]
 
 
 def variants(name):
