@@ -25,7 +25,9 @@ def test_the_committed_table_is_the_generated_one(script):
 
 def test_every_objective_is_in_the_table_once(script):
     text = script.table()
-    for name in OBJECTIVES:
+    ours = [name for name, one in OBJECTIVES.items() if one.apply.__module__.startswith("prefjax.")]
+    assert len(ours) >= 67
+    for name in ours:  # tests before this one may have brought their own
         assert text.count(f"| `{name}`<br>") == 1
 
 
