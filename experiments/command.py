@@ -1,8 +1,8 @@
 """How every command starts and ends. Its exit status tells how it ended:
 
 0    done
-1    an error that can be expected: one line on stderr, `error: ` and what, where and the fix; --debug puts its
-     traceback before it. What nobody expected comes with a traceback anyway
+1    an error that can be expected: one line on stderr, `error: ` and what, where and the fix, which tables may
+     precede; --debug puts its traceback before it. What nobody expected comes with a traceback anyway
 2    a wrong command line, in one such line too
 130  interrupted (prefjax/interrupts.py)
 """
@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from absl import app, flags
+
+from experiments.elsewhere import hint
 
 flags.disclaim_key_flags()  # --debug belongs to the command that starts, whose --help shows it
 
@@ -78,6 +80,8 @@ def tell_errors(*, debug: bool) -> None:
         if debug or not expected:
             sys.__excepthook__(kind, error, trace)
         if expected:
+            if details := str(error).partition("\n\n")[2]:  # tables, as of what became of every record
+                print(details, file=sys.stderr)
             print(f"error: {line_of(error)}", file=sys.stderr, flush=True)
 
     sys.excepthook = tell
@@ -93,9 +97,9 @@ def is_expected(error: BaseException) -> bool:
 
 
 def line_of(error: BaseException) -> str:
-    """What an error says, as one line; of a file that cannot be used: which, why, and what can be done."""
+    """What an error says before a blank line, as one; of a file that cannot be used: which, why, what can be done."""
     if not isinstance(error, OSError) or error.strerror is None:
-        return " ".join(str(error).split()) or type(error).__name__
+        return " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
     fix = f": {_FIXES[error.errno]}, then give the same command again" if error.errno in _FIXES else ""
     return " ".join(f"{where}{error.strerror}{fix}".split())
@@ -104,5 +108,8 @@ def line_of(error: BaseException) -> str:
 def _parse(words: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(words)
+    except flags.UnrecognizedFlagError as error:
+        known = hint(error.flagname) if "config" in flags.FLAGS or "workdir" in flags.FLAGS else ""
+        sys.exit(refuse(ValueError(f"{error}{known} (--help says what there is)")))
     except flags.Error as error:
         sys.exit(refuse(ValueError(f"{error} (--help says what there is)")))

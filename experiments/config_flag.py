@@ -7,6 +7,7 @@ None too: it is the one of the Hugging Face folder, or of the run, that training
 """
 
 import dataclasses
+import difflib
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 from ml_collections.config_flags import config_path
 
+from experiments.command import is_expected
+from experiments.elsewhere import hint
 from prefjax.losses import Sum
 from prefjax.losses import objective as find_objective
 from prefjax.models import ModelConfig
@@ -70,13 +73,23 @@ class _CompletingParser(flags.ArgumentParser):
     def parse(self, argument: str) -> ConfigDict:
         file = argument.partition(":")[0]
         if not Path(file).is_file():
-            raise ValueError(f"there is no file {file!r}; configs/ has some")
+            near = difflib.get_close_matches(file, [str(path) for path in Path("configs").glob("*.py")], n=1)
+            advice = f"did you mean {near[0]}?" if near else "configs/ has some, as configs/finetune.py:dpo"
+            raise ValueError(f"there is no file {file!r}: {advice}")
         argv = flags.FLAGS.read_flags_from_files(sys.argv if self._argv is None else self._argv, force_gnu=False)
         given = fields_given(argv)
-        config = complete(self._file.parse(argument), argument, given)
+        config = complete(self._read(argument), argument, given)
         _check_fields(config, given)
         self._flag.help = help_text(config, argument)
         return config
+
+    def _read(self, argument: str) -> ConfigDict:
+        try:
+            return self._file.parse(argument)
+        except (TypeError, ValueError) as error:  # its text is a traceback; what a file raised on purpose needs none
+            if error.__context__ is not None and is_expected(error.__context__):
+                raise ValueError(str(error.__context__)) from None
+            raise
 
     def flag_type(self) -> str:
         return "FILE:ARGUMENT"
@@ -197,7 +210,12 @@ def _check_fields(config: ConfigDict, given: Mapping[str, str]) -> None:
             continue
         if path.startswith("loss."):
             find_objective(given.get("objective", config.objective), **{path.removeprefix("loss."): None})
-        raise ValueError(unknown_option(f"config.{path}", [f"config.{name}" for name in known]))
+        elsewhere = hint(path.rpartition(".")[2])
+        if elsewhere and not any(name.endswith(f".{path}") for name in known):
+            raise ValueError(f"config.{path} is not an option{elsewhere}")
+        # A stage before has the same fields: they are only meant where it is named.
+        own = [name for name in known if name.partition(".")[0] not in EARLIER or path.partition(".")[0] in EARLIER]
+        raise ValueError(unknown_option(f"config.{path}", [f"config.{name}" for name in own]))
 
 
 def help_text(config: ConfigDict | None = None, source: str = "") -> str:

@@ -131,7 +131,7 @@ class DataConfig:
     def __post_init__(self):
         check_ranges(self, "data")
         if not self.train:
-            raise ValueError("data.train is empty: give 'synthetic', or a preference file")
+            raise ValueError("data.train is empty: give --config.data.train=FILE, a dataset's name, or 'synthetic'")
         if not self.eval and self.train != SYNTHETIC and not self.holdout:
             raise ValueError("nothing to evaluate on: set data.eval to a file or data.holdout above 0")
         columns_of(parse_methods(self.methods))

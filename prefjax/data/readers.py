@@ -85,7 +85,7 @@ def find_files(files: str | Path | Iterable[str | Path]) -> list[Path]:
         # A file whose name happens to look like a pattern is meant as itself.
         matches = [str(pattern)] if Path(pattern).is_file() else sorted(glob.glob(str(pattern), recursive=True))
         if not matches:
-            raise FileNotFoundError(f"no file {pattern}")
+            raise FileNotFoundError(f"no file {pattern}: correct the path (it counts from {Path.cwd()})")
         found.extend(map(Path, matches))
     for path in found:
         if not path.name.endswith(SUFFIXES) or not path.is_file():

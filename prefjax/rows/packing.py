@@ -195,7 +195,10 @@ def suggest_shape(
     limit = row_length or max_row_length or _UNBOUNDED
     kept = sizes[:, 0] <= limit
     if not kept.any():
-        raise ValueError(f"none of {len(lengths)} trees fits a row of {limit} tokens: raise it or truncate")
+        raise ValueError(
+            f"none of {len(lengths)} trees fits a row of {limit} tokens, the shortest takes {sizes[:, 0].min()}: raise "
+            "rows.row_length, or truncate by data.encoding.truncation"
+        )
     longest = sizes[kept].max(axis=0).tolist()
     sample = np.random.default_rng(0).permutation(np.flatnonzero(kept))[:_SAMPLE]
     sizes, real = sizes[sample], real_tokens(lengths, layout, branches)[sample]

@@ -54,7 +54,10 @@ class LoopConfig:
     def __post_init__(self):
         check_ranges(self, "train")
         if (self.steps > 0) == (self.epochs > 0):
-            raise ValueError(f"train.steps={self.steps}, train.epochs={self.epochs}: set exactly one of them above 0")
+            raise ValueError(
+                f"train.steps={self.steps}, train.epochs={self.epochs}: set exactly one of them above 0, and the other "
+                "to 0"
+            )
         if len(set(self.writers)) < len(self.writers):
             raise ValueError(f"train.writers={self.writers!r} names a writer twice")
 

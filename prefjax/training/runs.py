@@ -6,6 +6,7 @@ objective are stages alike. The last one lies in the run's own folder.
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -120,11 +121,9 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
         raise ValueError(f"config.init_from={start!r} must be of type str")
     folder = origin(start)
     known = start and (Path(start, "config.json").is_file() or Path(start).name in EARLIER)
-    if start and not known and "vocab_size" not in stated(values.get("model")):
-        raise ValueError(
-            f"config.init_from={start!r} is neither a run's workdir nor a Hugging Face folder here (there is no "
-            "config.json): nothing is downloaded, so fetch the model's folder first, or correct the path"
-        )
+    sized = {"vocab_size", "num_layers", "width"} & stated(values.get("model")).keys()
+    if values.get("objective") and not known and not sized:
+        raise ValueError(_no_start(start))
     if folder is not None:
         values["model"] = _model_of(folder, values.get("model", {}))
         data = values.get("data", {})
@@ -138,6 +137,19 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
         )
     stages = [Stage(name, _earlier_stage(name, given, values)) for name, given in earlier.items()]
     return RunConfig((*stages, Stage("", own)), build(SamplingConfig, sampling, "config.sampling"))
+
+
+def _no_start(start: str) -> str:
+    """Why there is nothing to train from, and how to have it."""
+    if not start:
+        return "config.init_from is empty: give --config.init_from=FOLDER, a Hugging Face folder or a run's --workdir"
+    name = start.rpartition("/")[2]
+    is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", start) and not Path(start).parent.is_dir()
+    fetch = f"`hf download {start} --local-dir {name}`, then --config.init_from={name}" if is_id else "fetch it first"
+    return (
+        f"config.init_from={start!r} is neither a run's workdir nor a Hugging Face folder here (there is no "
+        f"config.json), and nothing is downloaded: {fetch}, or correct the path"
+    )
 
 
 def _earlier_stage(name: str, given: Mapping[str, Any], values: Mapping[str, Any]) -> StageConfig:

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
     "error,line",
     [
         (ValueError("two\n  lines"), "two lines"),
+        (ValueError("nothing\nis left\n\na table"), "nothing is left"),
         (ValueError(), "ValueError"),
         (FileNotFoundError("no checkpoints in x"), "no checkpoints in x"),
         (
@@ -110,6 +111,7 @@ CASES = (
     (["bug", "--file=x"], 1, True, r"^KeyError: 'x'$"),
     (["library", "--file=x"], 1, True, r"^json.decoder.JSONDecodeError: .*$"),
     (["fine"], 2, False, r"^error: .*--file.*$"),
+    (["fine", "--file=x", "--output_dir=y"], 2, False, r"^error: Unknown command line flag 'output_dir' .*$"),
     (["fine", "--file=x", "--flie=y"], 2, False, r"^error: Unknown command line flag 'flie'\. Did you mean: .*$"),
     (["fine", "--file=x", "file=y"], 2, False, r"^error: 'file=y' is no flag, and hides those behind it: .*$"),
 )

@@ -179,7 +179,7 @@ def test_a_field_out_of_its_range_is_refused_by_name():
     "field,message",
     [
         ("data.trian=x", "config.data.trian is not an option: did you mean config.data.train?"),
-        ("tokens_per_step=9", "did you mean config.rows.tokens_per_step or config.sft.rows.tokens_per_step?"),
+        ("tokens_per_step=9", "did you mean config.rows.tokens_per_step?"),
         ("loss.tau=0.1", "dpo takes no option 'tau'; its options and defaults: beta=0.1"),
         ("objective=ipo", "states config.loss.beta, but ipo takes tau, normalize: give the objective behind the colon"),
         ("train.steps=many", "train.steps"),
