@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from prefjax.losses import COMPOSITIONS, OBJECTIVES, Objective, objective
+from prefjax.losses.wrappers import WRAPPERS
 
 OUTPUT = Path(__file__).with_name("objectives.md")
 LABELS = ("Source", "Tokens", "Start", "Elsewhere")
@@ -34,8 +35,8 @@ reward r, or an embedding v. *Start* is the loss per prompt (per response, where
 reference, of a reward model when all rewards are 0; the trainer checks it on the first batch. A *coupled* objective
 reads a statistic of the whole batch, which gradient accumulation and sharding leave whole. Names elsewhere are those of
 TRL at commit f2cd577 and EasyDeL at 090a03b.
-Any of them can be summed, see [Weighted sums](#weighted-sums). What is missing, and why:
-[objectives_not_shipped.md](objectives_not_shipped.md).
+Any of them can be summed, see [Weighted sums](#weighted-sums), and [wrapped](#wrappers). What is missing, and
+why: [objectives_not_shipped.md](objectives_not_shipped.md).
 """
 SUMS = """
 ## Weighted sums
@@ -56,6 +57,30 @@ share a batch are refused by name: labels with scores, a reward model with a pol
 | name | sum | what it is |
 | --- | --- | --- |
 """
+
+
+WRAPPED = """
+## Wrappers
+
+What papers do to any loss, as `--config.objective="smooth(simpo, rate=0.2)"`, `px.objective("smooth(simpo)", rate=0.2)`,
+or in Python as `prefjax.losses.wrappers.smooth(objective)`. A wrapped objective has the options of both, is a term of
+sums (its name there is `smooth_simpo`), and can be wrapped again. One that does not fit is refused with the reason.
+
+| wrapper | what it does | options | source |
+| --- | --- | --- | --- |
+"""
+
+
+def wrapped() -> str:
+    """The section on wrappers."""
+    rows = []
+    for wrapper in WRAPPERS.values():
+        first, second = (inspect.cleandoc(wrapper.apply.__doc__) + "\n\n").split("\n\n")[:2]
+        what, source = (" ".join(text.split()) for text in (first, second.removeprefix("Source:")))
+        options = ", ".join(f"{name}={default!r}" for name, default in wrapper.options.items())
+        cells = (f"`{wrapper.name}`", what.replace("|", r"\|"), options, source)
+        rows.append("| " + " | ".join(cells) + " |\n")
+    return WRAPPED + "".join(rows)
 
 
 def sums() -> str:
@@ -116,7 +141,7 @@ def table() -> str:
     for module, heading in HEADINGS.items():
         rows = [row(o) for o in OBJECTIVES.values() if o.apply.__module__.endswith(f".{module}")]
         parts.append(f"\n## {heading}\n\n{header}\n" + "\n".join(rows) + "\n")
-    return "".join([*parts, sums()])
+    return "".join([*parts, sums(), wrapped()])
 
 
 if __name__ == "__main__":

@@ -190,19 +190,24 @@ class FunctionRegistry(Registry[C]):
             ValueError: no such entry, or not of this form.
         """
         where = f"{self.kind} {ast.unparse(call)!r}"
-        name, keywords = (call.func, call.keywords) if isinstance(call, ast.Call) else (call, [])
+        name = call.func if isinstance(call, ast.Call) else call
         if not isinstance(name, ast.Name) or (isinstance(call, ast.Call) and call.args):
             raise ValueError(f"{where} is not of the form name(option=value, ...); {form}")
-        options = {}
-        for keyword in keywords:
-            if keyword.arg is None:
-                raise ValueError(f"{where}: name every option")
-            try:
-                options[keyword.arg] = ast.literal_eval(keyword.value)
-            except ValueError:
-                written = f"{keyword.arg}={ast.unparse(keyword.value)}"
-                raise ValueError(f"{where}: {written} is no number, text in quotes, or list") from None
-        return self.find(name.id), options
+        return self.find(name.id), written_options(call, where)
+
+
+def written_options(call: ast.expr, where: str) -> dict[str, Any]:
+    """The options of a call as they are written; of a name alone none. Raises ValueError, `where` in its message."""
+    options = {}
+    for keyword in call.keywords if isinstance(call, ast.Call) else ():
+        if keyword.arg is None:
+            raise ValueError(f"{where}: name every option")
+        try:
+            options[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError:
+            written = f"{keyword.arg}={ast.unparse(keyword.value)}"
+            raise ValueError(f"{where}: {written} is no number, text in quotes, or list") from None
+    return options
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:

@@ -51,6 +51,16 @@ class Objective(Entry):
         values = self.check(self.options | dict(options))
         return dataclasses.replace(self, given={name: values[name] for name in (*self.given, *options)})
 
+    @property
+    def key(self) -> str:
+        """The name where it has to be one word: of an option, or a metric."""
+        return self.name
+
+    @property
+    def core(self) -> "Objective":
+        """The objective without what wraps it."""
+        return self
+
     def __str__(self) -> str:
         """As `objective` reads it: dpo(beta=2.0), with the options that were given."""
         options = ", ".join(f"{name}={value!r}" for name, value in self.given.items())
@@ -227,8 +237,8 @@ def _terms_of(objective: Objective) -> list[Term]:
 def _keyed(terms: Sequence[tuple[float, Objective]]) -> dict[str, Term]:
     keyed: dict[str, Term] = {}
     for weight, objective in terms:
-        count = sum(term.objective.name == objective.name for term in keyed.values())
-        keyed[f"{objective.name}_{count + 1}" if count else objective.name] = Term(weight, objective)
+        count = sum(term.objective.key == objective.key for term in keyed.values())
+        keyed[f"{objective.key}_{count + 1}" if count else objective.key] = Term(weight, objective)
     return keyed
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from prefjax.losses import sums
 from prefjax.losses.objective import Objective, Start
-from prefjax.registry import F, FunctionRegistry
+from prefjax.losses.wrappers import WRAPPERS
+from prefjax.registry import F, FunctionRegistry, written_options
 from prefjax.requirements import Requirements
 
 LOG2 = math.log(2)  # sp(0), the logistic loss of a margin of 0
@@ -79,7 +80,8 @@ def objective(which: str | Callable[..., Any] | Objective, **options: Any) -> Ob
 
     Args:
       which: a name of the zoo; "module:function", a registered loss that can be imported from here; a weighted sum of
-        these, "0.8*dpo + 0.2*bco_pair(beta=2.0) + sft", or the name of one, "mpo"; the loss itself; or an objective.
+        these, "0.8*dpo + 0.2*bco_pair(beta=2.0) + sft", or the name of one, "mpo"; one of them under a wrapper,
+        "smooth(simpo, rate=0.1)"; the loss itself; or an objective.
       options: of a sum those of its terms: dpo={"beta": 2.0}.
 
     Raises:
@@ -108,6 +110,10 @@ def _read(text: str) -> Objective:
         return _imported(text) if ":" in text else OBJECTIVES.find(text)
 
     def find(call: ast.expr) -> Objective:
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in WRAPPERS:
+            if len(call.args) != 1 or not isinstance(call.args[0], ast.Name | ast.Call):
+                raise ValueError(f"{ast.unparse(call)!r}: write {call.func.id}(name, option=value, ...)")
+            return WRAPPERS[call.func.id](find(call.args[0]), **written_options(call, ast.unparse(call)))
         found, options = OBJECTIVES.read(call, sums.FORM)
         return found.with_options(options)
 

@@ -220,6 +220,8 @@ def test_a_sum_by_flag_brings_the_options_of_its_terms():
     scored = quickstart.get_config("pl_dpo + 0.5*dro_p + sft")
     assert scored.data.pair_targets == "scores" and not scored.data.normalize_targets
     assert run_config(complete(scored, "quickstart").to_dict()).stage.loss["pl_dpo"] == {"beta": 2.0}
+    wrapped = run_config(parse("quickstart", "smooth(simpo, rate=0.2)", "loss.gamma=0.3").config.to_dict()).stage
+    assert wrapped.loss == {"rate": 0.2, "beta": 60.0, "gamma": 0.3} and wrapped.reference.kind == "none"
     with pytest.raises(flags.Error, match="dpo takes no option 'gamma'"):
         parse("quickstart", "dpo", "objective=0.8*dpo + 0.2*bco_pair", "loss.dpo.gamma=1")
     with pytest.raises(ValueError, match="objective soft_ce, a term of .* needs target_probability"):
