@@ -62,7 +62,7 @@ share a batch are refused by name: labels with scores, a reward model with a pol
 WRAPPED = """
 ## Wrappers
 
-What papers do to any loss, as `--config.objective="smooth(simpo, rate=0.2)"`, `px.objective("smooth(simpo)", rate=0.2)`,
+What papers do to a loss, as `--config.objective="smooth(simpo, rate=0.2)"`, `px.objective("smooth(simpo)", rate=0.2)`,
 or in Python as `prefjax.losses.wrappers.smooth(objective)`. A wrapped objective has the options of both, is a term of
 sums (its name there is `smooth_simpo`), and can be wrapped again. One that does not fit is refused with the reason.
 
