@@ -9,6 +9,7 @@ import ast
 import gzip
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -380,6 +381,28 @@ def test_field_of_a_config_arrives(file, text, my_losses):
         for part in path.split("."):
             found = found[part] if isinstance(found, dict) else getattr(found, part)
         assert found == value
+
+
+SECTION_NAMES = "data|rows|model|optimizer|train|reference|mesh|lora|sampling"
+FIELD = re.compile(rf"(?:config\.)?((?:{SECTION_NAMES})(?:\.(?!py\b)[a-z_]\w*)+)(?:=.*)?")
+
+
+def test_fields_that_are_named_without_a_flag_are_there():
+    config = parse("quickstart", "dpo")["config"].value
+    for page in PAGES:
+        text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+        for name in filter(None, map(FIELD.fullmatch, re.findall(r"`([^`\n]+)`", text))):
+            found = config
+            for part in name[1].split("."):
+                assert part in found, f"{page}: {name[0]}"
+                found = found[part]
+
+
+def test_every_page_has_its_place_in_the_navigation_of_the_site():
+    """mkdocs.yml names each page of docs/; the whole site is built in tests/test_site.py."""
+    named = set(re.findall(r"^ +- [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert {page for page in pages if not page.startswith(("zoo/", "benchmarks/"))} == named
 
 
 @pytest.fixture

@@ -57,6 +57,31 @@ def test_the_integers_of_the_concepts_are_those_of_the_code():
         assert eval(expression, names).tolist() == json.loads(numbers)
 
 
+# A table of a page that says where its numbers are from, and the table's rows.
+_NUMBERS = re.compile(r"^<!-- numbers of (\S+) -->\n\n((?:\|.*\n)+)", re.MULTILINE)
+TABLES = [
+    pytest.param(source, table, id=f"{page.stem}-{i}")
+    for page in sorted((ROOT / "docs").glob("*.md"))
+    for i, (source, table) in enumerate(_NUMBERS.findall(page.read_text()))
+]
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split(" | ")]
+
+
+@pytest.mark.parametrize("source, table", TABLES)
+def test_numbers_that_a_page_repeats_are_those_of_their_table(source, table):
+    """Each in the row of its name, where there is one (an objective's, say), else anywhere in that file's tables."""
+    lines = [cells(line) for line in (ROOT / source).read_text().splitlines() if line.startswith("|")]
+    for line in table.splitlines()[2:]:
+        name, *said = cells(line)
+        for cell in said:
+            if re.search(r"\d\.\d", cell):
+                there = [line for line in lines if line[0] == name] or lines
+                assert any(cell in line for line in there), f"{name}: {cell} is not in {source}"
+
+
 class Words(logging.Handler):
     """What the builder warns of."""
 
