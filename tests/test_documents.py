@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import pytest
 
+from prefjax.analysis import CHECKS
 from prefjax.data.tokenizer_files import write_tokenizer
 from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig, init
@@ -403,6 +404,13 @@ def test_every_page_has_its_place_in_the_navigation_of_the_site():
     named = set(re.findall(r"^ +- [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert {page for page in pages if not page.startswith(("zoo/", "benchmarks/"))} == named
+
+
+def test_every_check_of_a_report_has_its_advice():
+    _, _, advice = (ROOT / "docs/reading_a_report.md").read_text().partition("## What is odd")
+    assert set(re.findall(r"^\| ([^|]*) \|", advice, re.MULTILINE)) - {"note", "---"} == {
+        check.name for check in CHECKS
+    }
 
 
 @pytest.fixture
