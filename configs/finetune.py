@@ -25,7 +25,11 @@ from prefjax.losses import objective as find_objective
 from prefjax.requirements import PAIR_NUMBERS
 
 
-def get_config(objective: str = "dpo") -> ConfigDict:
+def get_config(argument: str = "dpo") -> ConfigDict:
+    objective, words = argument, set()
+    while objective.endswith((",lora", ",smoke")):
+        objective, _, word = objective.rpartition(",")
+        words.add(word)
     facts = find_objective(objective)
     config = ConfigDict()
     config.objective = objective
@@ -54,4 +58,11 @@ def get_config(objective: str = "dpo") -> ConfigDict:
     config.train = dict(epochs=1, eval_every=100, checkpoint_every=200)
     config.mesh = dict(data=1, fsdp=-1)
     config.sampling = dict(prompts=32, max_new_tokens=256)
+    if "lora" in words:
+        config.lora = dict(rank=16)
+        config.optimizer.learning_rate = 5e-4  # as in RESULT: a thousand times that of all parameters, measured for dpo
+    if "smoke" in words:
+        config.optimizer.warmup_steps = 1
+        config.train = dict(steps=4, log_every=1, eval_every=2)
+        config.sampling = dict(prompts=4, max_new_tokens=16)
     return config

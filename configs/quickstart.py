@@ -10,6 +10,7 @@ COMMAND   python -m experiments.train --config=configs/quickstart.py:dpo --workd
           rationale_dpo, whose rationales the data lacks; bt, gpm and others of theirs train a reward model. Or a sum
           of them, "0.8*dpo + 0.2*bco_pair + 1.0*sft", or its name there, mpo. All, with one table:
           python -m experiments.zoo
+          `:dpo,smoke` takes four steps of each stage, to see whether data of yours go through.
 DATA      The synthetic world of prefjax/data/synthetic.py, nothing is downloaded: clean pairs, thumbs or gold rewards;
           gold rewards as scores of pairs and of rankings of four; their difference as margin, and its Bradley-Terry
           probability; spans of responses with what they earn. Your own file: --config.data.train=preferences.jsonl.gz
@@ -69,7 +70,8 @@ def loss_options(facts: Objective) -> dict:
     return options | LOSS.get(objective, {}) | dict(facts.given)
 
 
-def get_config(objective: str = "dpo") -> ConfigDict:
+def get_config(argument: str = "dpo") -> ConfigDict:
+    objective = argument.removesuffix(",smoke")
     if objective == "sft":
         raise ValueError("configs/quickstart.py:sft is the stage before: set it by --config.sft of any objective")
     facts = find_objective(objective)
@@ -117,4 +119,10 @@ def get_config(objective: str = "dpo") -> ConfigDict:
         train=dict(steps=320, log_every=20, eval_every=160, checkpoint_every=160),
     )
     config.sampling = dict(max_new_tokens=64)
+    if objective != argument:
+        config.data.world.train_examples, config.data.world.eval_examples = 64, 16
+        for stage in (config, config.sft):
+            stage.optimizer.warmup_steps = 1
+            stage.train = dict(steps=4, log_every=1, eval_every=2)
+        config.sampling = dict(prompts=4, max_new_tokens=16)
     return config

@@ -271,6 +271,21 @@ def test_files_state_only_what_differs_from_the_defaults():
         assert said == differing, f"configs/{file}.py"
 
 
+@pytest.mark.parametrize("file", ["finetune", "quickstart"])
+def test_a_smoke_run_is_four_steps_of_anything(file):
+    full, smoke = (as_it_is(file, word) for word in ("dpo", "dpo,smoke"))
+    assert [stage.config.train.steps for stage in smoke.stages] == [4] * len(full.stages)
+    assert all(stage.config.optimizer.warmup_steps == 1 for stage in smoke.stages)
+    assert (smoke.stage.loss, smoke.stage.rows, smoke.stage.objective) == (full.stage.loss, full.stage.rows, "dpo")
+    assert smoke.sampling.prompts == 4
+
+
+def test_adapters_have_their_own_learning_rate():
+    alone, both = as_it_is("finetune", "kto,lora").stage, as_it_is("finetune", "kto,lora,smoke").stage
+    assert (alone.objective, alone.lora.rank, alone.optimizer.learning_rate) == ("kto", 16, 5e-4)
+    assert (both.lora.rank, both.optimizer.learning_rate, both.train.steps) == (16, 5e-4, 4)
+
+
 def test_the_document_is_up_to_date():
     spec = importlib.util.spec_from_file_location("write_config", ROOT / "docs" / "write_config.py")
     script = importlib.util.module_from_spec(spec)
