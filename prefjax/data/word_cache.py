@@ -47,8 +47,7 @@ class WordCache:
         self._ids: dict[str, tuple[int, ...]] = {}
         self._agreed = {character for character in map(chr, range(128)) if self._tried(character)}
         self._disagreed = set(map(chr, range(128))) - self._agreed
-        # Of most texts one search tells.
-        self._doubtful = re.compile(f"[{re.escape(''.join(sorted(self._disagreed)))}]" if self._disagreed else "(?!)")
+        self._doubtful = sorted(self._disagreed)  # of ASCII, which most texts are
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_ids": {}}
@@ -88,7 +87,7 @@ class WordCache:
     def _agree(self, text: str) -> bool:
         """Whether the text is split here as the tokenizer splits it."""
         if text.isascii():
-            return not self._doubtful.search(text)
+            return not any(character in text for character in self._doubtful)
         for character in (characters := set(text)) - self._agreed - self._disagreed:
             (self._agreed if self._tried(character) else self._disagreed).add(character)
         return characters <= self._agreed

@@ -253,6 +253,7 @@ SMALLEST = {
     "grid": ["--model=tiny", "--prompts=16", "--responses=8", "--repeats=1"],
     "responses": ["--model=tiny", "--responses=2", "--prompts=1", "--prompt_length=12", "--repeats=1"],
     "remat": ["--model=tiny", "--prompts=1", "--repeats=1"],
+    "preparing": ["--records=60", "--words=6", "--workers=1"],
     "tune_attention": ["--interpret=cuda", "--dtype=float32", "--rows=1", "--length=640", "--query_heads=2"]
     + ["--key_heads=1", "--width=32", "--repeats=1"],
 }
