@@ -3,9 +3,9 @@
 COMMAND   python -m experiments.benchmarks.preparing --output=results/preparing
 TIME      about ten minutes on two cores for the 1,100,000 records of the defaults
 PROTOCOL  Pairs of chats are drawn word by word from a Zipf law over 50,000 invented words; a byte-level BPE tokenizer
-          with the ChatML template is trained on some. A fresh Python prepares each file as the trainer does:
-          read, hold out, adapt, render, tokenise, write with digests, index. Every number of processes must write the
-          same bytes.
+          with the ChatML template is trained on some, unless --tokenizer names another. A fresh Python prepares each
+          file as the trainer does: read, hold out, adapt, render, tokenise, write with digests, index. Every number of
+          processes must write the same bytes.
 COLUMNS   records/s: of wall time; speed-up: against the first number of processes on the same records; peak memory: the
           most that all processes together held at once, shared pages counted once (PSS, looked at every half second).
 """
@@ -107,9 +107,9 @@ def family_memory(process: int) -> int:
     return 1024 * own + sum(family_memory(int(child)) for child in children)
 
 
-def measure(data: Path, tokenizer: Path, folder: Path, workers: int) -> dict[str, Any]:
+def measure(data: Path, tokenizer: str, folder: Path, workers: int) -> dict[str, Any]:
     """One line of the table, without the number of records."""
-    command = [sys.executable, "-c", _PREPARE, str(data), str(tokenizer), str(folder), str(workers)]
+    command = [sys.executable, "-c", _PREPARE, str(data), tokenizer, str(folder), str(workers)]
     began, peak, ended = time.perf_counter(), 0, threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
 
@@ -155,6 +155,7 @@ def define_flags() -> None:
     sweep.define_output()
     flags.DEFINE_list("records", ["100000", "1000000"], "Numbers of records, of one file each.")
     flags.DEFINE_list("workers", ["1", "2"], "Numbers of processes that encode.")
+    flags.DEFINE_string("tokenizer", "", "byte, or a Hugging Face tokenizer folder; empty: one trained on the records.")
     flags.DEFINE_integer("words", 60, "Of a response, on average; a prompt has a third.", lower_bound=3)
 
 
@@ -163,8 +164,9 @@ def main(_) -> None:
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output) as place:
-        tokenizer = Path(place) / "tokenizer"
-        write_tokenizer(tokenizer, options.words)
+        tokenizer = options.tokenizer or str(Path(place) / "tokenizer")
+        if not options.tokenizer:
+            write_tokenizer(Path(tokenizer), options.words)
         for count in map(int, options.records):
             data = Path(place) / f"{count}.jsonl"
             write_records(data, count, options.words)

@@ -23,6 +23,7 @@ from . import methods as methods
 from . import prepare as prepare
 from . import preview as preview
 from . import preview_page as preview_page
+from . import progress as progress
 from . import prompts as prompts
 from . import readers as readers
 from . import records as records

@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from prefjax.data.account import Account, Finding, Notice, Rejection, collect
 from prefjax.data.chats import ChatRules, EncodedChat, Unencodable, encode_chat, open_prompt
+from prefjax.data.progress import progress_bar
 from prefjax.data.records import Message, Record, Text
 from prefjax.data.spans import token_labels
 from prefjax.data.tokenizers import Tokenizer
@@ -120,8 +120,7 @@ def encode_all(
 
     Trees may hold different numbers of responses. Raises as `encode`.
     """
-    # tqdm's `disable=None` shows the bar on a terminal only.
-    bar = tqdm(records, desc="encode", unit=" records", disable=None if progress else True)
+    bar = progress_bar(records, desc="encode", unit=" records", shown=progress)
     trees, account = collect("encode", encoded(bar, tokenizer, policy), lambda outcome: outcome)
     return [dataclasses.replace(tree, example_id=row) for row, tree in enumerate(trees)], account
 

@@ -12,10 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from prefjax.data.account import Account, Stage, flow
 from prefjax.data.encoding import EncodingPolicy, encoded
+from prefjax.data.progress import progress_bar
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.data.worker_processes import WorkerProcesses
@@ -82,8 +81,7 @@ def encode_parts(
     first = list(itertools.islice(batches, 2))
     count = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
     count = 1 if len(first) < 2 else count
-    # tqdm's `disable=None` shows the bar on a terminal only.
-    with tqdm(desc="encode", unit=" records", disable=None if progress else True) as bar:
+    with progress_bar(desc="encode", unit=" records", shown=progress) as bar:
         encode = _in_turn if count == 1 else _side_by_side
         for facts in encode(enumerate(itertools.chain(first, batches)), encoder, count):
             bar.update(facts["records"])

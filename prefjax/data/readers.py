@@ -12,6 +12,7 @@ from prefjax.data.account import Account, Finding, Rejection, flow
 from prefjax.data.arrow_files import read_arrow
 from prefjax.data.formats import Columns, RecordFormat, columns_read, parse
 from prefjax.data.json_files import read_json, read_lines
+from prefjax.data.progress import progress_bar
 from prefjax.data.records import Record
 from prefjax.data.table_files import read_table
 
@@ -53,7 +54,7 @@ def stream_records(
         record_format: how rows are read; None means `RecordFormat()`.
         more: further columns to keep, see `Columns`.
         account: gets the stage "read", see `flow`.
-        progress: a progress bar per file, on a terminal only.
+        progress: a progress bar per file, see `progress_bar`.
     Raises:
         FileNotFoundError: a path or pattern matches nothing.
         ValueError: a file has another suffix, is named twice, or is damaged.
@@ -126,8 +127,7 @@ def read_rows(
     Raises:
         ValueError: names the file, or file and line, that is damaged, of another format, or in another encoding.
     """
-    # tqdm's `disable=None` shows the bar on a terminal only.
-    with tqdm(desc=path.name, disable=None if progress else True) as bar:
+    with progress_bar(desc=path.name, shown=progress) as bar:
         for number, row in _rows(path, bar, columns):
             yield f"{path}:{number}", row
 

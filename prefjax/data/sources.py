@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
-from tqdm import tqdm
 
 from prefjax.data.account import Account, Finding, Rejection, flow
 from prefjax.data.datasets import DATASETS, find
 from prefjax.data.formats import Columns, RecordFormat, parse
+from prefjax.data.progress import progress_bar
 from prefjax.data.readers import SUFFIXES, find_files, read_rows, stream_records
 from prefjax.data.records import Record
 
@@ -108,8 +108,7 @@ class OpenSource:
         """Its rows as ("<source>:<row>", decoded row or Rejection), under the names that records have."""
         for path in self.files:
             yield from read_rows(path, progress=progress)
-        # tqdm's `disable=None` shows the bar on a terminal only.
-        bar = tqdm(self._rows, desc=self.name, unit=" rows", disable=None if progress and not self.files else True)
+        bar = progress_bar(self._rows, desc=self.name, unit=" rows", shown=progress and not self.files)
         yield from ((f"{self.name}:{number}", row) for number, row in enumerate(bar, 1))
 
     def read(
@@ -130,8 +129,7 @@ class OpenSource:
             number, row = numbered
             return parse(row, f"{self.name}:{number}", record_format, more)
 
-        # tqdm's `disable=None` shows the bar on a terminal only.
-        bar = tqdm(self._rows, desc=self.name, unit=" rows", disable=None if progress else True)
+        bar = progress_bar(self._rows, desc=self.name, unit=" rows", shown=progress)
         return flow(account, "read", enumerate(bar, 1), step)
 
 
