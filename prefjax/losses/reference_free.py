@@ -13,7 +13,7 @@ depends on the model.
 import jax
 from jaxtyping import Array, Float
 
-from prefjax.losses.links import alpha_shape, hinge, log_odds, logistic
+from prefjax.losses.links import alpha_shape, exp, hinge, log_odds, logistic
 from prefjax.losses.reducers import gap, of_pairs, pairs, per_token
 from prefjax.losses.registry import LENGTH, for_pairs
 from prefjax.losses.responses import Responses
@@ -116,3 +116,19 @@ def orpo(r: Responses, *, weight: NonNegative = 0.1) -> Float[Array, "B"]:
     r = pairs(r, "length")
     mean = per_token(r, r.logp)
     return of_pairs(r, -mean[:, 0] + weight * logistic(gap(log_odds(mean))))
+
+
+@for_pairs(LENGTH)
+def simper(r: Responses) -> Float[Array, "B"]:
+    """Inverse perplexity (SimPER): e^m_l - e^m_w, m the mean log-prob per token.
+
+    Source: arXiv 2502.00883, as in the authors' code.
+    Tokens: mean.
+    Start: depends on the model.
+    Elsewhere: not in TRL or EasyDeL.
+
+    No reference and no option. Between -1 and 1; the gradient of a response is weighted by its own inverse perplexity,
+    so that an unlikely rejected one is left alone.
+    """
+    r = pairs(r, "length")
+    return of_pairs(r, -gap(exp(per_token(r, r.logp))))

@@ -24,7 +24,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from prefjax.losses.links import logistic
-from prefjax.losses.reducers import batch_mean, log_ratio, singles
+from prefjax.losses.reducers import batch_mean, log_ratio, per_token, singles
 from prefjax.losses.registry import LOG2, TARGET, for_singles
 from prefjax.losses.responses import Responses
 from prefjax.options import NonNegative, Positive, Share
@@ -170,3 +170,33 @@ def _mean_of_kind(r: Responses, kind: Bool[Array, "B K"]) -> Float[Array, "B"]:
     own = dataclasses.replace(r, valid=r.valid & kind)
     prompts, having = (jnp.sum(jnp.any(valid, axis=-1)) for valid in (r.valid, own.valid))
     return own.prompt_mean(r.logp) * prompts / jnp.maximum(having, 1)
+
+
+@for_singles(TARGET, start=lambda r, beta: by_label(r, 0.0, 2 * LOG2 / beta), reads="labels")
+def npo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
+    """Negative preference optimisation (NPO): 2 / beta sp(beta a) for an undesirable response, 0 for a desirable one.
+
+    Source: arXiv 2404.05868, as in the code of its authors' successors (open-unlearning's compute_dpo_loss).
+    Tokens: summed.
+    Start: 2 log 2 / beta for an undesirable response.
+    Elsewhere: not in TRL or EasyDeL.
+
+    To unlearn: gradient ascent on logp that fades as a response falls below the reference, its limit as beta goes to 0.
+    What is to be kept is a term of its own: npo + sft.
+    """
+    r = singles(r, "reference_logp", "target")
+    return r.prompt_mean(by_label(r, 0.0, 2 / beta * logistic(-beta * log_ratio(r))))
+
+
+@for_singles({"length", "target"}, reads="labels")
+def simnpo(r: Responses, *, beta: Positive = 1.0, delta: NonNegative = 0.0) -> Float[Array, "B"]:
+    """NPO without a reference (SimNPO): 2 / beta sp(beta (logp / n + delta)) for an undesirable response, 0 for a
+    desirable one.
+
+    Source: arXiv 2410.07163, as in open-unlearning's code, whose delta and defaults these are.
+    Tokens: mean.
+    Start: depends on the model.
+    Elsewhere: not in TRL or EasyDeL.
+    """
+    r = singles(r, "length", "target")
+    return r.prompt_mean(by_label(r, 0.0, 2 / beta * logistic(-beta * (per_token(r, r.logp) + delta))))

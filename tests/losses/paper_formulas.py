@@ -250,6 +250,21 @@ def orpo(f, *, weight=0.1):
     return -np.log(p[:, 0]) + weight * -np.log(sig(np.log(odds[:, 0] / odds[:, 1])))
 
 
+def simper(f):
+    perplexity = np.exp(-f["logp"] / f["length"])
+    return -1 / perplexity[:, 0] + 1 / perplexity[:, 1]
+
+
+def npo(f, *, beta=0.1):
+    ratio = np.exp(f["logp"] - f["reference_logp"])
+    return np.where(f["target"] == 1, 0, 2 / beta * np.log(1 + ratio**beta)).mean(-1)
+
+
+def simnpo(f, *, beta=1.0, delta=0.0):
+    loss = -2 / beta * np.log(sig(-beta / f["length"] * f["logp"] - beta * delta))
+    return np.where(f["target"] == 1, 0, loss).mean(-1)
+
+
 def kto_shift(f, **_):
     return max(0, np.mean(f["baseline_logp"] - f["baseline_reference_logp"]))
 
