@@ -43,6 +43,7 @@ class Progress:
         shown = dict(disable=hidden, ncols=size.columns, nrows=size.lines)
         self._bar = tqdm(total=steps, initial=start_step, unit="step", smoothing=0, **shown)
         self._steps, self._counted = steps, 0
+        self._first_step, self._began = start_step + 1, 0.0
 
     def __enter__(self):
         return self
@@ -52,6 +53,7 @@ class Progress:
 
     def first_step(self, seconds: float) -> None:
         self.say(f"first step, compilation included: {seconds:.1f} s")
+        self._began = time.perf_counter()
         self._count()
         self._bar.unpause()  # compilation says nothing about the time that is left
 
@@ -66,11 +68,18 @@ class Progress:
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
         if self._bar.disable:
-            self.say(_line(step, self._steps, values))
+            self.say(_line(step, self._steps, values) + self._left(step))
         self._bar.set_postfix_str(", ".join(form.format(values[name]) for name, form in _POSTFIX if name in values))
 
     def evaluated(self, step: int, values: Mapping[str, float]) -> None:
         self.say(_line(step, self._steps, values, "eval"))
+
+    def _left(self, step: int) -> str:
+        """The time that is left at the pace since the first step, evaluations and saves included."""
+        done, todo = step - self._first_step, self._steps - step
+        if not (done and todo):
+            return ""
+        return f"  {tqdm.format_interval((time.perf_counter() - self._began) / done * todo)} left"
 
     def _count(self) -> None:
         self._bar.update()

@@ -115,7 +115,10 @@ def test_lines_where_stderr_is_no_terminal(monkeypatch, capsys):
     start, *printed = capsys.readouterr().out.splitlines()
     assert start == " eval 0/23  loss 0.2500"
     assert re.fullmatch(r"first step, compilation included: \d+\.\d s", printed[0])
-    assert re.match(r" step 5/23  loss 0\.5000  accuracy 0\.750  prompts 4  .* prompts/s  \d+ tokens/s", printed[1])
+    assert re.match(
+        r" step 5/23  loss 0\.5000  accuracy 0\.750  prompts 4  .* prompts/s  \d+ tokens/s  \d\d:\d\d left$", printed[1]
+    )
+    assert " left" not in next(line for line in printed if line.startswith(" step 23/23"))
     assert [line.split()[1] for line in printed if line.startswith(" eval")] == ["10/23", "20/23", "23/23"]
 
 
