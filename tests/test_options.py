@@ -178,8 +178,8 @@ def test_what_an_option_cannot_be_is_said_before_data_is_read(tmp_path):
         dataclasses.replace(example(StageConfig), loss={"beta": -0.1})
     values = {"objective": "dpo", "loss": {}, "data": {"train": "nowhere.jsonl"}, "rows": {}, "train": {"steps": 5}}
     values |= {"model": dataclasses.asdict(EXAMPLES[ModelConfig]), "optimizer": {}}
-    for start in ("owner/model", str(tmp_path)):
-        with pytest.raises(ValueError, match=f"^config.init_from='{start}' is neither .* fetch the model's folder"):
+    for start, fix in (("owner/model", "`hf download owner/model"), (str(tmp_path), "")):
+        with pytest.raises(ValueError, match=f"^config.init_from='{start}' is neither .*{fix}"):
             run_config(values | {"model": {}, "init_from": start})
     with pytest.raises(ValueError, match="^config.sft: optimizer.clip_norm=-1.0: set it to at least 0"):
         run_config(values | {"sft": {"optimizer": {"clip_norm": -1}}})
