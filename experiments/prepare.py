@@ -12,6 +12,10 @@
 special tokens, what is scored, targets, token counts, what was cut off. The same is written as pages for a browser,
 preview-train.html and preview-eval.html in config.data.directory, with the counts of every stage.
 
+Records pass as a stream, so any number of them fits into memory; beyond 4,096 all cores encode, or as many processes
+as --config.data.workers says, with the same bytes. Progress and the time left are shown on a terminal, and once a
+minute in a log. Who is stopped goes on, by the same command, with the parts of 4,096 records that were whole.
+
 The trees and their manifest.json stay in config.data.directory, where a run given the same options finds them.
 """
 
