@@ -11,7 +11,7 @@ A folder that holds only metrics.jsonl is enough; config.json, run.json and resu
 import os
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from experiments.command import start_command
 from prefjax.analysis import find_runs, read_run, write_overview
@@ -25,13 +25,10 @@ _OUTPUT = flags.DEFINE_string(
 
 @StopRequest()
 def main(_) -> None:
-    try:
-        folders = find_runs(_RUNS.value)
-        output = Path(_OUTPUT.value) if _OUTPUT.value else common_folder(folders)
-        names = run_names(folders)
-        path = write_overview(output, [read_run(folder, name) for folder, name in zip(folders, names, strict=True)])
-    except ValueError as error:
-        raise app.UsageError(str(error)) from error
+    folders = find_runs(_RUNS.value)
+    output = Path(_OUTPUT.value) if _OUTPUT.value else common_folder(folders)
+    names = run_names(folders)
+    path = write_overview(output, [read_run(folder, name) for folder, name in zip(folders, names, strict=True)])
     print(f"written to {path}", flush=True)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from configs import quickstart
@@ -52,7 +52,7 @@ def main(_) -> None:
     known = (*OBJECTIVES, *COMPOSITIONS)
     names = _OBJECTIVES.value or [name for name in known if name != "sft"]
     if unknown := sorted(set(names) - set(known)):
-        raise ValueError(f"--objectives: no {', '.join(unknown)}; choose of {', '.join(known)}")
+        raise app.UsageError(f"--objectives: no {', '.join(unknown)}; choose of {', '.join(known)}")
     workdir = Path(_WORKDIR.value)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
