@@ -58,7 +58,8 @@ def _tally_of(name: str, folder: Path, seed: int, size: int) -> Tally:
         return getattr(inputs, name)(folder, seed, size)
     if name in OF_RUNS:
         return getattr(runs, name)(undisturbed(folder, seed), size)
-    return getattr(several, name.removeprefix("several_"))(undisturbed_of_several(folder, seed), size)
+    all_of = functools.partial(undisturbed_of_several, folder, seed)
+    return getattr(several, name.removeprefix("several_"))(all_of, size)
 
 
 @functools.cache
@@ -68,9 +69,9 @@ def undisturbed(folder: Path, seed: int) -> runs.Runs:
 
 
 @functools.cache
-def undisturbed_of_several(folder: Path, seed: int) -> dict[int, several.Several]:
-    """The same by each number of processes."""
-    return {count: several.Several(undisturbed(folder, seed), count) for count in several.COUNTS}
+def undisturbed_of_several(folder: Path, seed: int, count: int) -> several.Several:
+    """The same by a number of processes."""
+    return several.Several(undisturbed(folder, seed), count)
 
 
 def page_of(result: Mapping[str, Any]) -> str:

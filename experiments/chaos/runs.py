@@ -27,6 +27,8 @@ _TINY = (
     *("--config.train.eval_every=4", "--config.train.log_every=2", "--config.sft.train.log_every=2"),
     "--config.sampling.max_new_tokens=8",
 )
+# Compiling is most of what such runs do.
+_QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 _ANSWER = 10  # seconds in which a signal must be answered
 LONGEST = 600  # seconds that any run may take
 # What a run of `_TINY` says on its way, before its last step.
@@ -55,6 +57,7 @@ class Runs:
         self.folder, self.draw, self.seconds = folder, draw, float("inf")
         compiled = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
         self.environment = compiled | os.environ | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        self.environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICK}"
         self.whole = folder / "undisturbed"
         self.finish(self.whole)
         self.expected = state_of(self.whole)

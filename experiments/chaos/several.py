@@ -1,10 +1,10 @@
 """Several processes as one run; one is stopped, killed or slow: all end alike, and the same command goes on."""
 
-import os
 import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from prefjax.interrupts import STATUS
 from prefjax.training.processes import PATIENCE, VARIABLES
 
 COUNTS = (2, 4)  # processes, in turns
+_NO_SAMPLES = "--config.sampling.prompts=0"
 _DEVICES = 4  # of all processes of a run together
 _ANSWER = 30  # seconds in which all must have stopped at one step: on few cores a step of four processes takes long
 _GONE = PATIENCE + 30  # seconds after which nobody may wait for one that is gone
@@ -43,10 +44,11 @@ class Several:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
         devices = f"--xla_force_host_platform_device_count={_DEVICES // self.count}"
-        own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
+        own = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{self._runs.environment['XLA_FLAGS']} {devices}"}
         said = lambda index: dict(zip(VARIABLES, (address, str(self.count), str(index)), strict=True))
         return [
-            self._runs.start(workdir, "--distributed", environment=own | said(index)) for index in range(self.count)
+            self._runs.start(workdir, "--distributed", _NO_SAMPLES, environment=own | said(index))
+            for index in range(self.count)
         ]
 
     def disturbed(self, workdir: Path) -> tuple[list[subprocess.Popen], int, str]:
@@ -74,11 +76,11 @@ class Several:
         tally.ends.append((DIFFERENT if not same else REFUSED if damaged else FINE, name))
 
 
-def stops(all_of: dict[int, Several], size: int) -> Tally:
+def stops(all_of: Callable[[int], Several], size: int) -> Tally:
     """SIGINT or SIGTERM to one of them."""
     tally = Tally("SIGINT or SIGTERM to one of two or four processes")
     for number in range(size):
-        several = all_of[COUNTS[number % 2]]
+        several = all_of(COUNTS[number % 2])
         workdir = several.whole.with_name(f"one-stopped-{number}")
         which = several.draw.choice((signal.SIGINT, signal.SIGTERM))
         started, victim, name = several.disturbed(workdir)
@@ -88,11 +90,11 @@ def stops(all_of: dict[int, Several], size: int) -> Tally:
     return tally
 
 
-def kills(all_of: dict[int, Several], size: int) -> Tally:
+def kills(all_of: Callable[[int], Several], size: int) -> Tally:
     """kill -9 of one of them."""
     tally = Tally("kill -9 of one of two or four processes")
     for number in range(size):
-        several = all_of[COUNTS[number % 2]]
+        several = all_of(COUNTS[number % 2])
         workdir = several.whole.with_name(f"one-killed-{number}")
         started, victim, name = several.disturbed(workdir)
         started[victim].kill()
@@ -100,11 +102,11 @@ def kills(all_of: dict[int, Several], size: int) -> Tally:
     return tally
 
 
-def slow(all_of: dict[int, Several], size: int) -> Tally:
+def slow(all_of: Callable[[int], Several], size: int) -> Tally:
     """One of them stands still for seconds, fewer than those after which it counts as dead."""
     tally = Tally("one of two or four processes that stands still for seconds")
     for number in range(size):
-        several = all_of[COUNTS[number % 2]]
+        several = all_of(COUNTS[number % 2])
         workdir = several.whole.with_name(f"one-slow-{number}")
         started, victim, name = several.disturbed(workdir)
         started[victim].send_signal(signal.SIGSTOP)
