@@ -1,5 +1,7 @@
 """Runs that are killed, interrupted, damaged on disk, and whose disk fails: each must end as one left alone."""
 
+import contextlib
+import io
 import os
 import random
 import resource
@@ -217,14 +219,20 @@ def read_until(process: subprocess.Popen, words: str) -> None:
 
 
 def flips_of_a_finished_run(runs: Runs, size: int) -> Tally:
-    """A damaged file of a finished run is evaluated: the same numbers, or a refusal that names the folder."""
+    """A damaged file of a finished run is evaluated: the same numbers, or a refusal that names the folder, or a line
+    that says which older checkpoint the numbers are of.
+    """
     tally, copy = Tally("a damaged file of a finished run, evaluated"), runs.folder / "flipped"
     expected = evaluate_run(runs.whole)["metrics"]
     for _ in range(size):
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(runs.whole, copy)
         name = damage_a_file(copy, runs.draw)
-        tally.attempt(name, lambda: evaluate_run(copy)["metrics"], expected, names=str(copy))
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            tally.attempt(name, lambda: evaluate_run(copy)["metrics"], expected, names=str(copy))
+        older = f"{copy}/" in said.getvalue() and "is taken instead" in said.getvalue()
+        if tally.ends[-1][0] == DIFFERENT and older:
+            tally.ends[-1] = (REFUSED, name)
     return tally
 
 

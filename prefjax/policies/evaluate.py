@@ -26,7 +26,7 @@ from prefjax.policies.judge import Judge, answers_in, judged, side_by_side
 from prefjax.policies.open import open_policy, open_reference
 from prefjax.rows.store import PreparedTrees
 from prefjax.training.batches import evaluation_shape, load_trees, with_baselines
-from prefjax.training.checkpoint import load_params
+from prefjax.training.checkpoint import load_params, load_proof
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.evaluator import Evaluator
 from prefjax.training.mesh import make_mesh
@@ -122,6 +122,9 @@ def evaluate_stage(
     Args:
       reference_workdir: the run whose policy is the reference; empty: fresh parameters from the seed.
       data: a preference file; empty takes the run's own held-out set.
+
+    Raises:
+      ValueError: the run's own held-out set is another one by now.
     """
     mesh = make_mesh(config.mesh)
     tokenizer = tokenizer_of(config.data, config.model)
@@ -131,6 +134,12 @@ def evaluate_stage(
         config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="live", cache=""))
     directory = Path(config.data.directory or Path(workdir) / "data")
     trees = with_baselines(config, load_trees(config, tokenizer, directory, "eval"))
+    proof = load_proof(workdir)
+    if not data and proof is not None and proof.identity["held-out data"] != trees.content_hash:
+        raise ValueError(
+            f"{directory}: the held-out data are no longer those that {workdir} was trained with, as their hash says: "
+            "have those back, or give --data=FILE to evaluate on others"
+        )
     setup = make_setup(config, tokenizer, mesh)
     source = config.reference.init_from or reference_workdir
     reference = read_policy(source, setup.model, mesh, seed=config.seed)

@@ -233,6 +233,13 @@ def test_evaluate_repeats_the_last_evaluation(whole):
     assert values == pytest.approx(result.eval_metrics, rel=1e-5)
 
 
+def test_other_held_out_data_are_refused(whole):
+    workdir, _ = whole
+    fewer = dataclasses.replace(DPO, data=DataConfig(world=WorldOptions(train_examples=96, eval_examples=15)))
+    with pytest.raises(ValueError, match=f"{workdir}/data: the held-out data are no longer those that {workdir} was"):
+        evaluate_stage(fewer, workdir, "")
+
+
 @pytest.mark.slow
 def test_a_wrong_reference_stops_at_the_first_batch(whole, tmp_path, monkeypatch):
     """The loss is not log 2, and the run says so before it trains."""
