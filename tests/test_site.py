@@ -128,5 +128,7 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(site):
 def test_search_finds_objectives_options_and_functions(site):
     entries = json.loads((site / "search/search_index.json").read_text())["docs"]
     words = " ".join(entry["title"] + " " + entry["text"] for entry in entries)
-    for name in (*OBJECTIVES, "visible_until", "tokens_per_step", "lay_out_forest", "make_train_step"):
+    # Tests before this one may have brought objectives of their own.
+    ours = [name for name, one in OBJECTIVES.items() if one.apply.__module__.startswith("prefjax.")]
+    for name in (*ours, "visible_until", "tokens_per_step", "lay_out_forest", "make_train_step"):
         assert name in words, name
