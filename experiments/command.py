@@ -84,7 +84,12 @@ def tell_errors(*, debug: bool) -> None:
                 print(details, file=sys.stderr)
             print(f"error: {line_of(error)}", file=sys.stderr, flush=True)
 
-    sys.excepthook = tell
+    def tell_ignored(what: "sys.UnraisableHookArgs") -> None:
+        # Orbax's threads still call into their event loop when a failed save has closed it; the save is told of.
+        if debug or str(what.exc_value) != "Event loop is closed":
+            sys.__unraisablehook__(what)
+
+    sys.excepthook, sys.unraisablehook = tell, tell_ignored
 
 
 def is_expected(error: BaseException) -> bool:

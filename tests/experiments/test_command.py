@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.command import is_expected, line_of
+from experiments.command import is_expected, line_of, tell_errors
 from prefjax.state_files import naming, read_object, write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +57,25 @@ def test_what_this_code_raised_is_expected_and_what_broke_in_it_is_not(tmp_path)
     assert not is_expected(caught(lambda: json.loads("{")))
     assert not is_expected(caught(lambda: {}["x"]))
     assert not is_expected(ValueError("raised nowhere"))
+
+
+class Unraisable:
+    def __init__(self, words):
+        self.words = words
+
+    def __del__(self):
+        raise RuntimeError(self.words)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_threads_of_orbax_leave_behind_is_told_for_debugging(debug, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    tell_errors(debug=debug)
+    for words in ("Event loop is closed", "other"):
+        Unraisable(words)
+    said = capsys.readouterr().err
+    assert "other" in said and ("Event loop is closed" in said) == debug
 
 
 def test_a_full_disk_names_the_file_that_was_written(tmp_path):
