@@ -20,9 +20,12 @@ BEGIN, END = "<!-- by python -m docs.write_chaos -->\n", "<!-- end -->\n"
 
 def joined(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One result of several that have some kinds each, in the order of the table; of a kind twice the last."""
-    kinds = {name: kind for result in results for name, kind in result["kinds"].items()}
-    faults = [fault for result in results for fault in result["faults"]]
-    return {**results[-1], "kinds": {name: kinds[name] for name in SIZES if name in kinds}, "faults": faults}
+    last = {name: result for result in results for name in result["kinds"]}
+    kinds = {name: last[name]["kinds"][name] for name in SIZES if name in last}
+    faults = [
+        fault for name, kind in kinds.items() for fault in last[name]["faults"] if fault.startswith(f"{kind['what']}: ")
+    ]
+    return {**results[-1], "kinds": kinds, "faults": faults}
 
 
 def block(result: Mapping[str, Any]) -> str:

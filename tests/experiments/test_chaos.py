@@ -106,10 +106,14 @@ def test_every_kind_is_there():
 
 
 def test_results_of_some_kinds_each_become_one():
-    of = lambda name, share, fault: {"kinds": {name: {"share": share}}, "faults": fault, "seed": share}
-    found = write_chaos.joined([of("disks", 1, ["a"]), of("records", 1, []), of("disks", 2, ["b"])])
-    assert list(found["kinds"]) == ["records", "disks"] and found["kinds"]["disks"] == {"share": 2}
-    assert found["faults"] == ["a", "b"] and found["seed"] == 2
+    of = lambda name, share, faults: {
+        "kinds": {name: {"what": f"tried {name}", "share": share}},
+        "faults": [f"tried {name}: fault: {fault}" for fault in faults],
+        "seed": share,
+    }
+    found = write_chaos.joined([of("disks", 1, "a"), of("records", 1, "c"), of("disks", 2, "b")])
+    assert list(found["kinds"]) == ["records", "disks"] and found["kinds"]["disks"]["share"] == 2
+    assert found["faults"] == ["tried records: fault: c", "tried disks: fault: b"] and found["seed"] == 2
 
 
 @pytest.mark.skipif(not write_chaos.RESULT.exists(), reason="no result is committed yet")
