@@ -244,15 +244,17 @@ def flips_of_a_running_run(runs: Runs, size: int) -> Tally:
     process.kill()
     process.communicate()
     for number in range(size):
-        workdir = runs.folder / f"damaged-{number}"
+        workdir = runs.folder / f"half-{number}"
         shutil.copytree(half, workdir)
         name = damage_a_file(workdir, runs.draw)
         process = runs.start(workdir)
         said, _ = process.communicate(timeout=LONGEST)
         if process.returncode:
-            tally.ends.append((REFUSED if str(workdir) in said else FAULT, f"{name}: {said[-300:]}"))
+            if refused(tally, name, process.returncode, said):
+                why = said.rpartition("error: ")[2]
+                tally.ends.append((REFUSED if str(workdir) in why else FAULT, f"{name}: {why[:300]}"))
         else:
             same = state_of(workdir) == runs.expected
-            tally.ends.append((DIFFERENT if not same else REFUSED if "damaged" in said else FINE, name))
+            tally.ends.append((DIFFERENT if not same else REFUSED if "is damaged" in said else FINE, name))
         shutil.rmtree(workdir)
     return tally
