@@ -116,7 +116,6 @@ def test_results_of_some_kinds_each_become_one():
     assert found["faults"] == ["tried records: fault: c", "tried disks: fault: b"] and found["seed"] == 2
 
 
-@pytest.mark.skipif(not write_chaos.RESULT.exists(), reason="no result is committed yet")
 def test_the_page_is_the_committed_result_and_its_claims_hold():
     result, page = json.loads(write_chaos.RESULT.read_text()), write_chaos.OUTPUT.read_text()
     assert write_chaos.document(page, result) == page, "run python -m docs.write_chaos"
