@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prefjax.training.processes import in_order
+from prefjax.training.processes import one_at_a_time
 
 _SMALL = 1 << 20  # numbers; below it a program's compilation takes longer than the host
 
@@ -46,7 +46,7 @@ def describe(leaf: Any) -> str:
 def _measure(x: Any) -> tuple[Any, Any, Any]:
     """Two sums, and how many numbers are not finite."""
     elsewhere = isinstance(x, jax.Array) and not x.is_fully_addressable
-    return in_order(_on_devices(x)) if elsewhere or x.size > _SMALL else _sums(np.asarray(x), np)
+    return one_at_a_time(_on_devices(x)) if elsewhere or x.size > _SMALL else _sums(np.asarray(x), np)
 
 
 def _sums(x: Any, xp: Any) -> tuple[Any, Any, Any]:

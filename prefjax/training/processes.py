@@ -91,7 +91,7 @@ def processes(join: bool) -> Iterator[None]:
         os._exit(1)  # an orderly exit would wait for those that are gone
 
 
-def in_order(results: T) -> T:
+def one_at_a_time(results: T) -> T:
     """What a program returned, which on the CPUs of several processes has then ended.
 
     CPUs run the programs they were given in any order, so that two which reduce over processes can wait for each other
@@ -124,7 +124,7 @@ class Agreed:
 def _any_of_all(wish: bool) -> jax.Array:
     """Whether any process has the wish; on the devices, not waited for."""
     told, answer = _votes()
-    return in_order(answer(jax.make_array_from_process_local_data(told, np.full(jax.local_device_count(), wish))))
+    return one_at_a_time(answer(jax.make_array_from_process_local_data(told, np.full(jax.local_device_count(), wish))))
 
 
 @functools.cache

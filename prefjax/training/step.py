@@ -18,7 +18,7 @@ from prefjax.training import mesh as mesh_lib
 from prefjax.training.metrics import Metrics, Ratios, response_metrics, row_metrics, term_metrics
 from prefjax.training.optimizers import learning_rate
 from prefjax.training.parameters import Policy
-from prefjax.training.processes import in_order
+from prefjax.training.processes import one_at_a_time
 from prefjax.training.scoring import (
     Reference,
     Scores,
@@ -247,7 +247,7 @@ class TrainStep:
     def __call__(self, state: TrainState, rows: Rows) -> tuple[TrainState, Metrics]:
         if self.program is None:
             self.program = jit_train_step(self._setup, state)
-        changed, metrics = in_order(self.program(state.changing(), state.frozen, rows))
+        changed, metrics = one_at_a_time(self.program(state.changing(), state.frozen, rows))
         return changed.replace(frozen=state.frozen, tx=state.tx), metrics
 
 
@@ -288,7 +288,7 @@ def make_eval_step(setup: Setup) -> Callable[[Any, Any, Rows], Metrics]:
                     out_shardings=NamedSharding(setup.mesh, P()),
                 )
             )
-        return in_order(compiled[0](params, frozen, rows))
+        return one_at_a_time(compiled[0](params, frozen, rows))
 
     return step
 
