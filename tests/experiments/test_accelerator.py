@@ -124,6 +124,15 @@ def test_the_card_is_described_and_a_step_on_it_compared(tmp_path):
     assert text.startswith("# cpu\n") and "| float32, highest precision | 0.0e+00 |" in text
 
 
+@pytest.mark.slow
+def test_tiles_and_the_table_are_measured_small(tmp_path):
+    text = run_small(tmp_path, "tiles", "table")
+    entries = findings.read(tmp_path)
+    (tile,), (cell,) = findings.rows(entries, "tiles"), findings.rows(entries, "table")
+    assert tile["milliseconds"] > 0 and "| 32 x 32, 32 rows, 4 warps |" in text
+    assert "| paper:hh | shared_packed | live |" in text and cell["layout"] == "shared_packed"
+
+
 class PlayedTraining:
     """Cells that take as long and hold as much as they are told; `held` is the most that was ever held."""
 
