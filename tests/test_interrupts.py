@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from prefjax.interrupts import STATUS, StopRequest, at_once, saving
 from tests.experiments.test_commands import ENVIRONMENT, TINY, command
+from tests.started import Started
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,7 +41,7 @@ def test_a_signal_is_noted_while_the_work_is_saved_and_ends_the_program_elsewher
 
 
 @pytest.mark.slow
-def test_compiled_code_that_does_not_come_back_is_left_behind():
+def test_compiled_code_that_does_not_come_back_is_left_behind(tmp_path):
     program = """
 import jax
 from prefjax.interrupts import StopRequest
@@ -50,12 +50,12 @@ with StopRequest():
     print("begins", flush=True)
     jax.block_until_ready(endless(1))
 """
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "begins\n"
-    time.sleep(2)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=30)
-    assert process.returncode == STATUS and "SIGTERM: stopping\ninterrupted, with what was saved before" in said
+    with Started([sys.executable, "-c", program], tmp_path / "said", cwd=ROOT) as started:
+        started.until("begins")
+        time.sleep(2)
+        started.process.send_signal(signal.SIGTERM)
+        assert started.ended(seconds=30) == STATUS
+    assert "SIGTERM: stopping\ninterrupted, with what was saved before" in started.said
 
 
 @pytest.mark.slow
@@ -63,14 +63,11 @@ with StopRequest():
 def test_training_answers_in_every_phase(phase, tmp_path):
     """In preparation, in compilation, and between steps."""
     options = [*TINY, "--config.sft.train.steps=100000"]
-    arguments = command("train", "--config=configs/quickstart.py:dpo", f"--workdir={tmp_path}", *options)
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    while phase not in process.stdout.readline():
-        assert process.poll() is None
-    process.send_signal(signal.SIGINT)
-    sent = time.monotonic()
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == STATUS and time.monotonic() - sent < 15
+    arguments = command("train", "--config=configs/quickstart.py:dpo", f"--workdir={tmp_path / 'run'}", *options)
+    with Started(arguments, tmp_path / "said", cwd=ROOT, env=ENVIRONMENT) as started:
+        started.until(phase)
+        started.process.send_signal(signal.SIGINT)
+        sent = time.monotonic()
+        assert started.ended(seconds=60) == STATUS and time.monotonic() - sent < 15
+    said = started.said
     assert "Traceback" not in said and "To continue:\n  python -m experiments.train --config=" in said

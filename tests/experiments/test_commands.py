@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from prefjax.options import deciding
 from prefjax.training.checkpoint import Checkpointer
 from prefjax.training.runs import record_config, run_config
 from tests.compilation import COMPILED, QUICK
+from tests.started import Started
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -144,29 +144,17 @@ def test_combine_a_run_with_its_sft_stage(finished, tmp_path):
 
 @pytest.mark.slow
 def test_sigterm_saves_and_says_how_to_continue(tmp_path):
-    options = ["--config=configs/quickstart.py:dpo", f"--workdir={tmp_path}", *TINY, "--config.train.steps=100000"]
-    process = subprocess.Popen(command("train", *options), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    output = []
-    for line in process.stdout:
-        output.append(line)
-        if re.search(r"step 5/100000", line):
-            process.send_signal(signal.SIGTERM)
-            break
-    output.append(process.communicate(timeout=180)[0])
-    text = "".join(output)
-    assert process.returncode == 130, text[-2000:]
-    assert "stopped, and saved. To continue:" in text and "--config.train.steps=100000" in text
-    (step,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()]
+    workdir = tmp_path / "run"
+    options = ["--config=configs/quickstart.py:dpo", f"--workdir={workdir}", *TINY, "--config.train.steps=100000"]
+    with Started(command("train", *options), tmp_path / "said", cwd=ROOT, env=ENVIRONMENT) as started:
+        started.until("step 5/100000")
+        started.process.send_signal(signal.SIGTERM)
+        assert started.ended() == 130, started.said[-2000:]
+    assert "stopped, and saved. To continue:" in started.said and "--config.train.steps=100000" in started.said
+    (step,) = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert 5 <= step < 100_000
-    process = subprocess.Popen(command("train", *options), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    for line in process.stdout:
-        if f"continuing from step {step}" in line:
-            break
-    else:
-        pytest.fail("the same command did not continue")
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.1)
-    process.communicate(timeout=180)
+    with Started(command("train", *options), tmp_path / "said_again", cwd=ROOT, env=ENVIRONMENT) as started:
+        started.until(f"continuing from step {step}")
 
 
 def test_an_unknown_option_is_an_error_before_anything_is_made(tmp_path):

@@ -1,10 +1,10 @@
 """--distributed by the README's words: real processes, by the command, on one machine."""
 
+import contextlib
 import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,14 +14,19 @@ import pytest
 from prefjax.training.processes import VARIABLES, join_processes
 from tests.compilation import COMPILED, QUICK
 from tests.experiments.test_commands import TINY
+from tests.started import Started
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICES = 4  # of all processes together
 TRAIN = ["train", "--config=configs/quickstart.py:dpo", *TINY]
 
 
-def start(count, module, *arguments, patience=30):
-    """`python -m experiments.MODULE --distributed ARGUMENTS` as `count` processes that share the devices."""
+@contextlib.contextmanager
+def start(count, folder, module, *arguments, patience=30):
+    """`python -m experiments.MODULE --distributed ARGUMENTS` as `count` processes that share the devices.
+
+    What they print goes to files in the folder, which is made.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -37,32 +42,26 @@ def start(count, module, *arguments, patience=30):
         f"processes.PATIENCE = {patience}; sys.argv[0] = 'experiments.{module}'; "
         f"runpy.run_module('experiments.{module}', run_name='__main__')"
     )
-    return [
-        subprocess.Popen(
-            [sys.executable, "-u", "-c", program, *arguments, *(["--distributed"] if count > 1 else [])],
-            cwd=ROOT,
-            env=environment | dict(zip(VARIABLES, (address, str(count), str(index)), strict=True)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(count)
-    ]
+    command = [sys.executable, "-u", "-c", program, *arguments, *(["--distributed"] if count > 1 else [])]
+    folder.mkdir()
+    with contextlib.ExitStack() as running:
+        yield [
+            running.enter_context(
+                Started(
+                    command,
+                    folder / f"{index}.log",
+                    cwd=ROOT,
+                    env=environment | dict(zip(VARIABLES, (address, str(count), str(index)), strict=True)),
+                )
+            )
+            for index in range(count)
+        ]
 
 
-def wait(started, codes, timeout=240):
-    """What each process prints until it ends."""
-    outputs = [process.communicate(timeout=timeout)[0] for process in started]
-    assert [process.returncode for process in started] == list(codes), "\n\n".join(out[-3000:] for out in outputs)
-    return outputs
-
-
-def read_until(process, words):
-    """Lines of a process up to one that holds the words."""
-    for line in process.stdout:
-        if words in line:
-            return line
-    raise AssertionError(f"it ended without saying {words!r}")
+def wait(started, codes):
+    """What each process printed until it ended with its code."""
+    assert [process.ended() for process in started] == list(codes), "\n\n".join(one.said[-3000:] for one in started)
+    return [process.said for process in started]
 
 
 def metrics(folder):
@@ -72,15 +71,19 @@ def metrics(folder):
 @pytest.mark.slow
 def test_two_processes_train_sample_report_and_evaluate_as_one(tmp_path):
     alone, folder = tmp_path / "alone", tmp_path / "two"
-    wait(start(1, *TRAIN, f"--workdir={alone}"), [0])
-    outputs = wait(start(2, *TRAIN, f"--workdir={folder}"), [0, 0])
+    with start(1, tmp_path / "said_alone", *TRAIN, f"--workdir={alone}") as started:
+        wait(started, [0])
+    with start(2, tmp_path / "said", *TRAIN, f"--workdir={folder}") as started:
+        outputs = wait(started, [0, 0])
     assert ["report: " in output for output in outputs] == [True, False]
     ours, theirs = metrics(folder), metrics(alone)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for one, other in zip(ours, theirs, strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert "Samples" in (folder / "report.md").read_text()
-    wait(start(2, "evaluate", f"--workdir={folder}", "--samples=4", "--max_new_tokens=8"), [0, 0])
+    evaluate = ["evaluate", f"--workdir={folder}", "--samples=4", "--max_new_tokens=8"]
+    with start(2, tmp_path / "said_of_evaluation", *evaluate) as started:
+        wait(started, [0, 0])
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert evaluation["loss"] == pytest.approx(theirs[-1]["loss"], rel=1e-5) and evaluation["sampled_kl"]
 
@@ -90,27 +93,29 @@ LONG = ["--config.sft.train.steps=100000", "--config.sft.train.log_every=1"]
 
 @pytest.mark.slow
 def test_one_of_four_that_is_asked_to_stop_stops_all_at_one_step(tmp_path):
-    started = start(4, *TRAIN, *LONG, f"--workdir={tmp_path}")
-    read_until(started[3], "step 2")
-    started[3].send_signal(signal.SIGTERM)
-    outputs = wait(started, [130] * 4)
+    workdir = tmp_path / "run"
+    with start(4, tmp_path / "said", *TRAIN, *LONG, f"--workdir={workdir}") as started:
+        started[3].until("step 2")
+        started[3].process.send_signal(signal.SIGTERM)
+        outputs = wait(started, [130] * 4)
     assert all("stopped, and saved" in output for output in outputs)
-    (saved,) = (tmp_path / "sft/checkpoints").glob("[0-9]*")
-    assert int(saved.name) == metrics(tmp_path / "sft")[-1]["step"]
+    (saved,) = (workdir / "sft/checkpoints").glob("[0-9]*")
+    assert int(saved.name) == metrics(workdir / "sft")[-1]["step"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_one_that_is_killed_ends_the_other(victim, tmp_path):
-    started = start(2, *TRAIN, *LONG, f"--workdir={tmp_path}", patience=10)
-    read_until(started[1 - victim], "step 2")
-    started[victim].kill()
-    killed = time.monotonic()
-    output, _ = started[1 - victim].communicate(timeout=60)
-    assert started[1 - victim].returncode not in (0, None) and time.monotonic() - killed < 30
+    workdir = tmp_path / "run"
+    with start(2, tmp_path / "said", *TRAIN, *LONG, f"--workdir={workdir}", patience=10) as started:
+        other = started[1 - victim]
+        other.until("step 2")
+        started[victim].process.kill()
+        killed = time.monotonic()
+        assert other.ended(seconds=60) != 0 and time.monotonic() - killed < 30
     # Which of JAX's threads is the first to see it decides the words.
     said = ("another process may be gone", "another task died", "unhealthy")
-    assert any(words in output for words in said), output[-3000:]
+    assert any(words in other.said for words in said), other.said[-3000:]
 
 
 CLUSTERS = {
@@ -132,24 +137,25 @@ CLUSTERS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cluster", CLUSTERS)
-def test_processes_of_a_cluster_find_each_other(cluster):
+def test_processes_of_a_cluster_find_each_other(cluster, tmp_path):
     program = (
         "from prefjax.training.processes import join_processes; join_processes(60); "
         "import jax; print(jax.process_index(), jax.process_count())"
     )
     own = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env=own | {"JAX_PLATFORMS": "cpu"} | CLUSTERS[cluster](index),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = wait(started, [0, 0])
+    with contextlib.ExitStack() as running:
+        started = [
+            running.enter_context(
+                Started(
+                    [sys.executable, "-c", program],
+                    tmp_path / f"{index}.log",
+                    cwd=ROOT,
+                    env=own | {"JAX_PLATFORMS": "cpu"} | CLUSTERS[cluster](index),
+                )
+            )
+            for index in range(2)
+        ]
+        outputs = wait(started, [0, 0])
     assert ["0 2" in outputs[0], "1 2" in outputs[1]] == [True, True]
 
 

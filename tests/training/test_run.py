@@ -1,11 +1,11 @@
 """Whole stages on small data: learning, exact resume, stopping, the start check, a precomputed reference."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from prefjax.training.optimizers import OptimizerConfig
 from prefjax.training.processes import VARIABLES
 from prefjax.training.stage import run_stage
 from tests.compilation import QUICK
+from tests.started import Started
 
 DPO = StageConfig(
     objective="dpo",
@@ -211,18 +212,20 @@ def test_a_run_of_one_process_continues_as_two_from_what_both_can_read(eight, tm
         address = f"localhost:{free.getsockname()[1]}"
     flags = f"--xla_force_host_platform_device_count=2 {QUICK}"
     variables = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", VARIABLES[0]: address, VARIABLES[1]: "2"}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", SECOND_HALF, tmp_path, eight[1]],
-            env=os.environ | variables | {VARIABLES[2]: str(index)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in started]
-    assert all(process.returncode == 0 for process in started), outputs[0][-3000:]
+    said = tmp_path / "said"
+    said.mkdir()
+    with contextlib.ExitStack() as running:
+        started = [
+            running.enter_context(
+                Started(
+                    [sys.executable, "-c", SECOND_HALF, tmp_path, eight[1]],
+                    said / f"{index}.log",
+                    env=os.environ | variables | {VARIABLES[2]: str(index)},
+                )
+            )
+            for index in range(2)
+        ]
+        assert [process.ended() for process in started] == [0, 0], started[0].said[-3000:]
     assert (tmp_path / "checkpoints/damaged-4").is_dir() and load_proof(tmp_path).step == 4
     assert_same_second_half(eight, tmp_path)
 
