@@ -3,13 +3,10 @@
 from pathlib import Path
 
 import jax.numpy as jnp
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import ListedColormap
 
+from prefjax.analysis import style
 from prefjax.models import visible
 from prefjax.rows.layout import lay_out_forest
 
@@ -22,7 +19,7 @@ NODES = [
     ("b", 2, 3),
     ("c", 4, 3),
 ]
-COLOURS = {"prompt": "#4c72b0", "response": "#dd8452"}
+COLOURS = {"prompt": style.BLUE, "response": style.RED}
 
 
 def main() -> None:
@@ -31,7 +28,7 @@ def main() -> None:
     mask = np.asarray(visible(jnp.array(forest.visible_until)[None]))[0]
     is_prompt = np.repeat(np.array(parents) < 0, lengths)
     shade = np.where(mask, np.where(is_prompt[None], 1, 2), 0)
-    figure, axes = plt.subplots(figsize=(6.4, 6.0), layout="constrained")
+    figure, (axes,) = style.panels(6.4, 6.0)
     axes.imshow(shade, cmap=ListedColormap(["#f4f4f4", COLOURS["prompt"], COLOURS["response"]]))
     size = len(mask)
     axes.set_xticks(np.arange(size), forest.visible_until, fontsize=8)
@@ -44,10 +41,11 @@ def main() -> None:
         colour = COLOURS["prompt" if parent < 0 else "response"]
         axes.text((start + end - 1) / 2, -1.0, name, ha="center", va="bottom", color=colour, fontsize=9, rotation=30)
         axes.text(size - 0.3, (start + end - 1) / 2, name, ha="left", va="center", color=colour, fontsize=9)
-    axes.set_xlabel("key j, labelled with visible_until[j]")
-    axes.set_ylabel("query i, labelled with its position")
+    axes.set_xlabel("key j, labelled with visible_until[j]", fontsize=9)
+    axes.set_ylabel("query i, labelled with its position", fontsize=9)
     axes.spines[:].set_visible(False)
-    figure.savefig(Path(__file__).with_name("mask.png"), dpi=110)
+    words = "The mask of a row that holds two prompts, one with two responses and one with three"
+    style.save(figure, Path(__file__).with_name("mask.png"), words)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ ALLOWED = {
     "models": {"rows"},
     "training": {"data", "rows", "losses", "models"},
     "policies": {"data", "rows", "losses", "models", "training", "analysis"},
-    "fit": {"data", "rows", "losses", "models", "training"},
+    "fit": {"data", "rows", "losses", "models", "training", "analysis"},
     "analysis": set(),
     "contrib": {"analysis"},
 }

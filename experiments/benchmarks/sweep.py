@@ -19,10 +19,11 @@ from absl import flags
 from tqdm import tqdm
 
 from experiments.command import start_command
+from prefjax.analysis import style
 from prefjax.training.provenance import machine
 
 Row = dict[str, Any]
-BLUE, GREY, ORANGE = "#0072B2", "#8A8F98", "#E69F00"
+BLUE, GREY, ORANGE = style.BLUE, style.GRAY, style.GOLD
 GAINS = "S_time: {s_time:.2f}x | S_tokens: {s_tokens:.2f} | S_FLOPs: {s_flops:.2f} | efficiency: {efficiency:.3f}"
 # Relative. Sums of log-probs differ by rounding; a pair too many or too few moves them by per cents.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -189,19 +190,15 @@ def write(output: Path, facts: Mapping[str, Any], text: str, figure: matplotlib.
     whole = json.dumps({"machine": machine(), **facts}, indent=1, default=dataclasses.asdict)
     (output / "result.json").write_text(whole + "\n")
     (output / "table.md").write_text(text)
-    figure.savefig(output / "plot.png")
+    style.save(figure, output / "plot.png")
     print(text, flush=True)
 
 
 def panels(
     width: float, height: float, count: int = 1, **shared: bool
 ) -> tuple[matplotlib.figure.Figure, list[matplotlib.axes.Axes]]:
-    """A figure of `count` plots side by side, in the one look of all benchmarks."""
-    figure = matplotlib.figure.Figure(figsize=(width, height), dpi=120, layout="constrained")
-    axes = list(figure.subplots(1, count, squeeze=False, **shared)[0])
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    """A figure of `count` plots side by side, in the one look of all plots."""
+    return style.panels(width, height, 1, count, **shared)
 
 
 def machine_line() -> str:

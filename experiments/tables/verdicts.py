@@ -24,6 +24,7 @@ from experiments.tables.harness import (
     load_paper,
     mean_interval,
 )
+from prefjax.analysis import style
 
 _FLOOR = 1e-3  # two runs whose interval has no width, as at a probability of 1, may still differ by rounding
 
@@ -208,7 +209,7 @@ def write(folder: Path, result: Mapping[str, Any], rows: Iterable[Row] | None, f
     if rows is not None:
         with open(folder / "rows.jsonl", "w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row._asdict(), separators=(",", ":")) + "\n" for row in rows)
-    figure.savefig(folder / "plot.png", dpi=100)
+    style.save(figure, folder / "plot.png", result["figure"])
 
 
 def require_same_config(config: ml_collections.ConfigDict, reference: Mapping[str, Any]) -> None:

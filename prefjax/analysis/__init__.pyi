@@ -13,6 +13,7 @@ from . import report as report
 from . import results as results
 from . import runs as runs
 from . import statistics as statistics
+from . import style as style
 from .comparison import Outcome as Outcome
 from .comparison import read_outcome as read_outcome
 from .comparison import write_comparison as write_comparison

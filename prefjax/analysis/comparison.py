@@ -7,17 +7,16 @@ from collections.abc import Sequence
 
 import matplotlib.figure
 from adjustText import adjust_text
+from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 
+from prefjax.analysis import style
 from prefjax.analysis.curves import curve, read_metrics
-from prefjax.analysis.plots import GRAY, INK, restrain
 from prefjax.analysis.report import json_safe, number, table, with_error, with_interval
 from prefjax.analysis.statistics import Mean, Share
 
 _HEADER = ("objective", "gold reward", "win rate", "KL, nats", "accuracy", "loss, first → last", "improves it")
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", INK, GRAY, "#6A3D9A")
-_MARKERS = "osD^<P*Xh"  # the colour is not alone in telling families apart
-_LABEL = 6.5  # font size, points
+_LABEL = 7  # font size of a name, points
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +78,8 @@ def write_comparison(directory: str | pathlib.Path, outcomes: Sequence[Outcome],
     ]
     drawn = [outcome for outcome in outcomes if outcome.kl is not None and outcome.gold_trained is not None]
     if drawn:
-        frontier_figure(drawn).savefig(directory / "frontier.png")
-        parts.append("![gold reward against KL](frontier.png)")
+        figure = frontier_figure(drawn)
+        parts.append(style.save(figure, directory / "frontier.png", _frontier_words(drawn)))
     path = directory / "comparison.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -119,48 +118,86 @@ def _headline(outcomes: Sequence[Outcome]) -> str:
 
 
 def frontier_figure(outcomes: Sequence[Outcome]) -> matplotlib.figure.Figure:
-    """Gold reward against the distance from the starting model, with standard errors; one colour for each family.
+    """Gold reward against the distance from the starting model, with standard errors; one panel for each family, in
+    which the others are pale.
 
     Distances are on a logarithmic scale. What is worse than the starting model by more than half of what the best
-    one gains stands at the lower edge, its reward beside the name: otherwise a failed run would press others together.
+    one gains is named below with its numbers instead: a failed run would press the others together.
 
     Raises:
       ValueError: an outcome lacks its gold reward or KL.
     """
     if any(outcome.kl is None or outcome.gold_trained is None for outcome in outcomes):
         raise ValueError("every outcome needs a KL and a gold reward to be drawn: leave out the others")
-    figure = matplotlib.figure.Figure(figsize=(10, 8), dpi=140, layout="constrained")
-    axis = figure.subplots()
+    start, shown, far = _apart(outcomes)
+    families = list(dict.fromkeys(outcome.family for outcome in shown))
+    columns = min(3, len(families))
+    rows = -(-len(families) // columns)
+    size = (6.4, 4.8) if columns == 1 else (4.4 * columns, 3.5 * rows)
+    figure, axes = style.panels(*size, rows, columns, sharex=True, sharey=True)
+    for axis in axes[len(families) :]:
+        axis.axis("off")
+    for place, (axis, family) in enumerate(zip(axes, families, strict=False)):
+        axis.axhline(start, color=style.GRAY, lw=1, ls=(0, (4, 3)), zorder=0)
+        axis.set(xscale="log")
+        style.title(axis, family.replace("_", " "))
+        pale = [outcome for outcome in shown if outcome.family != family]
+        axis.plot(*_points(pale), "o", color=style.FAINT, ms=4, mec="white", mew=0.4, zorder=1)
+        look = dict(color=style.COLORS[place % len(style.COLORS)], marker=style.MARKERS[place % len(style.MARKERS)])
+        _draw_family(axis, [outcome for outcome in shown if outcome.family == family], look)
+    figure.supxlabel("KL from the starting model, nats (log scale)", fontsize=9, color=style.INK)
+    figure.supylabel("gold reward of samples (dashed: the starting model)", fontsize=9, color=style.INK)
+    if far:
+        figure.suptitle("Far below, and not drawn: " + "; ".join(map(_where, far)), fontsize=8.5, color=style.INK)
+    figure.draw_without_rendering()  # names are placed on the final scale of the axes
+    for axis, family in zip(axes, families, strict=False):
+        _name(axis, [outcome for outcome in shown if outcome.family == family])
+    return figure
+
+
+def _apart(outcomes: Sequence[Outcome]) -> tuple[float, list[Outcome], list[Outcome]]:
+    """The reward of the starting model, the outcomes to draw, and those that are too far below it."""
     start = sum(outcome.gold_start.value for outcome in outcomes) / len(outcomes)
     best = max(start, *(outcome.gold_trained.value for outcome in outcomes))
-    lowest = min(start, *(outcome.gold_trained.value for outcome in outcomes))
-    edge = max(lowest, start - (best - start) / 2)
-    axis.axhline(start, color=GRAY, lw=1, ls=(0, (4, 3)), zorder=0, label="the starting model")
-    axis.set(xscale="log", xlabel="KL from the starting model, nats (log scale)", ylabel="gold reward of samples")
-    for place, family in enumerate(dict.fromkeys(outcome.family for outcome in outcomes)):
-        members = [outcome for outcome in outcomes if outcome.family == family]
-        marker, color = _MARKERS[place % len(_MARKERS)], _COLORS[place % len(_COLORS)]
-        for m in members:
-            low = m.gold_trained.value < edge
-            spread = (m.kl.standard_error or 0), 0 if low else (m.gold_trained.standard_error or 0)
-            point = _distance(m), max(edge, m.gold_trained.value)
-            axis.errorbar(*point, *spread[::-1], fmt="none", color=color, elinewidth=0.6, alpha=0.35)
-            axis.plot(*point, "v" if low else marker, color=color, ms=5, mec="white", mew=0.6)
-        axis.plot([], [], marker, color=color, ms=5, mec="white", mew=0.6, label=family.replace("_", " "))
-    axis.legend(frameon=False, fontsize=8, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    axis.set_title("Gold reward against distance", loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=9)
-    restrain(axis)
+    far = [o for o in outcomes if best > start and o.gold_trained.value < start - (best - start) / 2]
+    return start, [outcome for outcome in outcomes if outcome not in far], far
+
+
+def _draw_family(axis: Axes, members: Sequence[Outcome], look: dict[str, str]) -> None:
+    x, y = _points(members)
+    across, along = ([getattr(m, of).standard_error or 0 for m in members] for of in ("kl", "gold_trained"))
+    axis.errorbar(x, y, along, across, fmt="none", color=look["color"], elinewidth=0.7, alpha=0.4)
+    axis.plot(x, y, ls="", ms=5.5, mec="white", mew=0.6, zorder=3, **look)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
-    points = [(_distance(o), max(edge, o.gold_trained.value)) for o in outcomes]
-    said = [f"{o.objective} ({number(g)})" if (g := o.gold_trained.value) < edge else o.objective for o in outcomes]
-    names = [axis.text(*at, name, fontsize=_LABEL, color=INK) for at, name in zip(points, said, strict=True)]
-    figure.draw_without_rendering()  # names are placed on the final scale of the axes
-    adjust_text(
-        names, *zip(*points, strict=True), ax=axis, arrowprops=dict(arrowstyle="-", color=GRAY, lw=0.4), max_move=None
+
+
+def _name(axis: Axes, members: Sequence[Outcome]) -> None:
+    x, y = _points(members)
+    look = dict(fontsize=_LABEL, color=style.INK)
+    names = [axis.text(a, b, m.objective, **look) for a, b, m in zip(x, y, members, strict=True)]
+    line = dict(arrowstyle="-", color=style.GRAY, lw=0.4)
+    adjust_text(names, x, y, ax=axis, expand=(1.1, 1.3), arrowprops=line, max_move=None)
+
+
+def _points(outcomes: Sequence[Outcome]) -> tuple[list[float], list[float]]:
+    return [_distance(outcome) for outcome in outcomes], [outcome.gold_trained.value for outcome in outcomes]
+
+
+def _where(outcome: Outcome) -> str:
+    return f"{outcome.objective} {number(outcome.gold_trained.value)} at {number(outcome.kl.value)} nats"
+
+
+def _frontier_words(outcomes: Sequence[Outcome]) -> str:
+    """The plot in words, for who does not see it; every number is in the table."""
+    start, shown, far = _apart(outcomes)
+    best, nearest = max(shown, key=lambda o: o.gold_trained.value), min(shown, key=_distance)
+    words = f"Gold reward against KL from the starting model ({number(start)}), a panel for each family: the highest "
+    words += f"is {_where(best)}, the nearest {_where(nearest)}"
+    return (
+        words + (f"; far below: {', '.join(map(_where, far))}" if far else "") + "; the numbers are in the table above"
     )
-    return figure
 
 
 def _distance(outcome: Outcome) -> float:

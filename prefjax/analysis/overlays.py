@@ -10,10 +10,9 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from prefjax.analysis.plots import GRAY, INK, restrain
 from prefjax.analysis.runs import Group
+from prefjax.analysis.style import COLORS, FAINT, GRAY, INK, panels, restrain, title
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#B8860B", INK, GRAY)  # as in comparison.py
 _LEGEND_COLUMNS = 3
 
 
@@ -44,16 +43,16 @@ def overlay_figure(groups: Sequence[Group]) -> matplotlib.figure.Figure:
     Raises:
       ValueError: no run has logged anything yet.
     """
-    panels = [panel for panel in _PANELS if any(_logged(group, panel.metric) for group in groups)]
-    if not panels:
+    shown = [panel for panel in _PANELS if any(_logged(group, panel.metric) for group in groups)]
+    if not shown:
         raise ValueError("nothing to draw: no run has logged a known metric yet")
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
     size = (4.2 * columns, 2.9 * rows + 0.2 * -(-(len(groups) + 3) // _LEGEND_COLUMNS) + 0.2)
-    figure = matplotlib.figure.Figure(figsize=size, dpi=130, layout="constrained")
+    figure, axes = panels(*size, rows, columns)
     figure.get_layout_engine().set(wspace=0.06, hspace=0.09)
     colors = list(_colors(len(groups)))
-    for axis, panel in itertools.zip_longest(figure.subplots(rows, columns, squeeze=False).flat, panels):
+    for axis, panel in itertools.zip_longest(axes, shown):
         if panel is None:
             axis.axis("off")
             continue
@@ -71,7 +70,7 @@ def overlay_figure(groups: Sequence[Group]) -> matplotlib.figure.Figure:
 
 def _draw(axis: Axes, panel: _Panel, groups: Sequence[Group], colors: Sequence) -> None:
     if panel.level is not None:
-        axis.axhline(panel.level, color="#D5D8DC", lw=1, ls=(0, (4, 3)), zorder=0)
+        axis.axhline(panel.level, color=FAINT, lw=1, ls=(0, (4, 3)), zorder=0)
     for group, color in zip(groups, colors, strict=True):
         held_out = group.curve(panel.metric, "eval")
         train = dict(lw=0.9, alpha=0.55) if held_out[0].size else dict(lw=1.3, alpha=0.9)
@@ -83,13 +82,8 @@ def _draw(axis: Axes, panel: _Panel, groups: Sequence[Group], colors: Sequence) 
     if panel.logarithmic and all(line.get_ydata().min(initial=1) > 0 for line in axis.lines):
         axis.set_yscale("log")
     axis.set(xlabel="step", ylabel=panel.label)
-    axis.set_title(panel.title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=9)
-    if axis.get_yscale() == "linear":
-        restrain(axis)
-        return
-    ticks = axis.yaxis.get_major_locator()  # restrain places them evenly, which a logarithm is not
+    title(axis, panel.title)
     restrain(axis)
-    axis.yaxis.set_major_locator(ticks)
 
 
 def _logged(group: Group, metric: str) -> bool:
@@ -97,7 +91,7 @@ def _logged(group: Group, metric: str) -> bool:
 
 
 def _colors(count: int) -> Iterator:
-    if count <= len(_COLORS):
-        yield from _COLORS[:count]
+    if count <= len(COLORS):
+        yield from COLORS[:count]
     else:
         yield from colormaps["turbo"](np.linspace(0.03, 0.97, count))

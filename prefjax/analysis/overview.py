@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from prefjax.analysis import style
 from prefjax.analysis.notes import CHECKS, Notes, notes_text, take_notes
 from prefjax.analysis.overlays import overlay_figure
 from prefjax.analysis.report import json_safe, number, table, with_error, with_interval
@@ -63,22 +64,22 @@ def write_overview(directory: str | pathlib.Path, runs: Sequence[Run]) -> pathli
     groups, notes = group_by_seed(runs), [take_notes(run) for run in runs]
     figure = overlay_figure(groups)
     directory.mkdir(parents=True, exist_ok=True)
-    figure.savefig(directory / "overview.png")
+    plot = style.save(figure, directory / "overview.png")
     text = json.dumps(json_safe(_facts(groups, runs, notes)), indent=1, ensure_ascii=False, allow_nan=False)
     (directory / "overview.json").write_text(text + "\n", encoding="utf-8")
     path = directory / "overview.md"
-    path.write_text(_page(groups, runs, notes), encoding="utf-8")
+    path.write_text(_page(groups, runs, notes, plot), encoding="utf-8")
     return path
 
 
-def _page(groups: Sequence[Group], runs: Sequence[Run], notes: Sequence[Notes]) -> str:
+def _page(groups: Sequence[Group], runs: Sequence[Run], notes: Sequence[Notes], plot: str) -> str:
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     odd = sum(len(one.odd) for one in notes)
     parts = [
         f"# {title}: {'nothing odd' if not odd else f'{odd} things to look at'}",
         final_table(groups),
         _caption(groups, runs),
-        "![curves of all runs](overview.png)",
+        plot,
         "## What is odd\n\n" + "\n\n".join(notes_text(r, n) for r, n in zip(runs, notes, strict=True)),
         _differing(groups),
         _seeds(groups),

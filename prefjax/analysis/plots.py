@@ -7,15 +7,14 @@ from collections.abc import Callable, Iterator
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
 from prefjax.analysis.curves import Rows, curve, last
 from prefjax.analysis.results import Rewards, RunResults, Samples, Summary
+from prefjax.analysis.statistics import FEW
+from prefjax.analysis.style import BLUE, FAINT, GRAY, LEGEND, RED, panels, restrain, title
 
-INK, GRAY, BLUE, RED = "#333333", "#8A8F98", "#0072B2", "#D55E00"  # apart for every kind of colour vision
-_FAINT = "#D5D8DC"
 _DASHED = dict(lw=1.4, ls=(0, (4, 2)))
-_LEGEND = dict(frameon=False, fontsize=9, handlelength=1.4, labelcolor=INK)
 _STYLES = {"train": dict(lw=1.6, alpha=0.9), "eval": dict(lw=0, marker="o", ms=5, mec="white", mew=0.8, zorder=3)}
 
 
@@ -25,21 +24,25 @@ def run_figure(results: RunResults, summary: Summary) -> matplotlib.figure.Figur
     Raises:
       ValueError: neither samples nor metrics.
     """
-    panels = list(_panels(results, summary))
-    if not panels:
+    shown = list(_panels(results, summary))
+    if not shown:
         raise ValueError("nothing to draw: results.samples is None and results.metrics has no known metric")
-    columns = min(3, len(panels))
-    rows = -(-len(panels) // columns)
-    figure = matplotlib.figure.Figure(figsize=(4.2 * columns, 2.9 * rows + 0.1), dpi=140, layout="constrained")
+    columns = _columns(len(shown))
+    rows = -(-len(shown) // columns)
+    figure, axes = panels(4.2 * columns, 2.9 * rows + 0.1, rows, columns)
     figure.get_layout_engine().set(wspace=0.06, hspace=0.09)
-    for axis, panel in itertools.zip_longest(figure.subplots(rows, columns, squeeze=False).flat, panels):
+    for axis, panel in itertools.zip_longest(axes, shown):
         if panel is None:
             axis.axis("off")
             continue
-        title = panel(axis)
-        axis.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=9)
+        title(axis, panel(axis))
         restrain(axis)
     return figure
+
+
+def _columns(panels: int) -> int:
+    """At most three, without a gap where two a row leave none."""
+    return 2 if panels == 4 else min(3, panels)
 
 
 def _panels(results: RunResults, summary: Summary) -> Iterator[Callable[[Axes], str]]:
@@ -63,25 +66,28 @@ def _panels(results: RunResults, summary: Summary) -> Iterator[Callable[[Axes], 
 
 def _gold_rewards(start: str, samples: Samples, summary: Summary, axis: Axes) -> str:
     gold = samples.gold
-    edges = np.histogram_bin_edges(np.concatenate([gold.reference, gold.policy]), bins=24)
+    everything = np.concatenate([gold.reference, gold.policy])
     before, after = summary.gold_start.value, summary.gold_trained.value
-    for values, mean, color, label in (
-        (gold.reference, before, GRAY, f"{start}, mean {before:.2f}"),
-        (gold.policy, after, BLUE, f"trained, mean {after:.2f}"),
+    for place, (values, mean, color, label) in enumerate(
+        (
+            (gold.reference, before, GRAY, f"{start}, mean {before:.2f}"),
+            (gold.policy, after, BLUE, f"trained, mean {after:.2f}"),
+        )
     ):
-        _shares(axis, values, edges, color, _minus(label))
+        _shares(axis, values, everything, color, _minus(label), place)
         axis.axvline(mean, color=color, **_DASHED)
-    axis.set_ymargin(0.2)
-    axis.legend(loc="upper left", **_LEGEND)
+    if len(gold.policy) >= FEW:
+        axis.set_ymargin(0.2)
+    axis.legend(loc="upper left", **LEGEND)
     axis.set_xlabel("gold reward of a sample (dashed: mean)")
     return f"Gold reward {_movement(before, after)}"
 
 
 def _distance(start: str, samples: Samples, summary: Summary, axis: Axes) -> str:
     ratios = samples.policy_logp - samples.policy_reference_logp
-    _shares(axis, ratios, np.histogram_bin_edges(ratios, bins=24), BLUE)
+    _shares(axis, ratios, ratios, BLUE)
     axis.axvline(summary.kl.value, color=BLUE, **_DASHED)
-    axis.axvline(0, color=_FAINT, lw=1, zorder=0)
+    axis.axvline(0, color=FAINT, lw=1, zorder=0)
     axis.set_xlabel("log π(y|x) − log ref(y|x) of a sample, nats (dashed: KL)")
     return f"The policy is {summary.kl.value:.1f} nats from {start}"
 
@@ -89,13 +95,13 @@ def _distance(start: str, samples: Samples, summary: Summary, axis: Axes) -> str
 def _loss(metrics: Rows, axis: Axes) -> str:
     first, newest = _train_and_eval(axis, metrics, "loss")
     axis.set_ylabel("loss per prompt")
-    axis.legend(**_LEGEND)
+    axis.legend(**LEGEND)
     return f"Loss {_movement(first, newest)}"
 
 
 def _accuracy(metrics: Rows, axis: Axes) -> str:
     _train_and_eval(axis, metrics, "reward_accuracy")
-    axis.axhline(0.5, color=_FAINT, lw=1, ls=(0, (4, 3)), zorder=0)
+    axis.axhline(0.5, color=FAINT, lw=1, ls=(0, (4, 3)), zorder=0)
     low = min(curve(metrics, "reward_accuracy", split)[1].min(initial=0.5) for split in ("train", "eval"))
     axis.set_ylim(min(0.45, low - 0.05), 1.02)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
@@ -108,7 +114,7 @@ def _accuracy(metrics: Rows, axis: Axes) -> str:
 
 def _margin(metrics: Rows, axis: Axes) -> str:
     first, newest = _train_and_eval(axis, metrics, "margin")
-    axis.axhline(0, color=_FAINT, lw=1, zorder=0)
+    axis.axhline(0, color=FAINT, lw=1, zorder=0)
     log_probs = _logged(metrics, "chosen_logp")  # a reward model has none
     axis.set_ylabel("log-ratio margin, nats" if log_probs else "reward margin")
     return f"Margin {_movement(first, newest)}{' nats' if log_probs else ''}"
@@ -129,13 +135,21 @@ def _log_prob_changes(metrics: Rows, axis: Axes) -> str:
             axis.plot(steps, values, color=color, label=name if split == "train" else None, **style)
             if len(values):
                 ends[name] = float(values[-1])
-    axis.axhline(0, color=_FAINT, lw=1, zorder=0)
+    axis.axhline(0, color=FAINT, lw=1, zorder=0)
     axis.set(xlabel="step (line: train, dots: held out)", ylabel="log π − log ref, nats")
-    axis.legend(**_LEGEND)
+    axis.legend(**LEGEND)
     return f"Chosen {_signed(ends['chosen'])}, rejected {_signed(ends['rejected'])} nats"
 
 
-def _shares(axis: Axes, values: np.ndarray, edges: np.ndarray, color: str, label: str | None = None) -> None:
+def _shares(
+    axis: Axes, values: np.ndarray, everything: np.ndarray, color: str, label: str | None = None, place: int = 0
+) -> None:
+    """A histogram over the range of `everything`; of few samples a dot for each, as bars of one sample say nothing."""
+    if len(values) < FEW:
+        axis.plot(values, np.full(len(values), -place), "o", color=color, ms=6, alpha=0.6, mec="white", label=label)
+        axis.set(yticks=[], ylim=(-1.8, 2.2), ylabel=f"{len(values)} samples")
+        return
+    edges = np.histogram_bin_edges(everything, bins=24)
     axis.hist(values, edges, weights=np.full(len(values), 1 / len(values)), color=color, alpha=0.55, label=label)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.set_ylabel("share of samples")
@@ -152,16 +166,6 @@ def _train_and_eval(axis: Axes, metrics: Rows, name: str) -> tuple[float, float]
         ends = ends or [float(values[0]), float(values[-1])]
     axis.set_xlabel("step")
     return tuple(ends)
-
-
-def restrain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.spines[["bottom", "left"]].set_color("#BBBBBB")
-    axis.tick_params(labelsize=8.5, labelcolor=INK, color="#BBBBBB")
-    axis.xaxis.label.set(fontsize=9, color=INK)
-    axis.yaxis.label.set(fontsize=9, color=INK)
-    axis.xaxis.set_major_locator(MaxNLocator(6, integer=axis.get_xlabel().startswith("step")))
-    axis.yaxis.set_major_locator(MaxNLocator(5))
 
 
 def _logged(metrics: Rows, name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from prefjax.analysis import style
 from prefjax.analysis.curves import last
 from prefjax.analysis.notes import notes_text, take_notes
 from prefjax.analysis.plots import run_figure
@@ -30,24 +31,24 @@ def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     summary = summarize(results)
-    run_figure(results, summary).savefig(directory / "plot.png")
+    plot = style.save(run_figure(results, summary), directory / "plot.png")
     result = json_safe(_result(results, summary))
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(directory / "result.json", text + "\n")
     path = directory / "report.md"
     run = Run(results.objective, results.metrics, results.config, read_record(directory), result)
-    path.write_text(_markdown(results, summary, run), encoding="utf-8")
+    path.write_text(_markdown(results, summary, run, plot), encoding="utf-8")
     return path
 
 
-def _markdown(results: RunResults, summary: Summary, run: Run) -> str:
+def _markdown(results: RunResults, summary: Summary, run: Run, plot: str) -> str:
     samples = results.samples
     parts = [
         f"# {_headline(results, summary)}",
         f"{results.objective} on {results.data}. Repeat with\n\n```\n{results.command}\n```",
         _measures(results, summary),
         _caveats(results, summary),
-        "![samples and training curves](plot.png)",
+        plot,
         "## What is odd\n\n" + notes_text(run, take_notes(run)),
         "" if samples is None else _examples(results.start, samples),
         "## Last values of the curves\n\n" + _final_metrics(results.metrics),

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from scipy.special import gammaln
 
 from prefjax.analysis.comparison import read_outcome
-from prefjax.analysis.plots import BLUE, GRAY, INK, RED
 from prefjax.analysis.report import number, table, with_error, with_interval
 from prefjax.analysis.statistics import Mean, mean, share
+from prefjax.analysis.style import BLUE, GRAY, INK, RED
 from prefjax.contrib.output import ToolOutput, canvas
 from prefjax.contrib.table import Table
 from prefjax.contrib.tools import tool

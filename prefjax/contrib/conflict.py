@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 from jaxtyping import Float
 
-from prefjax.analysis.plots import INK
 from prefjax.analysis.report import number, table, with_interval
 from prefjax.analysis.statistics import Share, share
+from prefjax.analysis.style import INK
 from prefjax.contrib.output import ToolOutput, canvas, dot_plot
 from prefjax.contrib.table import Table
 from prefjax.contrib.tools import tool

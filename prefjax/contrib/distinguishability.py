@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from prefjax.analysis.plots import BLUE, GRAY, RED
 from prefjax.analysis.report import number, table
+from prefjax.analysis.style import BLUE, GRAY, RED
 from prefjax.contrib.output import ToolOutput, canvas, dot_plot
 from prefjax.contrib.table import Table
 from prefjax.contrib.tools import tool

@@ -10,8 +10,9 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
-from prefjax.analysis.plots import BLUE, GRAY, INK, restrain
+from prefjax.analysis import style
 from prefjax.analysis.report import json_safe
+from prefjax.analysis.style import BLUE, GRAY, INK
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ def write_output(directory: str | pathlib.Path, name: str, output: ToolOutput, c
     (directory / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     parts = [f"# {output.headline}", f"Repeat with\n\n```\n{command}\n```", *output.parts]
     if output.figure is not None:
-        output.figure.savefig(directory / f"{name}.png")
-        parts.append(f"![{output.headline}]({name}.png)")
+        words = f"{output.headline}. {style.describe(output.figure)}"
+        parts.append(style.save(output.figure, directory / f"{name}.png", words))
     path = directory / f"{name}.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
@@ -59,10 +60,8 @@ def _plain(value: Any) -> Any:
 
 def canvas(title: str, width: float = 6.4, height: float = 4.2) -> tuple[matplotlib.figure.Figure, Axes]:
     """A figure with one panel in this project's style; size in inches."""
-    figure = matplotlib.figure.Figure(figsize=(width, height), dpi=140, layout="constrained")
-    axis = figure.subplots()
-    axis.set_title(title, loc="left", fontsize=10.5, color=INK, fontweight="bold", pad=9)
-    restrain(axis)
+    figure, (axis,) = style.panels(width, height)
+    style.title(axis, title)
     return figure, axis
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from prefjax.analysis.plots import BLUE, GRAY, RED
 from prefjax.analysis.report import number, table, with_interval
 from prefjax.analysis.statistics import Share, share
+from prefjax.analysis.style import BLUE, GRAY, RED
 from prefjax.contrib.output import ToolOutput, canvas
 from prefjax.contrib.table import Table
 from prefjax.contrib.tools import tool

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.figure
 import matplotlib.ticker
 
+from prefjax.analysis import style
 from prefjax.fit.chips import Chip
 from prefjax.fit.roofline import StepTime
 
@@ -111,7 +112,7 @@ def write(folder: Path, plans: Sequence[Plan]) -> list[Plan]:
     (folder / "plans.json").write_text(json.dumps([dataclasses.asdict(plan) for plan in kept], indent=1) + "\n")
     (folder / "plans.md").write_text(document(kept))
     if any(plan.fits for plan in kept):
-        draw(kept).savefig(folder / "plans.png", dpi=120, bbox_inches="tight")
+        style.save(draw(kept), folder / "plans.png")
     return kept
 
 
@@ -221,20 +222,19 @@ def describe(plan: Plan) -> str:
 def draw(plans: Sequence[Plan]) -> matplotlib.figure.Figure:
     """Memory of one device by part, a bar per plan, as a share of what the device has."""
     shown = [plan for plan in plans if plan.memory is not None][::-1]
-    figure = matplotlib.figure.Figure(figsize=(9, 1 + 0.45 * len(shown)))
-    axes = figure.subplots()
+    figure, (axes,) = style.panels(9, 1.3 + 0.45 * len(shown))
     names = [f"{p.model}, {p.topology}\n{p.settings['rows']}, {p.settings['reference']}" for p in shown]
     left = [0.0] * len(shown)
-    for part in (*_PARTS, "rest"):
+    for part, color in zip((*_PARTS, "rest"), style.COLORS, strict=False):
         sizes = [_held(plan, part) / plan.available for plan in shown]
         label = "gradients, activations, workspace" if part == "rest" else part
-        axes.barh(range(len(shown)), sizes, left=left, label=label, height=0.6)
+        axes.barh(range(len(shown)), sizes, left=left, label=label, height=0.6, color=color)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     axes.set_yticks(range(len(shown)), names, fontsize=7)
-    axes.axvline(1.0, color="black", linewidth=1)
+    axes.axvline(1.0, color=style.INK, linewidth=1)
     axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
-    axes.set_xlabel("of one device's memory, at the peak")
-    axes.legend(fontsize=7, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=3)
+    axes.set_xlabel("of one device's memory, at the peak", fontsize=9, color=style.INK)
+    figure.legend(loc="outside upper left", ncols=5, **style.LEGEND)
     return figure
 
 

@@ -72,20 +72,21 @@ def test_no_name_stands_on_another():
     ]
     figure = frontier_figure(outcomes)
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
-    assert len(boxes) == 40
+    boxes = [text.get_window_extent() for axis in figure.axes for text in axis.texts]
+    assert len(boxes) == 40 and len(figure.axes) == 9
     shrunk = [box.shrunk(0.95, 0.7) for box in boxes]  # what the font leaves free around the letters may touch
     assert not [1 for i, a in enumerate(shrunk) for b in shrunk[:i] if a.overlaps(b)]
 
 
 def test_a_failed_run_does_not_press_the_others_together():
     failed = dataclasses.replace(DPO, objective="bco", kl=Mean(70.0, 1.0, 40), gold_trained=Mean(-400.0, 1.0, 40))
-    (axis,) = frontier_figure([DPO, WORSE, failed]).axes
-    assert axis.get_ylim()[0] > -1
-    assert "bco (−400.00)" in [text.get_text() for text in axis.texts]
+    figure = frontier_figure([DPO, WORSE, failed])
+    assert figure.axes[0].get_ylim()[0] > -1 and figure.axes[0].get_xlim()[1] < 70
+    assert figure.get_suptitle() == "Far below, and not drawn: bco −400.00 at 70.00 nats"
+    assert "bco" not in [text.get_text() for axis in figure.axes for text in axis.texts]
 
 
 def test_a_distance_of_nothing_has_a_place_on_the_logarithmic_axis():
     still = dataclasses.replace(DPO, objective="still", kl=Mean(-0.02, 0.05, 40))
-    (axis,) = frontier_figure([DPO, still]).axes
+    axis = frontier_figure([DPO, still]).axes[0]
     assert axis.get_xlim()[0] <= 0.01

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 
+import matplotlib.image
 import numpy as np
 import pytest
 
-from prefjax.analysis import Gold, RunResults, Samples, summarize, write_report
+from prefjax.analysis import Gold, RunResults, Samples, style, summarize, write_report
+from prefjax.analysis.plots import run_figure
 
 METRICS = [
     {"step": 10, "split": "train", "loss": 0.69, "reward_accuracy": 0.5, "margin": 0.1},
@@ -38,6 +40,41 @@ RESULTS = RunResults(
     heldout_pairs=200,
     samples=SAMPLES,
 )
+
+
+def test_few_samples_are_dots_and_many_are_bars():
+    """A bar for each of four samples says nothing; what a plot shows stands in its file and beside it in words."""
+    few = run_figure(RESULTS, summarize(RESULTS)).axes
+    assert not few[0].patches and not few[3].patches and not len(few[3].get_yticks())
+    assert sorted(x for line in few[0].lines[:4:2] for x in line.get_xdata()) == sorted(
+        [*SAMPLES.gold.reference, *SAMPLES.gold.policy]
+    )
+    columns = dataclasses.asdict(SAMPLES) | {"gold": None}
+    many = Samples(
+        **{
+            name: np.tile(v, 10) if name.endswith("logp") else v * 10 if isinstance(v, list) else v
+            for name, v in columns.items()
+        }
+    )
+    results = dataclasses.replace(RESULTS, samples=many)
+    distance = next(
+        axis for axis in run_figure(results, summarize(results)).axes if "nats from SFT" in axis.get_title("left")
+    )
+    assert len(distance.patches) == 24
+
+
+def test_a_plot_says_in_words_what_it_shows(tmp_path):
+    figure, (axis,) = style.panels(3, 2)
+    style.title(axis, "Loss falls [slowly]")
+    axis.set(xlabel="step", ylabel="loss")
+    axis.plot([0, 1], [1, 0], label="train")
+    axis.legend()
+    with matplotlib.rc_context({"savefig.facecolor": "black", "axes.facecolor": "black"}):
+        said = style.save(figure, tmp_path / "a.png")
+    assert said == "![Loss falls (slowly): loss over step. Drawn: train](a.png)"
+    stored = matplotlib.image.imread(tmp_path / "a.png")
+    assert b"Loss falls (slowly): loss over step. Drawn: train" in (tmp_path / "a.png").read_bytes()
+    assert (stored[0, 0] == 1).all(), "on white, whatever a dark page's own settings say"
 
 
 def _no_gold():
@@ -70,7 +107,7 @@ def test_report_with_gold_reward(tmp_path):
         "| total | 140.5 s |",
         "| cpus | 2 |",
         "| `loss.beta` | `0.1` |",
-        "![samples and training curves](plot.png)",
+        "![Gold reward rises from −1.51 to 0.99: 4 samples over gold reward of a sample (dashed: mean)",
     ):
         assert line in text, line
     assert "| win rate against SFT | 75.0% (4: too few for an interval) |" in text

@@ -12,6 +12,7 @@ from experiments.benchmarks import sweep, trl
 from experiments.benchmarks.accelerator import findings
 from experiments.benchmarks.accelerator.findings import EQUAL, Entry
 from experiments.benchmarks.accelerator.parts import PARTS, Part
+from prefjax.analysis import style
 
 COMMAND = "python -m experiments.benchmarks.accelerator --output=results/accelerator"
 STEPS = (
@@ -47,9 +48,10 @@ def write(folder: Path, page: Path, plots: Path) -> str:
             table, figure = SHOWN[part.name](rows)
             text += f"\n{table}" if table else ""
             if figure:
-                figure.savefig(plots / f"{part.name}.png")
-                image = (plots / f"{part.name}.png").relative_to(page.parent)
-                text += f"\n![{part.title}]({image})\n"
+                image = plots / f"{part.name}.png"
+                words = f"{part.title}: {style.describe(figure)}"
+                style.save(figure, image, words)
+                text += f"\n![{words}]({image.relative_to(page.parent)})\n"
     page.write_text(text)
     return text
 
