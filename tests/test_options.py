@@ -152,7 +152,8 @@ def ranges_in(hint):
 @pytest.mark.parametrize("registry", [OBJECTIVES, METHODS])
 def test_every_number_of_an_objective_or_a_method_has_a_range(registry):
     legal = {str: "x", float: 0.25, int: 2, tuple: ("x",)}
-    for entry in registry.values():
+    # Tests before this one may have brought entries of their own.
+    for entry in (entry for entry in registry.values() if entry.apply.__module__.startswith("prefjax.")):
         hints = typing.get_type_hints(entry.apply, include_extras=True)
         for name, default in entry.options.items():
             found, bare = ranges_in(hints[name])
