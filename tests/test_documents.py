@@ -23,6 +23,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.tables import table_ids
 from prefjax.analysis import CHECKS
 from prefjax.data.tokenizer_files import write_tokenizer
 from prefjax.losses import OBJECTIVES
@@ -175,6 +176,12 @@ LEFT = {
     "python -m docs.write_config": "tests/experiments/test_flags.py compares its page",
     "python -m docs.write_objectives": "tests/losses/test_table.py compares its page",
     "python -m docs.write_reproduction": "tests/experiments/test_run.py compares its page",
+    "python -m docs.write_paper_index": "tests/test_paper_index.py compares its page",
+    "python -m pytest -n0 PATH::NAME": "this",
+    **{
+        f"python -m experiments.run {name}": "tests/experiments/test_tables.py runs every table small"
+        for name in table_ids()
+    },
     "python -m experiments.run --all --tier=cpu": "tests/experiments/test_tables.py runs every table small",
     "python -m experiments.run dpo.equivalence --rows=+my_losses:squared_hinge": "tests/experiments/test_tables.py",
 }

@@ -136,6 +136,19 @@ def test_dro_is_zero_with_zero_gradients_where_the_value_explains_the_reward():
         np.testing.assert_allclose(gradient(dro, f, name, tau=tau), 0, atol=1e-5)
 
 
+@pytest.mark.parametrize("tau", [0.1, 1.0, 5.0])
+def test_the_half_of_dros_algorithm_moves_off_the_minimum(tau):
+    """At V = reward - tau a equation 4 is 0. Its policy step with tau / 2 rests there; with 1/2 at tau = 1 alone."""
+    a, f = 3.0, make(1)
+    f |= {"logp": f["reference_logp"] + a, "value": f["target"][:, 0] - tau * a}
+    step = lambda half: gradient(
+        lambda r: -(r.logp * tau * a - half * (r.logp - r.reference_logp) ** 2)[:, 0], f, "logp"
+    )
+    np.testing.assert_allclose(gradient(dro, f, "logp", tau=tau), step(tau / 2), atol=1e-4)
+    np.testing.assert_allclose(step(tau / 2), 0, atol=1e-5)
+    np.testing.assert_allclose(step(0.5), (1 - tau) * a, atol=1e-5)
+
+
 def test_dro_value_is_read_off_exactly_for_very_unlikely_responses():
     """The surrogate is about 1e5 here; its value must cancel exactly, not to float32 rounding of 1e5."""
     f = make(1, logp=np.full((B, 1), -1e5), reference_logp=np.full((B, 1), -1e5))
