@@ -37,6 +37,8 @@ from . import tokenizer_files as tokenizer_files
 from . import tokenizers as tokenizers
 from . import transforms as transforms
 from . import treatment as treatment
+from . import tree_rows as tree_rows
+from . import tree_shapes as tree_shapes
 from . import turns as turns
 from . import word_cache as word_cache
 from . import worker_processes as worker_processes

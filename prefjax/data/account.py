@@ -33,6 +33,14 @@ REASONS: Mapping[str, str] = {
     "bad_span": "a span of a response is not a part of it, or overlaps another",
     "bad_role": "a response does not begin with the assistant's turn",
     "no_boundary": "no prompt can be told from the responses without guessing",
+    # trees
+    "broken_tree": "a message of a tree has an id that came before, or another parent than the one it replies to",
+    "no_branching": "no point of a tree has judged alternatives",
+    "lone_reply": "the only answer or step at a point of a tree, or one of several that nothing judges: context alone",
+    "unjudged_reply": "an answer or step without a judgement beside judged ones: context alone",
+    "judged_question": "a judgement of a turn that is not the assistant's",
+    "unread_judgement": "a second judgement of an answer or step: of rank, score, reward and label the first is read",
+    "withdrawn_message": "a message of a tree that is deleted or failed its review, left out with all replies to it",
     # what a row says
     "empty_prompt": "the prompt has no text",
     "repeated_prompt": "the prompt came before: each is answered once",

@@ -11,7 +11,7 @@ from prefjax.data.message_forms import calls_missing, in_form, thought_of
 from prefjax.data.messages import THOUGHTS
 from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import TemplateError, Tokenizer
-from prefjax.data.turns import Render, Spoken, Turn, UnclearTurn, go_on, gone_on, open_turn, read_response
+from prefjax.data.turns import Render, Spoken, Turn, UnclearTurn, go_on, gone_on, open_turn, read_response, unfinished
 
 
 class Unencodable(Exception):
@@ -68,7 +68,8 @@ def encode_chat(
     """
     render = functools.cache(functools.partial(tokenizer.render, **record.given))
     field, read, found = "prompt", {}, []
-    begun = is_begun(record.prompt, rules)
+    begun = record.begun or is_begun(record.prompt, rules)
+    steps = {record.field(k) for k in range(len(record.responses)) if not record.is_ended(k)}
     try:
         for field, turns in texts.items():
             formed = in_form((*record.prompt, *turns), render, tokenizer.template, rules.marks)
@@ -77,7 +78,7 @@ def encode_chat(
             start = prompt[-1] if begun else None
             if start is not None:
                 prompt, turns = prompt[:-1], (go_on(start, turns[0]), *turns[1:])
-            read[field] = _read(prompt, turns, start, render, tokenizer)
+            read[field] = (_read_step if field in steps else _read)(prompt, turns, start, render, tokenizer)
         found += _unused(record, render, tokenizer)
     except TemplateError as error:
         raise Unencodable("template_error", "prompt", str(error)) from error
@@ -102,7 +103,7 @@ def encode_chat(
             found.append(Notice("thought_not_shown", record.source, field, thought))
     if missing := calls_missing(record.prompt, before):
         found.append(Notice("call_not_shown", record.source, "prompt", ", ".join(missing)))
-    if record.prompt and record.prompt[-1].role == "assistant":
+    if record.prompt and record.prompt[-1].role == "assistant" and not record.begun:
         found.append(Notice("prefilled" if begun else "answered_prompt", record.source, "prompt"))
     return EncodedChat(before, functools.partial(render, prompt, generate=False), branches, said, found)
 
@@ -137,6 +138,17 @@ def _read(
         raise UnclearTurn("the template shows the turn that the prompt begins otherwise once the conversation goes on")
     opens = gone_on(turn, spoken[0].says, begun)
     return dataclasses.replace(turn, opens=opens), [spoken[0]._replace(opens=opens), *spoken[1:]]
+
+
+def _read_step(
+    prompt: Sequence[Message], turns: Sequence[Message], begun: Message | None, render: Render, tokenizer: Tokenizer
+) -> tuple[Turn, list[Spoken]]:
+    """`_read` of a response whose last turn goes on: up to the end of its text, as it stands where more follows."""
+    turn, spoken = _read(prompt, (*turns[:-1], unfinished(turns[-1])), begun, render, tokenizer)
+    closes = gone_on(turn, spoken[-1].says, turns[-1])
+    found = {reason: text for reason, text in turn.found.items() if reason not in ("text_ends_turn", "cut_after_turn")}
+    last = spoken[-1]._replace(closes=closes, message=turns[-1])
+    return dataclasses.replace(turn, closes=closes, ended=True, ending="", found=found), [*spoken[:-1], last]
 
 
 def _unused(record: Record, render: Render, tokenizer: Tokenizer) -> list[Notice]:

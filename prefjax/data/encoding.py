@@ -3,7 +3,7 @@
 The boundary is fixed in token space. The prompt is tokenised once and serves all K responses. A response is tokenised
 alone, as the text that goes on from the prompt (through a chat template: what the template renders after the prompt);
 prompt and response are never tokenised together and cut apart again, because tokens may cross the boundary. Of a chat
-response of several turns only the assistant's are scored.
+response of several turns only the assistant's are scored. A step, which others follow, has neither EOS nor end of turn.
 """
 
 import collections
@@ -246,8 +246,9 @@ def _encode_or_raise(record: Record, tokenizer: Tokenizer, policy: EncodingPolic
         yield from chat.notices
     else:
         before = record.prompt
-        encoded = {field: tokenizer.encode(text, continues=True) for field, text in texts.items()}
-        branches = {field: _until_end(ids, tokenizer) for field, ids in encoded.items()}
+        branches = {field: tokenizer.encode(text, continues=True) for field, text in texts.items()}
+        steps = {record.field(k) for k in range(len(record.responses)) if not record.is_ended(k)}
+        branches |= {field: _until_end(ids, tokenizer) for field, ids in branches.items() if field not in steps}
     prompt = _begin(before, tokenizer)
     for field, ids in {"prompt": prompt, **branches}.items():
         if tokenizer.special_ids.issuperset(token for token in ids if token >= 0):

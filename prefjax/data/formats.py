@@ -6,12 +6,13 @@
     demonstration  {completion}
 
 All have a `prompt`, except that a pair may leave it out and give the whole conversation twice; all may have a
-`weight`. A pair may have a margin and a probability, and responses weighted spans, in the columns that `RecordFormat`
-names. Text is a string or a list of messages as `messages` reads them, and a row of messages may have `tools` and
-`chat_template_kwargs`, a list and an object or their JSON text: they are given to the chat template. Where only some
-texts are messages, a string prompt is the user's turn and a string response the assistant's. Of ShareGPT's columns,
-`conversations` is the prompt beside responses; alone, as `messages` is, it is a demonstration from the first of the
-assistant's turns on. Other columns are not read, and that is counted.
+`weight`, and what records of a tree have, `begun`, `ends` and `root`: a row that holds a tree becomes several records,
+see `tree_rows`. A pair may have a margin and a probability, and responses weighted spans, in the columns that
+`RecordFormat` names. Text is a string or a list of messages as `messages` reads them, and a row of messages may have
+`tools` and `chat_template_kwargs`, a list and an object or their JSON text: they are given to the chat template. Where
+only some texts are messages, a string prompt is the user's turn and a string response the assistant's. Of ShareGPT's
+columns, `conversations` is the prompt beside responses; alone, as `messages` is, it is a demonstration from the first
+of the assistant's turns on. Other columns are not read, and that is counted.
 Numbers, labels, lists and messages may be spelled otherwise, as `spellings` declares; docs/shapes.md shows all of it.
 """
 
@@ -28,6 +29,8 @@ from prefjax.data.messages import BadMessage, MessageReader, unicode
 from prefjax.data.records import TIES, Record, Text, inspect
 from prefjax.data.spans import Spans, read_spans
 from prefjax.data.spellings import BadSpelling, Respelled, nearest
+from prefjax.data.tree_rows import GOING_ON, TREE_WEIGHTS, going_on, read_tree
+from prefjax.data.tree_shapes import TREE_COLUMNS, BadTree, TreeRules, is_tree
 from prefjax.options import FLOAT32, check_ranges, option
 from prefjax.requirements import PAIR_NUMBERS
 
@@ -43,8 +46,17 @@ class RecordFormat:
         "inside the common prefix",
     )
     roles: tuple[str, ...] = option(
-        ("human=user", "gpt=assistant", "model=assistant", "bot=assistant", "chatbot=assistant", "ai=assistant"),
+        (
+            *("human=user", "prompter=user", "gpt=assistant", "model=assistant", "bot=assistant", "chatbot=assistant"),
+            "ai=assistant",
+        ),
         "what messages may call a role, and which it is; each is counted",
+    )
+    tree_weights: str = option(
+        "each",
+        'of the records that a tree becomes. "each": every one weighs what the tree does; "divided": they weigh that '
+        "together. The `weight` of a step, or of a message with alternatives, multiplies it",
+        choices=TREE_WEIGHTS,
     )
     nested_nulls: str = option(
         "drop",
@@ -131,10 +143,22 @@ def parse(
         record_format: None means `RecordFormat()`.
         more: further columns to keep where the row has them; None means none.
     """
-    record_format = record_format or _PLAIN
+    record_format, more = record_format or _PLAIN, more or Columns()
+    if is_tree(row):
+        words = record_format.true_labels, record_format.false_labels
+        divide = record_format.tree_weights == "divided"
+        rules = TreeRules(_reader_of(record_format).roles, *words, more.record, more.response, divide)
+        read = functools.partial(_parse_flat, record_format=record_format, more=more)
+        yield from read_tree(row, source, rules, read)
+    else:
+        yield from _parse_flat(row, source, record_format, more)
+
+
+def _parse_flat(row: Any, source: str, record_format: RecordFormat, more: Columns) -> Iterator[Record | Finding]:
+    """A row that is no tree."""
     try:
-        record, notices = _read(row, source, record_format, more or Columns())
-    except (_RejectedRow, BadMessage, BadSpelling, NoPrompt) as rejected:
+        record, notices = _read(row, source, record_format, more)
+    except (_RejectedRow, BadMessage, BadSpelling, BadTree, NoPrompt) as rejected:
         reason, field, detail = rejected.args
         yield Rejection(reason, source, field, detail)
         return
@@ -154,7 +178,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     columns = _by_own_names(respelled, reader)
     read_responses, own_columns = _shape_of(columns)
     own_texts = [name for name in _TEXTS if name in own_columns]
-    columns = reader.texts(columns, ["prompt", *own_texts, record_format.auxiliary_field])
+    columns = reader.texts(columns, ["prompt", "root", *own_texts, record_format.auxiliary_field])
     judged = read_responses(columns)
 
     texts, auxiliary = dict(judged.responses), record_format.auxiliary_field
@@ -182,7 +206,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
         spans = tuple(map(functools.partial(_spans, marked), _each(columns, marked, judged), responses))
     read = (
         own_columns
-        | {"prompt", "weight", auxiliary, marked, *(name for name, text in given.items() if text)}
+        | {"prompt", "weight", *GOING_ON, auxiliary, marked, *(name for name, text in given.items() if text)}
         | {getattr(record_format, f"{name}_field") for name in numbers}
     )
     unread = columns.keys() - read - {*more.record, *more.response}
@@ -200,6 +224,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
         auxiliary=texts.get(auxiliary),
         weight=weight,
         **given,
+        **going_on(columns, prompt, len(responses)),
         source=source,
         **numbers,
         spans=spans,
@@ -234,9 +259,9 @@ def _respelled(row: Mapping[Any, Any], record_format: RecordFormat, more: Column
     """The row's columns that are not null, as the functions below read them."""
     columns = Respelled({name: value for name, value in row.items() if value is not None})
     own = {name: getattr(record_format, f"{name}_field") for name in ("auxiliary", "spans", *PAIR_NUMBERS)}
-    columns.lists(("completions", "scores", own["spans"], *more.response))
+    columns.lists(("completions", "scores", "ends", own["spans"], *more.response))
     columns.numbers((*_NUMBERS, *(own[name] for name in PAIR_NUMBERS)))
-    columns.texts(("prompt", *_TEXTS, *_CHATS, own["auxiliary"]))
+    columns.texts(("prompt", "root", *_TEXTS, *_CHATS, own["auxiliary"]))
     columns.label(record_format.true_labels, record_format.false_labels)
     return columns
 
@@ -327,8 +352,8 @@ _SHAPES = {
     "completions": (_ranked, {"completions", "scores"}),
 }
 _CHATS = ("conversations", "messages")  # whole ones, the first name ShareGPT's
-_COMMON = {"prompt", "weight", "tools", "chat_template_kwargs"}
-_KNOWN_COLUMNS = {*_COMMON, *_CHATS}.union(*(columns for _, columns in _SHAPES.values()))
+_COMMON = {"prompt", "weight", "tools", "chat_template_kwargs", *GOING_ON}
+_KNOWN_COLUMNS = {*_COMMON, *_CHATS, *TREE_COLUMNS}.union(*(columns for _, columns in _SHAPES.values()))
 _TEXTS = ("chosen", "rejected", "completion", "completions")
 _NUMBERS = ("score_chosen", "score_rejected", "reward", "weight", "scores")
 _PLAIN = RecordFormat()

@@ -27,6 +27,9 @@ def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, A
         row["tools"] = json.loads(record.tools)
     if record.chat_template_kwargs:
         row["chat_template_kwargs"] = json.loads(record.chat_template_kwargs)
+    row |= {"begun": True} if record.begun else {}
+    row |= {} if record.ends is None else {"ends": list(record.ends)}
+    row |= {} if record.root is None else {"root": _plain(record.root)}
     texts = [_plain(response) for response in record.responses]
     if record.kind == "pair":
         if record.targets != (1.0, 0.0):

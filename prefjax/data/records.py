@@ -57,7 +57,10 @@ class Record:
     tools      the tools a chat's template is given, a JSON list as text; empty: none
     chat_template_kwargs  what else a chat's template is given, a JSON object as text, before what the run gives; empty:
                nothing
-    source     "file:line", for messages
+    begun      the responses of a chat go on in the assistant's turn that the prompt ends in, as plain text always does
+    ends       K times whether the response ends; None: all do. One that goes on, as a step of a solution, has no EOS
+    root       what the tree that the record is of begins with, in whose place it is held out; None: the prompt itself
+    source     "file:line", for messages; of a record of a tree "file:line:place"
     margin     what the pair's rewards must differ by (`Responses.margin`), or None
     target_probability  P(the first response is better) of a pair, in [0, 1], or None
     spans      K lists of weighted spans of the responses (`Spans`), or None: nothing is said of their parts
@@ -74,6 +77,9 @@ class Record:
     weight: float = 1.0
     tools: str = ""
     chat_template_kwargs: str = ""
+    begun: bool = False
+    ends: tuple[bool, ...] | None = None
+    root: Text | None = None
     source: str = "memory"
     margin: float | None = None
     target_probability: float | None = None
@@ -91,6 +97,10 @@ class Record:
             raise ValueError(f"{count} responses need as many targets and scores: {self.targets}, {self.scores}")
         if self.spans is not None and len(self.spans) != count:
             raise ValueError(f"{count} responses need as many lists of spans: {self.spans}")
+        if self.ends is not None and len(self.ends) != count:
+            raise ValueError(f"{count} responses need as many ends: {self.ends}")
+        if self.begun and (self.is_chat is False or not self.prompt or self.prompt[-1].role != "assistant"):
+            raise ValueError("only a chat whose prompt ends in the assistant's turn has begun it")
         for name, values in self.response_columns.items():
             if len(values) != count:
                 raise ValueError(f"{count} responses need as many values of {name}: {len(values)}")
@@ -114,6 +124,10 @@ class Record:
         """What a chat's template is given besides the turns, as `Tokenizer.render` takes it."""
         return {"tools": self.tools, "chat_template_kwargs": self.chat_template_kwargs}
 
+    def is_ended(self, response: int) -> bool:
+        """Whether response k ends, which a step that others follow does not."""
+        return self.ends is None or self.ends[response]
+
     def field(self, response: int) -> str:
         """The name the file gives response k."""
         if self.kind == "pair":
@@ -131,6 +145,7 @@ class Record:
             responses=tuple(self.responses[k] for k in responses),
             targets=targets,
             scores=None if self.scores is None else tuple(self.scores[k] for k in responses),
+            ends=None if self.ends is None else tuple(self.ends[k] for k in responses),
             spans=None if self.spans is None else tuple(self.spans[k] for k in responses),
             response_columns={name: tuple(own[k] for k in responses) for name, own in self.response_columns.items()},
             kind=kind,
@@ -191,7 +206,11 @@ def _ranking_notices(record: Record) -> Iterator[Finding]:
 def _chat_notices(record: Record) -> Iterator[Finding]:
     if any(a.role == b.role for a, b in itertools.pairwise(record.prompt)):
         yield Notice("consecutive_roles", record.source, "prompt")
-    elif any(a.role == b.role for r in record.responses for a, b in itertools.pairwise(record.prompt[-1:] + r)):
+    elif any(
+        a.role == b.role
+        for response in record.responses
+        for a, b in itertools.pairwise(response if record.begun else record.prompt[-1:] + response)
+    ):
         yield Notice("consecutive_roles", record.source, "responses")
     if any(len(response) > 1 for response in record.responses):
         yield Notice("several_messages", record.source, "responses")

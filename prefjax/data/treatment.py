@@ -113,6 +113,8 @@ class TreatedRecords:
 
 
 def is_held_out(record: Record, share: float) -> bool:
-    """By a hash of the prompt, so that all records of one prompt fall on one side, whatever else the file holds."""
-    digest = hashlib.sha256(repr(record.prompt).encode()).digest()
+    """By a hash of the prompt, so that all records of one prompt fall on one side, whatever else the file holds; and by
+    that of the root of a tree, whose responses stand in the prompts of its other records."""
+    text = record.prompt if record.root is None else record.root
+    digest = hashlib.sha256(repr(text).encode()).digest()
     return int.from_bytes(digest[:8], "big") % _PARTS < share * _PARTS

@@ -124,6 +124,11 @@ def go_on(begun: Message, turn: Message) -> Message:
     return Message("assistant", begun.content + turn.content, json.dumps(more) if more else "")
 
 
+def unfinished(turn: Message) -> Message:
+    """The turn with words after its own, so that a template shows the end of its text as where it goes on."""
+    return go_on(turn, Message("assistant", f" {_WORDS}"))
+
+
 def gone_on(turn: Turn, says: int | None, begun: Message) -> int:
     """Where in a turn that goes on from another the new text begins; templates may trim. Raises UnclearTurn."""
     for own in (begun.content, begun.content.lstrip()):
@@ -143,7 +148,7 @@ def open_turn(
     """
     if prefill and prompt and prompt[-1].role == "assistant":
         try:
-            turn = read_turn(prompt[:-1], go_on(prompt[-1], Message("assistant", f" {_WORDS}")), render, tokenizer)
+            turn = read_turn(prompt[:-1], unfinished(prompt[-1]), render, tokenizer)
             return turn.text[: gone_on(turn, turn.says, prompt[-1])], turn.ending
         except UnclearTurn as unclear:
             raise TemplateError(str(unclear)) from unclear
