@@ -64,13 +64,14 @@ def tree_blocks(
     for slot, response in enumerate(tree.responses):
         numbers = f"target {tree.targets[slot]:g}, "
         numbers += f"score {record.scores[slot]:g}, " if record.scores is not None else ""
-        branches.append((f"{record.field(slot)}: {numbers}", response, whole.responses[slot]))
+        step = not record.is_ended(slot)
+        branches.append((f"{record.field(slot)}: {numbers}", response, whole.responses[slot], step))
     if tree.auxiliary is not None:
-        branches.append(("auxiliary response: ", tree.auxiliary, whole.auxiliary))
+        branches.append(("auxiliary response: ", tree.auxiliary, whole.auxiliary, False))
     if tree.baseline is not None:
-        branches.append(("baseline, a response to another prompt: ", tree.baseline, tree.baseline))
-    for about, branch, full in branches:
-        about += f"{_scored_count(branch)}; {_ending(branch, full, tokenizer)}"
+        branches.append(("baseline, a response to another prompt: ", tree.baseline, tree.baseline, False))
+    for about, branch, full, step in branches:
+        about += f"{_scored_count(branch)}; {_ending(branch, full, tokenizer, step)}"
         blocks.append(Block(about, spans(tree.prompt, branch, tokenizer)))
     return blocks
 
@@ -126,7 +127,9 @@ def _scored_count(branch: np.ndarray) -> str:
     return f"{len(branch)} tokens, " + ("all scored" if count == len(branch) else f"{count} of them scored")
 
 
-def _ending(branch: np.ndarray, full: np.ndarray, tokenizer: Tokenizer) -> str:
+def _ending(branch: np.ndarray, full: np.ndarray, tokenizer: Tokenizer, step: bool) -> str:
     if len(full) > len(branch):
         return f"{len(full) - len(branch)} more were cut from the right, so it does not end"
+    if step:
+        return "a step, after which the turn goes on"
     return f"ends with {tokenizer.decode(token_ids(branch[-1:]))}"

@@ -165,7 +165,7 @@ def _answers(nodes: Sequence[Node], said: Sequence[Any], rules: TreeRules) -> di
     return {"completions": list(said), "scores": values}
 
 
-def _number(node: Node, key: str) -> float:
+def _number(node: Node, key: str) -> int | float:
     value = node.value[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadTree("wrong_type", f"{node.place}.{key}".lstrip("."), f"must be a number, got {value!r:.40}")

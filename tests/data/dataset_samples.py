@@ -102,6 +102,27 @@ _TEA = ("user: Tea?", ("assistant: Gladly.", "assistant: No."), (1.0, 0.0))
 
 WHOLE_JSON = {"wildfeedback.json", "data/evalbiasbench/biasbench.json"}
 
+
+def _oasst(text: str, *replies: dict, lang: str = "en", **more) -> dict:
+    """A message as OASST exports it."""
+    own = {"message_id": f"id of {text}", "text": text, "role": "assistant", "lang": lang, "review_count": 3}
+    own |= {"review_result": True, "deleted": False, "synthetic": False, "emojis": {"+1": 1}, **more}
+    return own | {"replies": [{**reply, "parent_id": own["message_id"]} for reply in replies]}
+
+
+def _oasst_tree(lang: str) -> dict:
+    answers = _oasst("So", rank=1), _oasst("Thus", rank=0), _oasst("Spam", review_result=False)
+    more = _oasst("Why?", *answers, role="prompter")
+    top = _oasst("Hi", _oasst("Hello", more, rank=0), _oasst("Go", rank=1), role="prompter", lang=lang)
+    return {"message_tree_id": top["message_id"], "tree_state": "ready_for_export", "prompt": top}
+
+
+_OASST = [_oasst_tree("en"), _oasst_tree("de")]
+_OASST_RECORDS = [
+    ("user: Hi", ("assistant: Hello", "assistant: Go"), (0.0, -1.0)),
+    ("user: Hi / assistant: Hello / user: Why?", ("assistant: So", "assistant: Thus"), (-1.0, 0.0)),
+]
+
 FILES = {
     "hh_rlhf": {
         f"{part}/{split}.jsonl.gz": [
@@ -362,3 +383,7 @@ EXPECTED = {
     "evalbiasbench/all:test": [_TEA] * 6,
     "evalbiasbench/familiar_knowledge:test": [_TEA],
 }  # fmt: skip
+
+for _name, _file in (("oasst1", "2023-04-12_oasst_ready"), ("oasst2", "2023-11-05_oasst2_ready")):
+    FILES[_name] = {f"{_file}.trees.jsonl.gz": _OASST}
+    EXPECTED |= {f"{_name}/all:train": [_OASST_RECORDS] * 2, f"{_name}/en:train": [_OASST_RECORDS]}
