@@ -103,7 +103,8 @@ def pack(
       tokens_per_step: positions of all rows of one step.
       seed: of the order; None: every epoch as the trees lie.
       epochs: passes over the trees; None goes on for ever.
-      layout: "shared_packed", or one of the plainer ones that it is compared with: shared, packed_pairs, pairs.
+      layout: "shared_packed"; "merged", where records of a row share what they begin with; or one of the plainer ones
+        that they are compared with: shared, packed_pairs, pairs.
       reference: [n, N] log-probs of every branch under a precomputed reference, nats.
     """
     if layout not in LAYOUTS:

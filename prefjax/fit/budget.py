@@ -49,7 +49,7 @@ class Budget(NamedTuple):
 
 def measure_load(batches: Sequence[Rows], blocks: Blocks) -> Load:
     """Averages over rows as the pipeline makes them; `blocks` is the attention's tile on the chip in question."""
-    work = sum((_work(x.visible_until, x.segment_ids > 0, (x.target_weights != 0).sum()) for x in batches), _NOTHING)
+    work = sum((_work(x.visible_until, x.segment_ids > 0, x.scored.sum()) for x in batches), _NOTHING)
     value = [x.prompts for x in batches if x.prompts is not None]
     value_work = sum((_work(x.visible_until, _in_prompt(x), 0) for x in value), _NOTHING)
     mean = lambda total: total / len(batches)

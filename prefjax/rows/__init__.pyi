@@ -9,6 +9,7 @@ from . import record_files as record_files
 from . import steps as steps
 from . import store as store
 from . import trees as trees
+from . import tries as tries
 from . import vectors as vectors
 from .arrays import LAYOUTS as LAYOUTS
 from .arrays import Branches as Branches

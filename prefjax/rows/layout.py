@@ -2,7 +2,8 @@
 
 A row is a forest written depth first. Everything below follows from the lengths and parents of its nodes; no token is
 copied in layouts `shared` and `shared_packed`. `pairs` and `packed_pairs` write one prompt + response chain per branch,
-which is the same forest with more trunks. Pure NumPy. Shape letters as in `prefjax.rows.arrays`; M is nodes of a row.
+which is the same forest with more trunks; `merged` writes once whatever the chains of a row have in common from their
+start. Pure NumPy. Shape letters as in `prefjax.rows.arrays`; M is nodes of a row.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from jaxtyping import Float32, Int
 from prefjax.requirements import PAIR_NUMBERS
 from prefjax.rows.arrays import LAYOUTS, TOKEN_DTYPES, Branches, PromptRows, Rows, RowShape
 from prefjax.rows.trees import TokenTree, is_scored, token_ids
+from prefjax.rows.tries import merge
 
 
 class ForestLayout(NamedTuple):
@@ -133,6 +135,7 @@ def _no_response_tokens(shape: RowShape) -> np.ndarray | None:
 def _empty_rows(shape: RowShape) -> Rows:
     """Fully padded rows: every token sees itself only, nothing is scored, no slot is valid."""
     groups, row_count = shape.rows, shape.rows * (shape.branches.count if shape.layout == "pairs" else 1)
+    entries = shape.entries if shape.layout == "merged" else shape.scored_length
     alone = np.arange(1, max(shape.row_length, shape.prompt_length) + 1, dtype=np.int32)
 
     def zeros(*dims: int, dtype: type = np.int32) -> np.ndarray:
@@ -153,8 +156,8 @@ def _empty_rows(shape: RowShape) -> Rows:
         visible_until=np.tile(alone[: shape.row_length], (row_count, 1)),
         target_ids=zeros(row_count, shape.scored_length),
         predictors=zeros(row_count, shape.scored_length),
-        response_slots=zeros(row_count, shape.scored_length),
-        target_weights=zeros(row_count, shape.scored_length, dtype=np.float32),
+        response_slots=zeros(row_count, entries),
+        target_weights=zeros(row_count, entries, dtype=np.float32),
         prompt_ends=zeros(groups, shape.groups),
         response_ends=zeros(groups, shape.groups, shape.branches.count),
         target=zeros(groups, shape.groups, shape.branches.responses, dtype=np.float32),
@@ -163,12 +166,9 @@ def _empty_rows(shape: RowShape) -> Rows:
         example_id=np.full((groups, shape.groups), -1, np.int32),
         prompts=prompts,
         response_tokens=_no_response_tokens(shape),
+        entries=zeros(row_count, entries) if shape.layout == "merged" else None,
         **{name: zeros(groups, shape.groups, dtype=np.float32) for name in shape.carries if name in PAIR_NUMBERS},
-        **{
-            name: zeros(row_count, shape.scored_length, dtype=TOKEN_DTYPES[name])
-            for name in shape.carries
-            if name in TOKEN_DTYPES
-        },
+        **{name: zeros(row_count, entries, dtype=TOKEN_DTYPES[name]) for name in shape.carries if name in TOKEN_DTYPES},
     )
 
 
@@ -197,16 +197,19 @@ def _write_token_labels(
         parts = []
         for node in nodes:
             group, branch = divmod(node.slot, shape.branches.count)
-            if node.slot < 0:
-                continue
-            tree = trees[group]
-            if (labels := getattr(tree, name)) is None:
-                raise ValueError(
-                    f"example {tree.example_id} has no {name}, but shape.carries asks for it: prepare the data for an "
-                    "objective that reads it"
-                )
-            parts.append(labels[branch] if branch < shape.branches.responses else np.zeros(len(node.tokens)))
+            if node.slot >= 0:
+                parts.append(_token_labels(trees[group], name, branch, node.tokens, shape))
         getattr(rows, name)[row, : sum(map(len, parts))] = np.concatenate(parts)
+
+
+def _token_labels(tree: TokenTree, name: str, slot: int, branch: np.ndarray, shape: RowShape) -> np.ndarray:
+    """[L] what the data say of every token of this branch; 0 where it is no response."""
+    if (labels := getattr(tree, name)) is None:
+        raise ValueError(
+            f"example {tree.example_id} has no {name}, but shape.carries asks for it: prepare the data for an "
+            "objective that reads it"
+        )
+    return labels[slot] if slot < shape.branches.responses else np.zeros(len(branch))
 
 
 def _write_response_tokens(rows: Rows, b: int, copy: int, nodes: Sequence[_Node], shape: RowShape) -> None:
@@ -257,47 +260,13 @@ def build_rows(groups_per_row: Sequence[Sequence[TokenTree]], shape: RowShape) -
     if len(groups_per_row) > shape.rows:
         raise ValueError(f"{len(groups_per_row)} rows given, but shape.rows is {shape.rows}")
     rows = _empty_rows(shape)
-    copies = len(rows.tokens) // shape.rows
+    write = _write_merged if shape.layout == "merged" else _write_nodes
     for b, trees in enumerate(groups_per_row):
         _bound(len(trees), shape.groups, "groups", trees)
         for g, tree in enumerate(trees):
-            responses = len(tree.responses)
-            rows.target[b, g, :responses] = tree.targets
-            rows.valid[b, g, :responses] = True
-            rows.weight[b, g] = tree.weight
-            rows.example_id[b, g] = tree.example_id
-            for name in shape.carries:
-                if name not in PAIR_NUMBERS:
-                    continue
-                if (number := getattr(tree, name)) is None:
-                    raise ValueError(
-                        f"example {tree.example_id} has no {name}, but shape.carries asks for it: "
-                        "prepare the data for an objective that reads it"
-                    )
-                getattr(rows, name)[b, g] = number
-        for n, nodes in enumerate(_row_nodes(trees, shape)):
-            if not nodes:
-                continue
-            row = b * copies + n
-            lengths = np.array([len(node.tokens) for node in nodes])
-            _bound(int(lengths.sum()), shape.row_length, "row_length", trees)
-            _bound(
-                sum(len(node.tokens) for node in nodes if node.slot >= 0), shape.scored_length, "scored_length", trees
-            )
-            forest = lay_out_forest(lengths, np.array([node.parent for node in nodes]))
-            _write_tokens(rows, row, [node.tokens for node in nodes], forest)
-            rows.segment_ids[row, : len(forest.segment_ids)] = forest.segment_ids
-            _write_token_labels(rows, row, nodes, trees, shape)
-            if rows.response_tokens is not None:
-                _write_response_tokens(rows, b, n, nodes, shape)
-            prompt_ends = _write_scored(rows, row, nodes, forest)
-            for node, prompt_end, end in zip(nodes, prompt_ends, forest.ends, strict=True):
-                if node.slot < 0:
-                    continue
-                group, branch = divmod(node.slot, shape.branches.count)
-                rows.response_ends[b, group, branch] = end - 1
-                if branch == 0:  # response 0 always exists and hangs below the group's first copy
-                    rows.prompt_ends[b, group] = prompt_end
+            _write_group(rows, b, g, tree, shape)
+        if trees:
+            write(rows, b, trees, shape)
         if rows.prompts is not None and trees:
             lengths = np.array([len(tree.prompt) for tree in trees])
             _bound(int(lengths.sum()), shape.prompt_length, "prompt_length", trees)
@@ -305,6 +274,81 @@ def build_rows(groups_per_row: Sequence[Sequence[TokenTree]], shape: RowShape) -
             _write_tokens(rows.prompts, b, [tree.prompt for tree in trees], forest)
             rows.prompts.prompt_ends[b, : len(trees)] = forest.ends - 1
     return rows
+
+
+def _write_group(rows: Rows, b: int, g: int, tree: TokenTree, shape: RowShape) -> None:
+    """What a tree says of its prompt and of whole responses."""
+    responses = len(tree.responses)
+    rows.target[b, g, :responses] = tree.targets
+    rows.valid[b, g, :responses] = True
+    rows.weight[b, g] = tree.weight
+    rows.example_id[b, g] = tree.example_id
+    for name in shape.carries:
+        if name not in PAIR_NUMBERS:
+            continue
+        if (number := getattr(tree, name)) is None:
+            raise ValueError(
+                f"example {tree.example_id} has no {name}, but shape.carries asks for it: "
+                "prepare the data for an objective that reads it"
+            )
+        getattr(rows, name)[b, g] = number
+
+
+def _write_nodes(rows: Rows, b: int, trees: Sequence[TokenTree], shape: RowShape) -> None:
+    """The tokens of a row of groups, and what to score of them, where every tree is written by itself."""
+    copies = len(rows.tokens) // shape.rows
+    for n, nodes in enumerate(_row_nodes(trees, shape)):
+        if not nodes:
+            continue
+        row = b * copies + n
+        lengths = np.array([len(node.tokens) for node in nodes])
+        _bound(int(lengths.sum()), shape.row_length, "row_length", trees)
+        _bound(sum(len(node.tokens) for node in nodes if node.slot >= 0), shape.scored_length, "scored_length", trees)
+        forest = lay_out_forest(lengths, np.array([node.parent for node in nodes]))
+        _write_tokens(rows, row, [node.tokens for node in nodes], forest)
+        rows.segment_ids[row, : len(forest.segment_ids)] = forest.segment_ids
+        _write_token_labels(rows, row, nodes, trees, shape)
+        if rows.response_tokens is not None:
+            _write_response_tokens(rows, b, n, nodes, shape)
+        prompt_ends = _write_scored(rows, row, nodes, forest)
+        for node, prompt_end, end in zip(nodes, prompt_ends, forest.ends, strict=True):
+            if node.slot < 0:
+                continue
+            group, branch = divmod(node.slot, shape.branches.count)
+            rows.response_ends[b, group, branch] = end - 1
+            if branch == 0:  # response 0 always exists and hangs below the group's first copy
+                rows.prompt_ends[b, group] = prompt_end
+
+
+def _write_merged(rows: Rows, b: int, trees: Sequence[TokenTree], shape: RowShape) -> None:
+    """The same where all prompts and branches of the row are one trie. Entries are the scored tokens of every branch;
+    a token that several have, or that others have in their prompts, stands and is scored once."""
+    chains = [(g, *branch) for g, tree in enumerate(trees) for branch in branch_slots(tree, shape.branches)]
+    prompts = [len(trees[g].prompt) for g, _, _ in chains]
+    trie = merge([np.concatenate([trees[g].prompt, token_ids(branch)]) for g, _, branch in chains], prompts)
+    _bound(len(trie.tokens), shape.row_length, "row_length", trees)
+    forest = lay_out_forest(trie.lengths, trie.parents)
+    _write_tokens(rows, b, [trie.tokens], forest)
+    rows.segment_ids[b, : len(forest.segment_ids)] = forest.segment_ids
+    scored = [is_scored(branch) for _, _, branch in chains]
+    own = [path[prompt:][kept] for path, prompt, kept in zip(trie.paths, prompts, scored, strict=True)]
+    places, entries = np.unique(np.concatenate(own), return_inverse=True)
+    _bound(len(places), shape.scored_length, "scored_length", trees)
+    _bound(len(entries), shape.entries, "entries", trees)
+    rows.target_ids[b, : len(places)] = trie.tokens[places]
+    rows.predictors[b, : len(places)] = trie.before[places]
+    rows.entries[b, : len(entries)] = entries
+    rows.target_weights[b, : len(entries)] = 1
+    start = 0
+    for (g, slot, branch), path, prompt, kept in zip(chains, trie.paths, prompts, scored, strict=True):
+        mine = np.arange(start, start := start + int(kept.sum()))
+        rows.response_slots[b, mine] = g * shape.branches.count + slot
+        rows.prompt_ends[b, g], rows.response_ends[b, g, slot] = path[prompt - 1], path[-1]
+        if rows.response_tokens is not None and slot < shape.branches.responses:
+            rows.response_tokens[b, g, slot, : len(mine)] = mine
+        for name in TOKEN_DTYPES:
+            if name in shape.carries:
+                getattr(rows, name)[b, mine] = _token_labels(trees[g], name, slot, branch, shape)[kept]
 
 
 def attach_reference(rows: Rows, table: Float32[np.ndarray, "n N"]) -> Rows:

@@ -1,6 +1,7 @@
 """Which trees share a row: vector first-fit-decreasing on lengths alone, and the row shape that suits a dataset.
 
 A tree has a size vector and a row a capacity vector, in the order of `RESOURCES`. Pure NumPy; token ids are not needed.
+C is the number of resources: 5 in layout `merged`, 4 in the others.
 """
 
 import dataclasses
@@ -14,8 +15,9 @@ from jaxtyping import Int
 from prefjax.rows.arrays import LAYOUTS, Branches, RowShape
 from prefjax.rows.trees import TokenTree
 
-RESOURCES = ("row_length", "scored_length", "groups", "prompt_length")  # the RowShape field that bounds each one
-PACKED_LAYOUTS = ("packed_pairs", "shared_packed")  # several prompts per row
+# The RowShape field that bounds each one; the last in layout `merged` alone.
+RESOURCES = ("row_length", "scored_length", "groups", "prompt_length", "entries")
+PACKED_LAYOUTS = ("packed_pairs", "shared_packed", "merged")  # several prompts per row
 _UNBOUNDED = int(np.iinfo(np.int32).max)
 _TARGET_FILL = 0.985  # of rows, for `suggest_shape`
 _MOST_UNITS = 32  # it gives up on that fill beyond this many units
@@ -87,10 +89,11 @@ def real_tokens(lengths: TreeLengths, layout: str, branches: Branches) -> Int[np
     return (lengths.prompt * copies + branch.sum(axis=1)).astype(np.int64)
 
 
-def tree_sizes(lengths: TreeLengths, layout: str, branches: Branches) -> Int[np.ndarray, "n 4"]:
-    """[n, 4] size vectors: tokens, scored tokens, groups, prompt tokens that the tree takes from one row.
+def tree_sizes(lengths: TreeLengths, layout: str, branches: Branches) -> Int[np.ndarray, "n C"]:
+    """[n, C] size vectors: tokens, scored tokens, groups, prompt tokens, entries that the tree takes from one row.
 
-    In layout `pairs` a group fills N rows, so what must fit is its longest prompt + branch.
+    In layout `pairs` a group fills N rows, so what must fit is its longest prompt + branch. In layout `merged` it is
+    what a tree takes that has nothing in common with others.
     """
     if layout not in LAYOUTS:
         raise ValueError(f"layout is {layout!r}, expected one of {LAYOUTS}")
@@ -101,15 +104,18 @@ def tree_sizes(lengths: TreeLengths, layout: str, branches: Branches) -> Int[np.
     else:
         scored = branch.sum(axis=1)
         tokens = real_tokens(lengths, layout, branches)
-    return np.stack([tokens, scored, np.ones_like(scored), lengths.prompt], axis=1).astype(np.int64)
+    entries = [scored] if layout == "merged" else []
+    return np.stack([tokens, scored, np.ones_like(scored), lengths.prompt, *entries], axis=1).astype(np.int64)
 
 
-def row_capacity(shape: RowShape) -> Int[np.ndarray, "4"]:
-    """[4] capacity vector of one row; prompt tokens are unbounded when the run builds no prompt rows."""
-    return np.array([shape.row_length, shape.scored_length, shape.groups, shape.prompt_length or _UNBOUNDED], np.int64)
+def row_capacity(shape: RowShape) -> Int[np.ndarray, "C"]:
+    """[C] capacity vector of one row; prompt tokens are unbounded when the run builds no prompt rows."""
+    entries = [shape.entries] if shape.layout == "merged" else []
+    bounds = [shape.row_length, shape.scored_length, shape.groups, shape.prompt_length or _UNBOUNDED, *entries]
+    return np.array(bounds, np.int64)
 
 
-def check_sizes(sizes: Int[np.ndarray, "n 4"], capacity: Int[np.ndarray, "4"]) -> None:
+def check_sizes(sizes: Int[np.ndarray, "n C"], capacity: Int[np.ndarray, "C"]) -> None:
     """Raises ValueError when some tree can never fit: says which, its size, how many more, and what to raise."""
     too_big = sizes > capacity
     if too_big.any():
@@ -124,7 +130,7 @@ def check_sizes(sizes: Int[np.ndarray, "n 4"], capacity: Int[np.ndarray, "4"]) -
 
 
 def first_fit_decreasing(
-    sizes: Int[np.ndarray, "n 4"], capacity: Int[np.ndarray, "4"]
+    sizes: Int[np.ndarray, "n C"], capacity: Int[np.ndarray, "C"]
 ) -> list[Int[np.ndarray, "members"]]:
     """Packs trees into rows: by tokens decreasing, each into the first row where its whole size vector fits.
 
@@ -177,12 +183,12 @@ def suggest_shape(
     prompt_rows: bool = False,
     multiple: int = 128,
 ) -> Suggestion:
-    """Suggests T, S, G (and Q) by simulating the packing of a sample of the trees.
+    """Suggests T, S, G (and Q, and E) by simulating the packing of a sample of the trees.
 
     T is 1.1 x the 95th percentile of the tree sizes (the rule of arXiv 2410.20305) times the smallest whole number that
     reaches a fill of 98.5 %, rounded up to `multiple`; it is never below the longest tree unless `max_row_length` says
-    so. S and Q (in steps of `multiple`) and G are the smallest bounds that cost less than 0.1 % of fill. In the layouts
-    that do not pack, every bound is the largest tree's.
+    so. S, Q and E (in steps of `multiple`) and G are the smallest bounds that cost less than 0.1 % of fill. In the
+    layouts that do not pack, every bound is the largest tree's.
 
     rows            B, copied into the shape
     row_length      T where it is already decided; only the other bounds are suggested then
@@ -211,12 +217,15 @@ def suggest_shape(
 
     if layout in PACKED_LAYOUTS:
         length = row_length or _packed_row_length(sizes, longest[0], limit, multiple, fill)
-        bounds = _tightest([length, _UNBOUNDED, _UNBOUNDED, _UNBOUNDED], sizes, longest, multiple, fill)
+        unbounded = [_UNBOUNDED] * (sizes.shape[1] - 1)
+        bounds = _tightest([length, *unbounded], sizes, longest, multiple, fill)
     else:
         length = row_length or min(_round_up(longest[0], multiple), limit)
         bounds = [length, _round_up(longest[1], multiple), 1, _round_up(longest[3], multiple)]
     length, scored, groups, prompt = bounds[0], min(bounds[1], bounds[0]), bounds[2], min(bounds[3], bounds[0])
     shape = RowShape(layout, rows, length, scored, groups, branches, prompt if prompt_rows else 0)
+    if layout == "merged":
+        shape = dataclasses.replace(shape, entries=bounds[4])
     return Suggestion(shape, fill(row_capacity(shape).tolist()), int((~kept).sum()))
 
 
@@ -225,14 +234,14 @@ def _round_up(tokens: int | float, multiple: int) -> int:
 
 
 def _packed_row_length(
-    sizes: Int[np.ndarray, "n 4"], longest: int, limit: int, multiple: int, fill: Callable[[Sequence[int]], float]
+    sizes: Int[np.ndarray, "n C"], longest: int, limit: int, multiple: int, fill: Callable[[Sequence[int]], float]
 ) -> int:
     """T: the first whole number of units that fills rows as wanted, or the one that fills them best."""
     unit = 1.1 * float(np.percentile(sizes[:, 0], 95))
     fills: dict[int, float] = {}
     for times in range(1, _MOST_UNITS + 1):
         length = min(_round_up(max(unit * times, longest), multiple), limit)
-        fills[length] = fill([length, _UNBOUNDED, _UNBOUNDED, _UNBOUNDED])
+        fills[length] = fill([length] + [_UNBOUNDED] * (sizes.shape[1] - 1))
         if fills[length] >= _TARGET_FILL or length == limit:
             break
     return max(fills, key=lambda length: fills[length])
@@ -240,16 +249,16 @@ def _packed_row_length(
 
 def _tightest(
     bounds: Sequence[int],
-    sizes: Int[np.ndarray, "n 4"],
+    sizes: Int[np.ndarray, "n C"],
     longest: Sequence[int],
     multiple: int,
     fill: Callable[[Sequence[int]], float],
 ) -> list[int]:
-    """The bounds on scored tokens, groups and prompt tokens made as small as they can be at almost the same fill."""
+    """The bounds on all but tokens made as small as they can be at almost the same fill."""
     bounds = list(bounds)
     least = fill(bounds) - 1e-3
     used = np.array([sizes[row].sum(axis=0) for row in first_fit_decreasing(sizes, np.array(bounds))]).max(axis=0)
-    for resource, step in ((1, multiple), (2, 1), (3, multiple)):
+    for resource, step in enumerate([multiple, 1, multiple, multiple][: len(bounds) - 1], start=1):
         low, high = (math.ceil(bound[resource] / step) for bound in (longest, np.maximum(longest, used)))
         while low < high:  # bisection: the fill grows with the bound
             middle = (low + high) // 2

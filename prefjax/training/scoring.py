@@ -152,15 +152,21 @@ def response_features(setup: Setup, params: Any, rows: Rows) -> Float[Array, "B 
 
 
 def scored_tokens(setup: Setup, head: logprobs.Head, rows: Rows, **statistics: Any) -> logprobs.TokenScores:
-    """Scores of every scored token, each [R, S] in nats; `statistics` as in `logprobs.token_scores`."""
-    return logprobs.token_scores(
+    """Scores of every scored entry, each [R, E] in nats; `statistics` as in `logprobs.token_scores`.
+
+    A token that is of several responses goes through the vocabulary head once.
+    """
+    tokens = logprobs.token_scores(
         head,
-        logprobs.Targets(rows.target_ids, rows.predictors, rows.target_weights != 0),
+        logprobs.Targets(rows.target_ids, rows.predictors, rows.scored),
         chunk=setup.head_chunk,
         softcap=setup.model.logit_softcap,
         mesh=setup.mesh,
         **statistics,
     )
+    if rows.entries is None:
+        return tokens
+    return jax.tree.map(lambda x: jnp.take_along_axis(x, rows.entries, axis=1), tokens)
 
 
 def branch_sums(tokens: logprobs.TokenScores, rows: Rows) -> logprobs.TokenScores:

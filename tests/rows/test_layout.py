@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from prefjax.rows.arrays import LAYOUTS, Branches, RowShape
 from prefjax.rows.layout import attach_reference, branch_slots, build_rows, lay_out_forest
+from prefjax.rows.packing import PACKED_LAYOUTS
 from prefjax.rows.trees import TokenTree
+from tests.rows.forests import by_entry
 from tests.rows.random_trees import random_trees
 
 BRANCHES = Branches(responses=3, baseline=True, auxiliary=True)
@@ -63,7 +65,7 @@ def test_forests_that_are_not_depth_first_or_hold_empty_nodes_are_refused():
 
 def generous_shape(layout: str, branches: Branches = BRANCHES, **changes) -> RowShape:
     groups = 1 if layout in ("pairs", "shared") else 3
-    shape = RowShape(layout, 5, 400, 200, groups, branches, prompt_length=60)
+    shape = RowShape(layout, 5, 400, 200, groups, branches, prompt_length=60, entries=200)
     return dataclasses.replace(shape, **changes)
 
 
@@ -80,7 +82,7 @@ def test_every_scored_token_is_predicted_from_exactly_its_own_prefix(layout, see
     """The round trip: contexts and targets read back through the mask are the plain prompt + branch sequences."""
     packed = some_rows(layout, random_trees(6, seed=seed))
     shape = generous_shape(layout)
-    rows = build_rows(packed, shape)
+    rows = by_entry(build_rows(packed, shape))
     copies = len(rows.tokens) // shape.rows
     assert copies == (BRANCHES.count if layout == "pairs" else 1)
     scored = 0
@@ -108,6 +110,8 @@ def test_every_scored_token_is_predicted_from_exactly_its_own_prefix(layout, see
         for tree in trees
         for node in (tree.prompt,) * (len(branch_slots(tree, BRANCHES)) if copied else 1) + tree.branches
     ]
+    if layout == "merged":
+        return  # what chance gave a common start stands once: see test_merged.py
     inputs = rows.tokens[rows.segment_ids > 0]  # every token, the last of every branch included, is an input once
     np.testing.assert_array_equal(np.sort(inputs), np.sort(np.concatenate(nodes)))
 
@@ -116,7 +120,7 @@ def test_every_scored_token_is_predicted_from_exactly_its_own_prefix(layout, see
 def test_per_group_arrays_prompt_ends_and_prompt_rows(layout):
     packed = some_rows(layout, random_trees(6, seed=7))
     shape = generous_shape(layout)
-    rows = build_rows(packed, shape)
+    rows = by_entry(build_rows(packed, shape))
     copies = len(rows.tokens) // shape.rows
     seen = np.zeros((shape.rows, shape.groups), bool)
     for b, trees in enumerate(packed):
@@ -231,10 +235,10 @@ def test_every_scored_token_of_a_response_is_found_by_its_place_in_it(layout):
         TokenTree(np.arange(3, dtype=np.int32), (tokens(), tokens()), np.zeros(2, np.float32), example_id=i)
         for i in range(8)
     ]
-    packed = "packed" in layout
-    shape = RowShape(layout, 4 if packed else 8, 80, 60, 2 if packed else 1, Branches(2, longest=9))
+    packed = layout in PACKED_LAYOUTS
+    shape = RowShape(layout, 4 if packed else 8, 80, 60, 2 if packed else 1, Branches(2, longest=9), entries=60)
     per_row = 2 if packed else 1
-    rows = build_rows([trees[i : i + per_row] for i in range(0, 8, per_row)], shape)
+    rows = by_entry(build_rows([trees[i : i + per_row] for i in range(0, 8, per_row)], shape))
     spoken = rows.target_ids.reshape(len(rows.valid), -1)
     for b, g, k in np.ndindex(*rows.valid.shape):
         own = trees[rows.example_id[b, g]].responses[k]

@@ -69,11 +69,12 @@ def test_size_vectors_are_exactly_what_the_rows_need(layout, branches):
     lengths = TreeLengths.of(trees)
     sizes = tree_sizes(lengths, layout, branches)
     for tree, size, real in zip(trees, sizes, real_tokens(lengths, layout, branches), strict=True):
-        shape = RowShape(layout, 1, int(size[0]), int(size[1]), 1, branches, int(size[3]))
+        entries = int(size[4]) if layout == "merged" else 0
+        shape = RowShape(layout, 1, int(size[0]), int(size[1]), 1, branches, int(size[3]), entries=entries)
         assert (row_capacity(shape) == size).all()
         rows = build_rows([[tree]], shape)  # fits exactly
         assert (rows.segment_ids > 0).sum() == real
-        for field in ("row_length", "scored_length", "prompt_length"):
+        for field in ("row_length", "scored_length", "prompt_length", "entries")[: len(size) - 1]:
             smaller = dataclasses.replace(shape, **{field: getattr(shape, field) - 1})
             if getattr(smaller, field):  # prompt_length 0 would mean: build none
                 with pytest.raises(ValueError, match=field):

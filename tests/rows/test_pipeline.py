@@ -68,7 +68,10 @@ def test_every_prompt_comes_once_per_epoch_in_steps_of_one_shape(batching, layou
     counts = [len(ids(rows)) for rows in batches]
     assert (simulated.fewest_prompts, simulated.most_prompts) == (min(counts), max(counts))
     fill = np.mean([(rows.segment_ids > 0).mean() for rows in batches])
-    assert simulated.fill == pytest.approx(fill)
+    if layout == "merged":  # some trees have their first token in common, which lengths do not say
+        assert 0.95 * simulated.fill < fill <= simulated.fill
+    else:
+        assert simulated.fill == pytest.approx(fill)
 
 
 def test_rows_are_full_but_for_the_last_step_and_none_waits_long():

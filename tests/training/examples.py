@@ -12,6 +12,7 @@ from prefjax.models import ModelConfig, init
 from prefjax.models.reward_head import RewardHead
 from prefjax.rows.arrays import Branches, RowShape
 from prefjax.rows.layout import build_rows
+from prefjax.rows.packing import PACKED_LAYOUTS
 from prefjax.rows.trees import TokenTree
 from prefjax.training.scoring import Setup
 from prefjax.training.step import init_params, place_state
@@ -113,10 +114,11 @@ def shape_for(setup: Setup, layout: str, *, rows: int = ROWS, length: int = 0, *
         rows,
         length,
         length,
-        GROUPS if layout.endswith(("packed", "packed_pairs")) else 1,
+        GROUPS if layout in PACKED_LAYOUTS else 1,
         branches_for(setup.objective.name, **branches),
         64 if setup.value_network == "own" else 0,
         requires.pair_numbers + requires.token_labels,
+        entries=2 * length,
     )
 
 

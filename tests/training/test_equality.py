@@ -16,7 +16,17 @@ from prefjax.training.feed import to_devices
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
 from prefjax.training.metrics import Metrics
 from prefjax.training.step import loss_and_gradients
-from tests.training.examples import REPRESENTATIVES, parameters, rows_for, setup_for, tiered, trees
+from tests.rows.forests import related_trees
+from tests.training.examples import (
+    LONGEST,
+    REPRESENTATIVES,
+    VOCABULARY,
+    parameters,
+    rows_for,
+    setup_for,
+    tiered,
+    trees,
+)
 
 EXAMPLES = 20
 
@@ -29,8 +39,8 @@ def float64():
 
 def head_logps(model, params, hidden, rows, chunk):
     head = Head(hidden, vocabulary_head(model, params))
-    targets = Targets(rows.target_ids, rows.predictors, rows.target_weights != 0)
-    return token_scores(head, targets, chunk=chunk).logp
+    logps = token_scores(head, Targets(rows.target_ids, rows.predictors, rows.scored), chunk=chunk).logp
+    return logps if rows.entries is None else jnp.take_along_axis(logps, rows.entries, axis=1)
 
 
 def outcome(setup, rows, *, placed=False):
@@ -131,6 +141,26 @@ def test_packed_rows_tiles_and_accumulation_agree(name):
     setup = setup_for(name, head_chunk=48, accumulation=4)
     setup = dataclasses.replace(setup, model=dataclasses.replace(setup.model, attention="tiled", remat="full"))
     assert_same(outcome(setup, rows_for(setup, "shared_packed", examples_for(name))), plain(name))
+
+
+# One program for all that can be in one batch.
+TOGETHER = (
+    "0.8*dpo + 0.3*kto + 0.5*wpo + 0.4*slic + 0.7*soft_ce + 0.6*margin_dpo + 0.5*sparsepo + 0.3*two_d_dpo + 0.2*sampo"
+    " + 0.9*pmpo + 0.35*dpo_norm + 1.0*sft + 0.5*bco + 0.3*aot + 0.2*aot_unpaired"
+)
+
+
+@pytest.mark.parametrize("name", tiered([TOGETHER, "dro", "gpm", "kto"], "kto"))
+def test_merged_rows_agree(name):
+    """Prompts that recur or continue others' responses, and responses that begin alike: each token once a row."""
+    examples = related_trees(18, seed=1, responses=2, vocabulary=VOCABULARY - 1, longest=LONGEST)
+    examples.sort(key=lambda tree: tree.prompt.tolist())  # so that those of a row have something in common
+    setup = setup_for(name, head_chunk=48)
+    expected = outcome(setup, rows_for(setup, "pairs", examples))
+    setup = dataclasses.replace(setup, accumulation=2, model=dataclasses.replace(setup.model, attention="tiled"))
+    rows = rows_for(setup, "merged", examples, rows=2)
+    assert 1.25 * (rows.segment_ids > 0).sum() < (rows_for(setup, "shared_packed", examples).segment_ids > 0).sum()
+    assert_same(outcome(setup, rows), expected)
 
 
 @pytest.mark.slow
@@ -314,7 +344,7 @@ def test_identical_responses_have_identical_log_probs():
     for layout in LAYOUTS:
         rows = rows_for(setup, layout, same)
         logps = token_log_probs(rows) * rows.target_weights
-        flat = logps.reshape(-1, 2 * rows.target_ids.shape[1]) if layout == "pairs" else logps
+        flat = logps.reshape(-1, 2 * logps.shape[1]) if layout == "pairs" else logps
         slots = rows.response_slots.reshape(flat.shape)
         weights = rows.target_weights.reshape(flat.shape)
         for row in range(len(flat)):
