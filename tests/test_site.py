@@ -48,11 +48,11 @@ def test_every_module_is_in_the_reference():
 
 
 def test_the_integers_of_the_concepts_are_those_of_the_code():
-    (block,) = blocks("docs/concepts.md", "python")
-    names = {}
-    exec(block, names)
-    said = re.findall(r"^(forest\.\w+)  # (\[.*\])$", block, re.MULTILINE)
-    assert len(said) == 2
+    names, said = {}, []
+    for block in blocks("docs/concepts.md", "python"):
+        exec(block, names)
+        said += re.findall(r"^((?:forest|rows)\.\S+)  # (\[.*\])$", block, re.MULTILINE)
+    assert len(said) == 7
     for expression, numbers in said:
         assert eval(expression, names).tolist() == json.loads(numbers)
 
