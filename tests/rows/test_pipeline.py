@@ -69,7 +69,7 @@ def test_every_prompt_comes_once_per_epoch_in_steps_of_one_shape(batching, layou
     assert (simulated.fewest_prompts, simulated.most_prompts) == (min(counts), max(counts))
     fill = np.mean([(rows.segment_ids > 0).mean() for rows in batches])
     if layout == "merged":  # some trees have their first token in common, which lengths do not say
-        assert fill <= simulated.fill
+        assert 0.9 * simulated.fill < fill <= simulated.fill * (1 + 1e-9)
     else:
         assert simulated.fill == pytest.approx(fill)
 
