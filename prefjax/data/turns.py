@@ -66,9 +66,11 @@ def read_turn(history: Sequence[Message], turn: Message, render: Render, tokeniz
     start, whole = render(history, generate=True), render((*history, turn), generate=False)
     bare = functools.cache(lambda: render(history, generate=False))
     shown, content = whole, turn.content
-    if not content.strip() or '"tool_calls"' in turn.fields or shown.count(content, _shared(start, shown)) != 1:
+    # The text may begin as a header does that only asking for a turn adds: "<" and "<think>".
+    from_here = lambda: max(_shared(start, shown) - len(content), 0)
+    if not content.strip() or '"tool_calls"' in turn.fields or shown.count(content, from_here()) != 1:
         shown, content = render((*history, _in_words(turn)), generate=False), _WORDS
-    at = shown.find(content, min(_shared(start, shown), len(start)))
+    at = shown.find(content, from_here())
     if at < 0:  # its text is changed, so only a header tells where it begins
         if start == bare() or not whole.startswith(start):
             raise UnclearTurn(_parting(start, whole))

@@ -188,6 +188,13 @@ def test_responses_with_and_without_the_thought_that_the_header_opens_share_a_pr
     assert [tokenizer.decode(ids) for ids in tree.responses] == ["(think)\nyes(/think)no<|end|>", "no<|end|>"]
 
 
+def test_a_text_that_begins_as_the_thought_of_the_header_does_ends_where_it_ends(tokenizer_with):
+    """A "<" stands in the header, as the text, and in the token that ends the turn."""
+    tokenizer = tokenizer_with(CHATML.replace("assistant\n", "assistant\n<think>\n"))
+    tree = encode(pair(chat("u:hello"), chat("a:<"), chat("a:no")), tokenizer)
+    assert [tokenizer.decode(ids) for ids in tree.responses] == ["<<|end|>", "no<|end|>"]
+
+
 @pytest.mark.parametrize("wants", ["!=", "=="])
 def test_templates_that_want_or_refuse_a_system_turn_are_only_asked_what_records_say(tokenizer_with, wants):
     tokenizer = tokenizer_with(
