@@ -107,7 +107,7 @@ def branches_for(name: str, *, responses: int = 2, longest: int = LONGEST) -> Br
 
 def shape_for(setup: Setup, layout: str, *, rows: int = ROWS, length: int = 0, **branches: int) -> RowShape:
     """A shape that holds G trees a row where trees are packed, one a row otherwise."""
-    length = length or (320 if layout == "packed_pairs" else 160)
+    length = length or {"packed_pairs": 320, "shared_packed": 160}.get(layout, 80)
     requires = setup.objective.requires
     return RowShape(
         layout,
