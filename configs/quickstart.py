@@ -61,7 +61,7 @@ def loss_options(facts: Objective) -> dict:
     """Options with other values than the objective's defaults, which suit this data; of a sum by its terms."""
     if isinstance(facts, Sum):
         return {key: loss_options(term.objective) for key, term in facts.terms.items()}
-    facts = facts.core
+    (facts,) = facts.cores
     options, objective = {}, facts.name
     if "beta" in facts.options:
         options["beta"] = BETA_OF_REWARDS if objective in REGRESSIONS else BETA
@@ -75,8 +75,7 @@ def get_config(argument: str = "dpo") -> ConfigDict:
     if objective == "sft":
         raise ValueError("configs/quickstart.py:sft is the stage before: set it by --config.sft of any objective")
     facts = find_objective(objective)
-    parts = [term.objective for term in facts.terms.values()] if isinstance(facts, Sum) else [facts]
-    names = {one.core.name for one in parts}
+    names = {one.name for one in facts.cores}
     config = ConfigDict()
     config.objective = objective
     config.loss = loss_options(facts)

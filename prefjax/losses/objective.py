@@ -57,9 +57,9 @@ class Objective(Entry):
         return self.name
 
     @property
-    def core(self) -> "Objective":
-        """The objective without what wraps it."""
-        return self
+    def cores(self) -> "tuple[Objective, ...]":
+        """The objectives of the zoo that it is made of, without what wraps them: itself."""
+        return (self,)
 
     def __str__(self) -> str:
         """As `objective` reads it: dpo(beta=2.0), with the options that were given."""
@@ -67,14 +67,14 @@ class Objective(Entry):
         return f"{self.name}({options})" if options else self.name
 
     def __mul__(self, weight: float | int) -> "Sum":
-        return Sum(terms=_keyed([(weight * one, term) for one, term in _terms_of(self)]))
+        return Sum(terms=keyed([(weight * one, term) for one, term in terms_of(self)]))
 
     __rmul__ = __mul__
 
     def __add__(self, other: "Objective") -> "Sum":
         if not isinstance(other, Objective):
             return NotImplemented
-        return Sum(terms=_keyed([*_terms_of(self), *_terms_of(other)]))
+        return Sum(terms=keyed([*terms_of(self), *terms_of(other)]))
 
     def reader(self, field: str) -> str:
         """Whoever reads a field of `Responses`, or K responses, for messages: this objective, or a term of it."""
@@ -167,6 +167,11 @@ class Sum(Objective):
         return self.name
 
     @property
+    def cores(self) -> tuple[Objective, ...]:
+        """Those of all terms."""
+        return tuple(core for term in self.terms.values() for core in term.objective.cores)
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options of every term by its name."""
         return {key: term.objective.options for key, term in self.terms.items()}
@@ -230,11 +235,13 @@ class Sum(Objective):
         return dataclasses.replace(r, valid=r.valid & (jnp.arange(r.shape[1])[None] == best[:, None]))
 
 
-def _terms_of(objective: Objective) -> list[Term]:
-    return list(objective.terms.values()) if isinstance(objective, Sum) else [Term(1.0, objective)]
+def terms_of(objective: Objective) -> list[Term]:
+    """The terms of a sum; of anything else it, with weight 1."""
+    return list(objective.terms.values()) if type(objective) is Sum else [Term(1.0, objective)]
 
 
-def _keyed(terms: Sequence[tuple[float, Objective]]) -> dict[str, Term]:
+def keyed(terms: Sequence[tuple[float, Objective]]) -> dict[str, Term]:
+    """By the name of each objective, a second one of a name as name_2."""
     keyed: dict[str, Term] = {}
     for weight, objective in terms:
         count = sum(term.objective.key == objective.key for term in keyed.values())

@@ -80,8 +80,8 @@ def objective(which: str | Callable[..., Any] | Objective, **options: Any) -> Ob
 
     Args:
       which: a name of the zoo; "module:function", a registered loss that can be imported from here; a weighted sum of
-        these, "0.8*dpo + 0.2*bco_pair(beta=2.0) + sft", or the name of one, "mpo"; one of them under a wrapper,
-        "smooth(simpo, rate=0.1)"; the loss itself; or an objective.
+        these, "0.8*dpo + 0.2*bco_pair(beta=2.0) + sft", or the name of one, "mpo"; the least or the greatest of some,
+        "max(dpo, 0.5*simpo)"; one of them under a wrapper, "smooth(simpo, rate=0.1)"; the loss itself; or an objective.
       options: of a sum those of its terms: dpo={"beta": 2.0}.
 
     Raises:
@@ -113,7 +113,8 @@ def _read(text: str) -> Objective:
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id in WRAPPERS:
             if len(call.args) != 1 or not isinstance(call.args[0], ast.Name | ast.Call):
                 raise ValueError(f"{ast.unparse(call)!r}: write {call.func.id}(name, option=value, ...)")
-            return WRAPPERS[call.func.id](find(call.args[0]), **written_options(call, ast.unparse(call)))
+            inner = sums.read(ast.unparse(call.args[0]), find)
+            return WRAPPERS[call.func.id](inner, **written_options(call, ast.unparse(call)))
         found, options = OBJECTIVES.read(call, sums.FORM)
         return found.with_options(options)
 

@@ -89,8 +89,8 @@ class Wrapped(Objective):
         return f"{self.wrapper.name}_{self.inner.key}"
 
     @property
-    def core(self) -> Objective:
-        return self.inner.core
+    def cores(self) -> tuple[Objective, ...]:
+        return self.inner.cores
 
     def __str__(self) -> str:
         return f"{self.wrapper.name}({', '.join([str(self.inner), *(f'{k}={v!r}' for k, v in self.own.items())])})"

@@ -8,6 +8,7 @@ different targets.
 
     loss                   weighted per-prompt loss / counted prompts
     loss_NAME              the same of a term of a sum, without the term's weight: loss is the sum of weight * loss_NAME
+                           (of min and max: what is taken of each prompt)
     reward_accuracy        share of pairs whose better response has the higher reward; a tie counts one half
     reward_ties            share of pairs with equal rewards
     margin                 reward(better) - reward(worse) over pairs, nats

@@ -220,6 +220,9 @@ def test_a_sum_by_flag_brings_the_options_of_its_terms():
     scored = quickstart.get_config("pl_dpo + 0.5*dro_p + sft")
     assert scored.data.pair_targets == "scores" and not scored.data.normalize_targets
     assert run_config(complete(scored, "quickstart").to_dict()).stage.loss["pl_dpo"] == {"beta": 2.0}
+    nested = "dpo + max(simpo, 0.5*cdpo)"
+    extreme = run_config(parse("quickstart", nested, "loss.max_simpo_cdpo.cdpo.beta=1").config.to_dict()).stage.loss
+    assert extreme["max_simpo_cdpo"]["cdpo"]["beta"] == 1 and extreme["max_simpo_cdpo"]["simpo"]["beta"] == 60
     wrapped = run_config(parse("quickstart", "smooth(simpo, rate=0.2)", "loss.gamma=0.3").config.to_dict()).stage
     assert wrapped.loss == {"rate": 0.2, "beta": 60.0, "gamma": 0.3} and wrapped.reference.kind == "none"
     with pytest.raises(flags.Error, match="dpo takes no option 'gamma'"):

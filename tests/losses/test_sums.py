@@ -1,5 +1,6 @@
 """Weighted sums of objectives: the sum of their terms in everything, or refused with the term and the reason."""
 
+import re
 import sys
 import types
 
@@ -10,6 +11,7 @@ import pytest
 
 import prefjax as px
 from prefjax.losses import COMPOSITIONS, OBJECTIVES, Sum, for_pairs, objective
+from prefjax.losses.sums import Extreme, maximum, minimum
 from tests.losses.zoo import at_reference, make_fields, to_responses
 
 MPO = COMPOSITIONS["mpo"].text
@@ -52,6 +54,8 @@ def test_a_sum_is_the_sum_of_its_terms(text, K):
     whole, r = objective(text), batch(K)
     if "bco" in whole.terms:
         r = r.replace(target=(r.target > 1).astype(r.logp.dtype))
+    elif K > 2:  # below the 0 that stands in an invalid slot
+        r = r.replace(target=r.target - 3)
     counts = whole.valid_prompts(r)
     assert counts.tolist() == [True, False, True, True, K > 2, True]
     seen = r.masked(whole_groups=K == 2, min_responses=2)
@@ -60,19 +64,22 @@ def test_a_sum_is_the_sum_of_its_terms(text, K):
 
     @jax.jit
     def both(r, seen, best, start):
-        expected, gradient = jnp.zeros(6), jnp.zeros((6, K))
+        expected, gradient, starting = jnp.zeros(6), jnp.zeros((6, K)), jnp.zeros(6)
         for weight, term in whole.terms.values():
-            losses, slope = value_and_gradient(term.loss, best if term.name == "sft" else seen)
+            own = best if term.name == "sft" else seen
+            losses, slope = value_and_gradient(term.loss, own)
             expected, gradient = expected + weight * losses, gradient + weight * slope
-        starts = whole.at_init(start), whole.loss(start)
+            starting += weight * (losses if term.start is None else term.at_init(own))
+        starts = whole.at_init(start), whole.loss(start), whole.at_init(r), starting
         return expected, gradient, *value_and_gradient(whole.loss, r), whole.parts(r), *starts
 
-    expected, gradient, got, got_gradient, parts, at_init, loss_at_reference = both(r, seen, best, start)
+    expected, gradient, got, got_gradient, parts, at_init, loss_at_reference, *closed = both(r, seen, best, start)
     np.testing.assert_allclose(got, expected, rtol=1e-12)
     np.testing.assert_allclose(got_gradient, gradient, rtol=1e-12, atol=1e-15)
     assert (got[~counts] == 0).all() and (got[counts] != 0).all()
     np.testing.assert_allclose(sum(whole.terms[key].weight * part for key, part in parts.items()), got, rtol=1e-12)
     np.testing.assert_allclose(at_init, loss_at_reference, rtol=1e-12)
+    np.testing.assert_allclose(*closed, rtol=1e-12)  # in closed form wherever the policy is
     assert whole.coupled == bool({"dro_p", "bco"} & set(whole.terms)) and whole.start is not None
 
 
@@ -93,8 +100,41 @@ def test_text_options_and_objects_say_the_same():
         -1,
     ]
     np.testing.assert_allclose(twice.loss(r), dpo.loss(r) + 2 * dpo.loss(r, beta=1.0), rtol=1e-12)
+    away = objective("sft + -0.5*dpo")
+    assert [term.weight for term in away.terms.values()] == [1.0, -0.5]
+    assert str(objective(str(away))) == str(away)
     alone = objective("dpo(beta=2.0)")
     assert not isinstance(alone, Sum) and alone.options == {"beta": 2.0} and alone.parts(r) == {}
+
+
+@pytest.mark.parametrize("pick,extreme", [("max", np.maximum), ("min", np.minimum)])
+def test_the_least_and_the_greatest_of_some_losses(pick, extreme):
+    """Per prompt, gradients included; a number among them; alone, in a sum and as objects."""
+    r = batch(2)
+    counts = np.array([True, False, True, True, False, True])
+    texts = ("dpo(beta=0.3)", "simpo", f"{pick}(dpo(beta=0.3), 0.5*simpo)", f"{pick}(dpo(beta=0.3), 0.7)")
+    text = f"2.0*{texts[2]} + sft"
+    both = jax.jit(lambda r: [value_and_gradient(objective(one).loss, r) for one in (*texts, text)])
+    (dpo, dpo_slope), (simpo, simpo_slope), got, bounded, (summed, _) = both(r)
+    taken = extreme(dpo, 0.5 * simpo)
+    assert (taken == dpo)[counts].any() and (taken != dpo).any()
+    np.testing.assert_allclose(got[0], taken, rtol=1e-12)
+    np.testing.assert_allclose(got[1], np.where((taken == dpo)[:, None], dpo_slope, 0.5 * simpo_slope), rtol=1e-12)
+    kept = (extreme(dpo, 0.7) == dpo) & counts
+    assert kept.any() and not kept[counts].all()
+    np.testing.assert_allclose(bounded[0], np.where(counts, extreme(dpo, 0.7), 0), rtol=1e-12)
+    np.testing.assert_allclose(bounded[1], np.where(kept[:, None], dpo_slope, 0), rtol=1e-12)
+    whole = objective(text)
+    np.testing.assert_allclose(summed, 2 * taken + whole.parts(r)["sft"], rtol=1e-12)
+    function = {"max": maximum, "min": minimum}[pick]
+    other = 2 * function(objective("dpo", beta=0.3), 0.5 * objective("simpo")) + objective("sft")
+    assert str(other) == str(objective(str(whole))) == str(whole) and list(whole.terms) == [f"{pick}_dpo_simpo", "sft"]
+    assert whole.options[f"{pick}_dpo_simpo"]["dpo"] == {"beta": 0.3}
+    for given in ({f"{pick}_dpo_simpo": {"dpo": {"beta": 1.0}}}, {f"{pick}_dpo_simpo.dpo.beta": 1.0}):
+        assert objective(text, **given).options[f"{pick}_dpo_simpo"]["dpo"] == {"beta": 1.0}
+    start = objective(texts[3])
+    np.testing.assert_allclose(start.at_init(r), np.where(counts, extreme(np.log(2), 0.7), 0), rtol=1e-12)
+    assert isinstance(start, Extreme) and start.parts(r).keys() == {"dpo"} and whole.requires.group_size == 2
 
 
 def test_fixed_sums_are_lines_of_the_same():
@@ -120,10 +160,18 @@ def test_fixed_sums_are_lines_of_the_same():
         ("dpo +", "invalid syntax; write weight"),
         ("dpo(2.0)", "not of the form name"),
         ("2 + dpo", "'2' is no term"),
+        ("max(dpo)", "max takes two or more terms, of which one may be a number"),
+        ("min(0.5, 1.0, dpo)", "min takes two or more terms, of which one may be a number"),
+        ("min(0.5, 1.0)", "min takes two or more terms"),
+        ("min(dpo, 1e999)", "min: inf must be a finite number"),
+        ("max(dpo, bt)", "max(1.0*dpo, 1.0*bt): bt trains a reward model and dpo a policy"),
+        ("max(dpo + sft, ipo)", "max takes terms with a weight, and 1.0*dpo + 1.0*sft is a sum of several"),
+        ("max(dpo, ipo, beta=1)", "max takes no option 'beta'"),
+        ("smooth(max(dpo, ipo))", "smooth does not fit max(1.0*dpo, 1.0*ipo): wrap its terms"),
     ],
 )
 def test_an_impossible_sum_says_which_term_and_why(text, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace("+", r"\+")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         objective(text)
 
 
@@ -143,6 +191,12 @@ def test_what_labels_and_rankings_say_is_imitated():
     np.testing.assert_allclose(labelled[0], -(r.logp[0, ::2] / r.length[0, ::2]).mean(), rtol=1e-12)
     assert labelled[5] == 0
     assert objective("sft + sft").requires.imitates
+
+
+def test_a_sum_reads_the_targets_that_serve_all_terms():
+    for text, reads in (("gpo_score + sppo", "probabilities"), ("sppo + apo_zero_unpaired", "labels")):
+        assert objective(text).requires.reads == reads
+    assert objective("dpo + slic").requires.optional == {"auxiliary_logp"}
 
 
 def test_a_loss_of_ones_own_enters_a_sum(monkeypatch):
