@@ -29,7 +29,7 @@ BETA = 2.0
 # Where beta times the log-ratio is to become a gold reward itself, 1 is enough; per token the same margin is a 30th.
 BETA_OF_REWARDS, BETA_PER_TOKEN = 1.0, 60.0
 REGRESSIONS = ("soft_ce", "mmpo", "reward_rpo", "infonca", "nca", "dpo_rw", "exo_rw", "ulma_continuous", "gpo_score")
-PER_TOKEN = ("dpo_norm", "simpo", "alphapo")
+PER_TOKEN = ("dpo_norm", "simpo", "alphapo", "tpo_l")
 # They see differences to other prompts' responses alone: nothing holds what all log-ratios have in common, and at the
 # usual learning rate all of them fall together, by 50 nats.
 DRIFTING = ("bco", "aot_unpaired")
@@ -72,9 +72,10 @@ def loss_options(facts: Objective) -> dict:
 
 def get_config(argument: str = "dpo") -> ConfigDict:
     objective = argument.removesuffix(",smoke")
-    if objective == "sft":
-        raise ValueError("configs/quickstart.py:sft is the stage before: set it by --config.sft of any objective")
     facts = find_objective(objective)
+    if facts.requires.imitates:
+        name = facts.name
+        raise ValueError(f"configs/quickstart.py:{name} is the stage before: set it by --config.sft of any objective")
     names = {one.name for one in facts.cores}
     config = ConfigDict()
     config.objective = objective

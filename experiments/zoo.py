@@ -50,7 +50,8 @@ def main(_) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
     known = (*OBJECTIVES, *COMPOSITIONS)
-    names = _OBJECTIVES.value or [name for name in known if name != "sft"]
+    stages_before = {name for name, one in OBJECTIVES.items() if one.requires.imitates}
+    names = _OBJECTIVES.value or [name for name in known if name not in stages_before]
     if unknown := sorted(set(names) - set(known)):
         raise app.UsageError(f"--objectives: no {', '.join(unknown)}; choose of {', '.join(known)}")
     workdir = Path(_WORKDIR.value)

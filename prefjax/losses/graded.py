@@ -143,7 +143,7 @@ def reward_rpo(
     Source: NeMo-Aligner's rpo_sq, rpo_bwd_kl and rpo_fwd_kl (Nemotron-4 340B, arXiv 2406.11704).
     Tokens: summed.
     Start: the distance of 0 and eta (s_w - s_l).
-    Elsewhere: not in TRL or EasyDeL.
+    Elsewhere: not in TRL or EasyDeL. REBEL (arXiv 2404.16767) and CoPG (arXiv 2406.19185) are its squared distance.
 
     distance  "squared": their squared difference. With p = sigmoid(beta h), q = sigmoid(eta (s_w - s_l)):
               "backward_kl": KL(q || p), which is `mmpo` less the entropy of q. "forward_kl": KL(p || q).

@@ -24,8 +24,8 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from prefjax.losses.links import logistic
-from prefjax.losses.reducers import groups, log_ratio, of_groups
-from prefjax.losses.registry import LOG2, TARGET, for_rankings
+from prefjax.losses.reducers import groups, log_ratio, of_groups, per_token
+from prefjax.losses.registry import LENGTH, LOG2, TARGET, for_rankings
 from prefjax.losses.responses import Responses
 from prefjax.options import NonNegative, Positive
 
@@ -215,3 +215,49 @@ def _both(r: Responses) -> Bool[Array, "B K K"]:
 def _log_softmax(r: Responses, x: Float[Array, "B K"]) -> Float[Array, "B K"]:
     """log softmax over the valid responses of each prompt; at the others so low that their probability is 0."""
     return jnp.where(r.valid, jax.nn.log_softmax(jnp.where(r.valid, x, _NOWHERE), axis=-1), _NOWHERE)
+
+
+@for_rankings(LENGTH | {"target"}, reads="scores", min_responses=3)
+def tpo(r: Responses, *, beta: Positive = 0.01, alpha: NonNegative = 1.0) -> Float[Array, "B"]:
+    """Triple preference optimisation (TPO): -log sigmoid(beta (logp_w - logp_l)) - alpha m_g, g the best response by
+    score, w the second and l the worst, m_g = logp_g / n_g.
+
+    Source: arXiv 2405.16681, the loss and the three responses as in the authors' code.
+    Tokens: summed in the margin, mean in the likelihood.
+    Start: depends on the model.
+    Elsewhere: TRL's experimental TPO with `sigmoid`, whose likelihood is a mean over all tokens of the batch, as the
+        authors' is; not in EasyDeL.
+
+    No reference. A gold, a chosen and a rejected response are a ranking with three scores; of more responses those
+    between count for nothing, and a prompt with fewer than three does not count.
+    """
+    r = groups(r, "length", "target", least=3)
+    _, chosen, rejected = _triple(r, r.logp)
+    return of_groups(r, logistic(beta * (chosen - rejected)) - alpha * _triple(r, per_token(r, r.logp))[0])
+
+
+@for_rankings(LENGTH | {"target"}, reads="scores", min_responses=3)
+def tpo_l(
+    r: Responses, *, beta: Positive = 2.0, gamma: NonNegative = 1.6, alpha: NonNegative = 0.05
+) -> Float[Array, "B"]:
+    """Length-controlled TPO (TPO-L): -log sigmoid(beta (m_w - m_l) - gamma) - alpha m_g, g, w and l as of `tpo`,
+    m = logp / n.
+
+    Source: arXiv 2405.16681, as in the authors' code; the defaults are theirs for Mistral.
+    Tokens: mean.
+    Start: depends on the model.
+    Elsewhere: TRL's experimental TPO with `tpo-l` and tpo_l_gamma = gamma; not in EasyDeL.
+
+    `simpo` on the second and the worst response, with the likelihood of the best.
+    """
+    r = groups(r, "length", "target", least=3)
+    gold, chosen, rejected = _triple(r, per_token(r, r.logp))
+    return of_groups(r, logistic(beta * (chosen - rejected) - gamma) - alpha * gold)
+
+
+def _triple(r: Responses, x: Float[Array, "B K"]) -> tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B"]]:
+    """x of the best, the second and the worst response by target, equal ones in the order of the slots."""
+    order = jnp.argsort(jnp.where(r.valid, -r.target, jnp.inf), axis=-1, stable=True)
+    last = jnp.maximum(jnp.sum(r.valid, axis=-1) - 1, 0)
+    ordered = jnp.take_along_axis(x, order, axis=-1)
+    return ordered[:, 0], ordered[:, 1], jnp.take_along_axis(ordered, last[:, None], axis=-1)[:, 0]

@@ -36,10 +36,10 @@ def singles(r: Responses, *needs: str) -> Responses:
     return r.masked()
 
 
-def groups(r: Responses, *needs: str) -> Responses:
-    """At least two responses to compare; a prompt with fewer valid ones does not count."""
-    r.require(*needs, min_responses=2)
-    return r.masked(min_responses=2)
+def groups(r: Responses, *needs: str, least: int = 2) -> Responses:
+    """At least two (`least`) responses to compare; a prompt with fewer valid ones does not count."""
+    r.require(*needs, min_responses=least)
+    return r.masked(min_responses=least)
 
 
 def log_ratio(r: Responses) -> Float[Array, "B K"]:

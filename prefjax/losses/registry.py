@@ -69,9 +69,12 @@ def for_rankings(
     optional: Iterable[str] = (),
     reads: str = "nothing",
     coupled: bool = False,
+    min_responses: int = 2,
 ) -> Callable[[F], F]:
-    """Registers a loss that compares a prompt's responses, two or more. Arguments as of `for_pairs`."""
-    requires = Requirements(min_responses=2, inputs=frozenset(inputs), optional=frozenset(optional), reads=reads)
+    """Registers a loss that compares a prompt's responses, `min_responses` or more. Arguments as of `for_pairs`."""
+    requires = Requirements(
+        min_responses=min_responses, inputs=frozenset(inputs), optional=frozenset(optional), reads=reads
+    )
     return OBJECTIVES.register(requires=requires, start=start, coupled=coupled)
 
 

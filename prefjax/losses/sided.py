@@ -4,8 +4,8 @@ Notation as in `pairwise`: a_w and a_l are the log-ratios in nats, sums over tok
 
 >>> import jax.numpy as jnp
 >>> pair = Responses(logp=jnp.array([[-10.0, -12.0]]), reference_logp=jnp.array([[-11.0, -11.0]]))  # a = 1 and -1
->>> [f"{loss(pair, beta=0.1)[0]:.4f}" for loss in (apo_zero, apo_down, bco_pair, nca_pair, exo_pair, fdpo_js)]
-['0.9500', '0.9751', '1.2888', '1.3388', '2.4220', '0.6444']
+>>> [f"{loss(pair, beta=0.1)[0]:.4f}" for loss in (apo_zero, apo_down, bco_pair, kto_pair, nca_pair, exo_pair, fdpo_js)]
+['0.9500', '0.9751', '1.2888', '0.4626', '1.3388', '2.4220', '0.6444']
 """
 
 import math
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from prefjax.losses.links import alpha_shape, bernoulli_kl, logistic
-from prefjax.losses.reducers import gap, log_ratio, of_pairs, pairs, sides
+from prefjax.losses.reducers import batch_mean, gap, log_ratio, of_pairs, pairs, sides
 from prefjax.losses.registry import LOG2, REFERENCE, TARGET, for_pairs
 from prefjax.losses.responses import Responses
 from prefjax.options import NonNegative, Positive, Range
@@ -70,6 +70,26 @@ def bco_pair(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     r = pairs(r, "reference_logp")
     a_w, a_l = sides(log_ratio(r))
     return of_pairs(r, logistic(beta * a_w) + logistic(-beta * a_l))
+
+
+@for_pairs(REFERENCE, start=0.5, coupled=True)
+def kto_pair(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
+    """KTO on pairs as it was before KTO's paper: 1/2 sigmoid(-beta (a_w - z_l)) + 1/2 sigmoid(beta (a_l - z_w)).
+
+    Source: the report that came before arXiv 2402.01306, its equation 7 as TRL up to 0.8 has it.
+    Tokens: summed.
+    Start: 1/2.
+    Elsewhere: TRL's DPO trainer had it as `kto_pair` and has removed it for KTO's own.
+
+    z_w = max(0, mean a_w over the batch), z_l = max(0, mean a_l): how far the policy is from the reference is estimated
+    for each half from the other one, so the objective is coupled: give it the global batch. As in that code gradient
+    flows through both, but at the kink, where policy == reference, there is none. The paper's estimate, from mismatched
+    responses and without gradient, is `kto`.
+    """
+    r = pairs(r, "reference_logp")
+    a_w, a_l = sides(log_ratio(r))
+    z_w, z_l = (jax.nn.relu(batch_mean(a, r.valid[:, 0])) for a in (a_w, a_l))
+    return of_pairs(r, (jax.nn.sigmoid(-beta * (a_w - z_l)) + jax.nn.sigmoid(beta * (a_l - z_w))) / 2)
 
 
 @for_pairs(REFERENCE, start=2 * LOG2)

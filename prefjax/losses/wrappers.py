@@ -244,7 +244,7 @@ def clip_tokens(inner: Inner, r: Responses, *, low: NonNegative = 0.5, high: Non
     A token beyond a bound has no gradient.
     """
     there = jnp.arange(r.token_logp.shape[-1])[None, None] < r.length[..., None]
-    ratios = jnp.where(there & r.valid_slots()[..., None], r.token_logp - r.token_reference_logp, 0)
+    ratios = jnp.where(there, r.token_logp - r.token_reference_logp, 0)
     return inner.loss(dataclasses.replace(r, logp=r.reference_logp + jnp.clip(ratios, -low, high).sum(axis=-1)))
 
 

@@ -151,8 +151,7 @@ def score_trees(
 
 @functools.cache
 def _scorer(model: ModelConfig, mesh: Mesh, head_chunk: int) -> Callable[[Any, Rows], Array]:
-    imitation = next(objective for objective in OBJECTIVES.values() if objective.requires.imitates)
-    setup = Setup(model, imitation, head_chunk=head_chunk, mesh=mesh)  # it needs log-probs and nothing else
+    setup = Setup(model, OBJECTIVES["sft"], head_chunk=head_chunk, mesh=mesh)  # it needs log-probs and nothing else
     return jax.jit(lambda params, rows: branch_logps(setup, params, rows), out_shardings=NamedSharding(mesh, P()))
 
 

@@ -214,7 +214,7 @@ def test_the_door_names_the_field(changes, message):
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_preference_objective_has_a_quickstart_or_is_refused(name):
     """Whole runs of every kind: test_zoo.py."""
-    if name in ("sft", "rationale_dpo"):
+    if name in ("sft", "dft", "rationale_dpo"):
         with pytest.raises(ValueError, match="the stage before|scores a rationale"):
             run_config(quickstart.get_config(name).to_dict())
         return

@@ -265,6 +265,44 @@ def simnpo(f, *, beta=1.0, delta=0.0):
     return np.where(f["target"] == 1, 0, loss).mean(-1)
 
 
+def dft_weights(f, **_):
+    return np.exp(f["token_logp"])
+
+
+def dft(f):
+    """TRL multiplies the log-prob of every token by its probability, detached."""
+    weights = f.get("detached", dft_weights(f))
+    losses = []
+    for logp, weight, length in zip(f["token_logp"], weights, f["length"].astype(int), strict=True):
+        of_prompt = [-(w[:n] * x[:n]).mean() for x, w, n in zip(logp, weight, length, strict=True)]
+        losses.append(np.mean(of_prompt))
+    return np.array(losses)
+
+
+def triples(f):
+    """(gold, chosen, rejected) of every prompt, as (logp, tokens) each: scores in order, and the last."""
+    for logp, n, target in zip(f["logp"], f["length"], f["target"], strict=True):
+        ranked = sorted(zip(target, logp, n, strict=True), key=lambda response: -response[0])
+        yield [ranked[i][1:] for i in (0, 1, -1)]
+
+
+def tpo(f, *, beta=0.01, alpha=1.0):
+    return np.array([-np.log(sig(beta * (w[0] - lost[0]))) - alpha * g[0] / g[1] for g, w, lost in triples(f)])
+
+
+def tpo_l(f, *, beta=2.0, gamma=1.6, alpha=0.05):
+    margin = lambda w, lost: beta * (w[0] / w[1] - lost[0] / lost[1] - gamma / beta)
+    return np.array([-np.log(sig(margin(w, lost))) - alpha * g[0] / g[1] for g, w, lost in triples(f)])
+
+
+def kto_pair(f, *, beta=0.1):
+    """TRL 0.8: the KL of a half is its clamped mean, and the losses of 2 B responses are averaged."""
+    pw, pl, rw, rl = columns(f)
+    chosen_kl, rejected_kl = max((pw - rw).mean(), 0), max((pl - rl).mean(), 0)
+    desirable = 1 - sig(beta * ((pw - rw) - rejected_kl))
+    return (desirable + 1 - sig(beta * (chosen_kl - (pl - rl)))) / 2
+
+
 def kto_shift(f, **_):
     return max(0, np.mean(f["baseline_logp"] - f["baseline_reference_logp"]))
 
@@ -418,4 +456,5 @@ DETACHED = {
     "tdpo2": lambda f, **_: f["kl"][:, 0].copy(),
     "bco": bco_shift,
     "kto": kto_shift,
+    "dft": dft_weights,
 }

@@ -34,6 +34,16 @@ def constant(r, **fields):
     return r.replace(**{name: jnp.full(6, value) for name, value in fields.items()})
 
 
+def widened(r, *, alive):
+    """A fourth response with the second score, ranked behind the one that has it; or one that does not count."""
+    again = jax.tree.map(lambda x: jnp.concatenate([x, x[:, :1]], axis=1) if x.ndim > 1 else x, r)
+    second = jnp.sort(r.target, axis=1)[:, 1:2]
+    return again.replace(
+        target=jnp.concatenate([r.target, second], axis=1),
+        valid=jnp.tile(jnp.array([[True, True, True, alive]]), (6, 1)),
+    )
+
+
 IDENTITIES = {
     "soft_ce at p = 1 is dpo": lambda: (L.soft_ce(constant(R, target_probability=1.0)), L.dpo(R)),
     "soft_ce at p = 1 - e is cdpo": lambda: (L.soft_ce(constant(R, target_probability=0.9)), L.cdpo(R)),
@@ -146,6 +156,15 @@ IDENTITIES = {
     "exo_rw on two with log-odds for rewards is exo_pair": lambda: (
         L.exo_rw(SCORED.replace(target=SCORED.target * np.log(999.0)), beta=0.1, reward_temperature=1.0),
         L.exo_pair(R),
+    ),
+    "tpo_l is simpo on the second and the worst, with likelihood of the best": lambda: (
+        L.tpo_l(R3.replace(target=jnp.tile(jnp.array([[0.0, 2.0, 1.0]]), (6, 1))), alpha=0.3),
+        L.simpo(jax.tree.map(lambda x: x[:, [2, 0]] if x.ndim > 1 else x, R3), gamma=1.6)
+        + 0.3 * L.sft(R3.replace(valid=jnp.tile(jnp.array([[False, True, False]]), (6, 1)))),
+    ),
+    "tpo of three is tpo of four with a dead slot, and of four with one between": lambda: (
+        jnp.concatenate([L.tpo(R3), L.tpo(R3)]),
+        jnp.concatenate([L.tpo(widened(R3, alive=False)), L.tpo(widened(R3, alive=True))]),
     ),
     "slic_list on two is slic": lambda: (L.slic_list(SCORED), L.slic(R)),
     "slic_list's regulariser falls back on the best": lambda: (

@@ -30,7 +30,7 @@ CHOICES = {
 CASES = [
     (name, K)
     for name, requires in ((o.name, o.requires) for o in OBJECTIVES.values())
-    for K in ((requires.min_responses, 3) if requires.group_size is None else (requires.group_size,))
+    for K in ({requires.min_responses: 0, 3: 0} if requires.group_size is None else (requires.group_size,))
 ]
 
 

@@ -19,8 +19,12 @@ from prefjax.training.step import init_params, place_state
 
 # Layouts, meshes and accumulation see an objective as a function of `Responses`: they are proven once per field of it
 # and its gradient. A test says that these objectives read every field. Coupled ones: kto, and the sums, of which the
-# statistics of dro_p and aot have gradients. K-wise: pl_dpo, in a sum with a coupled term and one that imitates.
-RANKED = "0.5*dro_p + 0.3*pl_dpo + 1.0*sft"
+# statistics of dro_p and aot have gradients. K-wise: pl_dpo, in a sum with a coupled term, one that imitates, and every
+# wrapper, each of a pair loss over all pairs of a ranking.
+RANKED = (
+    "0.5*dro_p + 0.3*pl_dpo + 0.4*log_mean_exp(all_pairs(smooth(dpo))) + "
+    "0.3*max(all_pairs(per_token(ipo)), all_pairs(clip_tokens(unflip(gpo)))) + 1.0*sft"
+)
 REPRESENTATIVES = (
     *"dpo dpo_norm kto dro wpo pmpo slic soft_ce margin_dpo sparsepo two_d_dpo sampo bt gpm".split(),
     RANKED,

@@ -9,6 +9,7 @@ import pytest
 
 from prefjax.losses import objective
 from prefjax.losses.responses import PROVIDED_BY
+from prefjax.losses.wrappers import WRAPPERS
 from prefjax.models import Head, Targets, apply, token_scores, vocabulary_head
 from prefjax.rows.arrays import LAYOUTS
 from prefjax.rows.trees import is_scored, token_ids
@@ -19,6 +20,7 @@ from prefjax.training.step import loss_and_gradients
 from tests.rows.forests import related_trees
 from tests.training.examples import (
     LONGEST,
+    RANKED,
     REPRESENTATIVES,
     VOCABULARY,
     parameters,
@@ -99,6 +101,7 @@ def test_the_representatives_read_every_field():
     read = set().union(*(own.inputs | own.optional for own in requires))
     assert read == set(PROVIDED_BY)
     assert {True, False} == {objective(name).coupled for name in REPRESENTATIVES}
+    assert all(f"{name}(" in RANKED for name in (*WRAPPERS, "max"))
 
 
 def test_a_sum_has_the_gradients_and_metrics_of_its_terms():
@@ -259,7 +262,7 @@ def test_token_log_probs_are_those_of_the_plain_sequence(layout, attention):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name,counted", [("kto", 18), ("dro", 18), ("dro_p", 18), ("pl_dpo", 15), ("pl_ranking", 15), ("bt_ranking", 15)]
+    "name,counted", [("kto", 18), ("dro", 18), ("dro_p", 18), (RANKED, 15), ("pl_ranking", 15), ("bt_ranking", 15)]
 )
 def test_prompts_with_fewer_responses_agree(name, counted):
     """K = 3 slots, of which a prompt may use one or two: invalid slots add nothing, in any layout.
