@@ -49,7 +49,7 @@ def fitting_trees(config: StageConfig, drawn: Sequence[TokenTree], source: str) 
     Raises:
       ValueError: none of `source` fits.
     """
-    trees = with_baselines(config, _numbered(drawn))
+    trees = with_baselines(config, _numbered(drawn), training=True)
     if not config.rows.row_length:
         return trees
     sizes = tree_sizes(trees.lengths, config.rows.layout, branches_of(trees, objective_of(config).requires))

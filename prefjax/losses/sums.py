@@ -118,7 +118,7 @@ def maximum(*terms: Objective | float) -> Extreme:
 _EXTREMES = {"min": minimum, "max": maximum}
 
 
-def _extreme(pick: str, terms: tuple[Objective | float, ...]) -> Extreme:
+def _extreme(pick: Literal["min", "max"], terms: tuple[Objective | float, ...]) -> Extreme:
     numbers = [term for term in terms if isinstance(term, int | float)]
     each = [terms_of(term) for term in terms if isinstance(term, Objective)]
     if several := [one for one in each if len(one) > 1]:

@@ -57,8 +57,8 @@ def kto(
         z0. EasyDeL's DPO with `kto` is `cdpo`.
 
     z0 estimates KL(policy || reference) from mismatched responses, one per prompt (a response to another prompt, under
-    this prompt). Which one is drawn once per record from the seed, so that a reference can be precomputed; the paper
-    takes the next response of the batch, a new one at every step:
+    this prompt). Which one is drawn once per record from the seed, so that a reference can be precomputed. The paper
+    shifts the responses of the batch, so that a prompt meets a new one at every step: `rows.mismatched="step"`.
 
         z0 = stop_gradient(max(0, mean over the batch of (baseline_logp - baseline_reference_logp)))
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -11,8 +11,16 @@ from jaxtyping import Float32
 
 from prefjax.rows.arrays import RowShape
 from prefjax.rows.layout import attach_reference, build_rows
+from prefjax.rows.mismatch import MismatchedTrees
 from prefjax.rows.steps import Batching, Step, StepSampler, Window
 from prefjax.rows.store import TreeSource
+
+
+class _Taken(NamedTuple):
+    """One step: the rows of this host, and the records of all hosts."""
+
+    rows: Step
+    records: list[int]
 
 
 class _SampledSteps(grain.IterDataset):
@@ -37,7 +45,7 @@ class _SampledStepsIterator(grain.DatasetIterator):
         self._position, self._carried, self._step = 0, [], 0
         self._window: Window | None = None
 
-    def __next__(self) -> Step:
+    def __next__(self) -> _Taken:
         self._assert_not_closed()
         if self._window is None:
             self._window = self._sampler.next_window(self._position, self._carried)
@@ -47,7 +55,8 @@ class _SampledStepsIterator(grain.DatasetIterator):
         if not self._window.steps:
             raise StopIteration
         self._step += 1
-        return self._window.steps[self._step - 1][self._slice]
+        step = self._window.steps[self._step - 1]
+        return _Taken(step[self._slice], [record for row in step for record in row])
 
     def get_state(self) -> dict[str, Any]:
         return {
@@ -114,6 +123,7 @@ def padded_rows(rows: int, multiple: int) -> int:
     return -(-rows // multiple) * multiple
 
 
-def _build(step: Step, *, source: TreeSource, shape: RowShape, reference: np.ndarray | None) -> Any:
-    rows = build_rows([[source[record] for record in row] for row in step], shape)
+def _build(step: _Taken, *, source: TreeSource, shape: RowShape, reference: np.ndarray | None) -> Any:
+    trees = source.of_step(step.records) if isinstance(source, MismatchedTrees) else source
+    rows = build_rows([[trees[record] for record in row] for row in step.rows], shape)
     return rows if reference is None else attach_reference(rows, reference)

@@ -56,8 +56,11 @@ def beyond_context(trees: TreeSource, context: int | None) -> dict[str, int]:
     return {"beyond_context": beyond, "longest": int(longest.max())} if beyond else {}
 
 
-def with_baselines(config: StageConfig, trees: TreeSource) -> TreeSource:
+def with_baselines(config: StageConfig, trees: TreeSource, *, training: bool = False) -> TreeSource:
     """The trees with KTO's mismatched responses where the objective reads them, else as they are.
+
+    Args:
+      training: they are trained on, so that `rows.mismatched` says which responses; else those drawn once.
 
     Raises:
       ValueError: one prompt holds more than half of the records; names the split and its size.
@@ -65,7 +68,7 @@ def with_baselines(config: StageConfig, trees: TreeSource) -> TreeSource:
     if not objective_of(config).requires.baseline:
         return trees
     try:
-        return mismatched_baselines(trees, config.seed)
+        return mismatched_baselines(trees, config.seed, of_step=training and config.rows.mismatched == "step")
     except ValueError as error:
         split = trees.manifest["split"] if isinstance(trees, PreparedTrees) else "drawn"
         raise ValueError(

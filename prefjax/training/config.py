@@ -42,6 +42,13 @@ class RowsConfig:
         choices=("shuffled", "fixed"),
     )
     window: int = option(4096, "trees packed together by first-fit-decreasing, with batching=rows", at_least=1)
+    mismatched: str = option(
+        "record",
+        'for kto, the response to another prompt that every prompt is read with: "record", drawn once per record; or '
+        '"step", of another record of every step, as its paper shifts the batch, for which each prompt keeps room for '
+        "the longest response. Held-out records keep theirs",
+        choices=("record", "step"),
+    )
 
     def __post_init__(self):
         check_ranges(self, "rows")
@@ -155,6 +162,13 @@ class StageConfig:
             raise ValueError(
                 "reference.init_from with lora.rank above 0: the adapters' base is the live reference. Leave it empty, "
                 "or set reference.kind='precomputed' to score another one first"
+            )
+        if self.rows.mismatched == "step" and not requires.baseline:
+            raise ValueError(f"rows.mismatched has no effect: {name} reads no mismatched responses, as kto does")
+        if self.rows.mismatched == "step" and self.reference.kind == "precomputed":
+            raise ValueError(
+                "rows.mismatched='step' with reference.kind='precomputed': mismatched responses are others at every "
+                "step; set reference.kind='live', or rows.mismatched='record'"
             )
         if self.lora.rank and self.reference.update_every:
             raise ValueError(

@@ -170,7 +170,7 @@ def load_splits(
       before: see `training_batching`.
     """
     prepared = [load_trees(config, tokenizer, directory, split, say=say) for split in ("train", "eval")]
-    trees = [with_baselines(config, own) for own in prepared]
+    trees = [with_baselines(config, own, training=own is prepared[0]) for own in prepared]
     shapes = training_shape(config, trees[0], before), evaluation_shape(config, trees[1])
     train, held_out = (Split(*own, context_of(config.init_from)) for own in zip(prepared, trees, shapes, strict=True))
     held_out = held_out._replace(in_training=int(np.isin(trees[1].prompt_hashes, trees[0].prompt_hashes).sum()))

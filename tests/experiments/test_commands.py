@@ -190,6 +190,11 @@ def change(**changes):
         (dict(train={"steps": 3, "epochs": 1}), "set exactly one"),
         (dict(rows__prompts_per_step=8), "prompts_per_step=8 with batching='rows'"),
         (dict(rows__batching="prompts", rows__prompts_per_step=8, rows__window=9), "rows.window=9 is only read"),
+        (dict(rows__mismatched="step"), "rows.mismatched has no effect: dpo reads no mismatched responses, as kto"),
+        (
+            dict(objective="kto", loss={}, rows__mismatched="step", reference__kind="precomputed"),
+            "set reference.kind='live', or rows.mismatched='record'",
+        ),
         (dict(reference__cache="x"), "reference.cache is only read"),
         (dict(data__normalize_targets=True), "data.normalize_targets has no effect: dpo reads no rewards"),
         (dict(data__format__ties="maybe"), "data.format.ties='maybe': choose one of drop, keep"),

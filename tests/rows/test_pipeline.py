@@ -9,6 +9,7 @@ import pytest
 
 from prefjax.rows.arrays import LAYOUTS, Branches, Rows, RowShape
 from prefjax.rows.layout import build_rows
+from prefjax.rows.mismatch import mismatched_baselines
 from prefjax.rows.packing import TreeLengths, row_capacity, suggest_shape
 from prefjax.rows.parts import write_trees
 from prefjax.rows.pipeline import row_dataset
@@ -203,6 +204,33 @@ def test_two_hosts_share_the_rows_of_one(batching):
         prompts = type(both.prompts)(*join(zip(first.prompts, second.prompts, strict=True)))
         no_prompts = [rows._replace(prompts=None) for rows in (first, second)]
         assert_equal_rows(Rows(*join(zip(*no_prompts, strict=True)))._replace(prompts=prompts), both)
+
+
+@pytest.mark.parametrize("layout", ["pairs", "shared_packed"])
+def test_a_shift_within_the_step_is_the_same_in_every_layout_and_on_two_hosts(layout):
+    """Each prompt of a step is read with the tokens of another record of it; rows hold whichever comes."""
+    trees = mismatched_baselines(MemoryTrees(random_trees(30, seed=2, extras=False)), 0, of_step=True)
+    batching, branches = FixedPrompts(7, seed=0, epochs=1), Branches(responses=3, baseline=True)
+    shape = suggest_shape(trees.lengths, layout, branches, 3, multiple=8).shape
+    shape = dataclasses.replace(shape, rows=rows_for_prompts(trees.lengths, shape, batching))
+    hosts = [row_dataset(trees, shape, batching, host_index=h, host_count=2) for h in range(2)]
+    seen = 0
+    for step in zip(*hosts, strict=True):
+        members = [example for rows in step for example in ids(rows)]
+        expected = trees.of_step(members)
+        for rows in step:
+            again = build_rows(
+                [[expected[int(i)] for i in row[row >= 0]] for row in rows.example_id], shape_of(rows, shape)
+            )
+            for field in ("tokens", "response_slots", "visible_until"):
+                np.testing.assert_array_equal(getattr(rows, field), getattr(again, field), err_msg=field)
+            seen += len(ids(rows))
+    assert seen == 30
+
+
+def shape_of(rows: Rows, shape: RowShape) -> RowShape:
+    """The shape of one host's rows."""
+    return dataclasses.replace(shape, rows=len(rows.example_id))
 
 
 @pytest.mark.parametrize("batching", [FullRows(seed=0, epochs=2), FixedPrompts(9, seed=0, epochs=2)], ids=repr)

@@ -209,3 +209,39 @@ def test_mismatched_baselines_are_responses_of_the_partner(prepared):
     assert first.content_hash == again.content_hash != other.content_hash != source.content_hash
     with pytest.raises(ValueError, match="already hold baselines"):
         mismatched_baselines(prepared, 0)
+
+
+def test_a_step_may_shift_its_own_responses():
+    """As KTO's paper: a response of another record of the step, each serves once, and another step has others."""
+    source = MemoryTrees(random_trees(30, extras=False))
+    fixed, shifted = mismatched_baselines(source, 0), mismatched_baselines(source, 0, of_step=True)
+    assert isinstance(shifted, TreeSource) and shifted.content_hash != fixed.content_hash
+
+    def partners(step):
+        trees = shifted.of_step(step)
+        found = {}
+        for index in step:
+            baseline = trees[index].baseline.tobytes()
+            others = [i for i in step if any(baseline == response.tobytes() for response in source[i].responses)]
+            assert equal_trees(dataclasses.replace(trees[index], baseline=None), source[index])
+            assert len(trees[index].baseline) <= shifted.lengths.baseline[index]
+            found[index] = set(others) - {index}
+        return found
+
+    step = [28, 3, 11, 9, 20]
+    found = partners(step)
+    assert all(found.values()) and set.union(*found.values()) == set(step), "every record serves"
+    assert partners(step[::-1]) == found, "in whatever order, so in any layout and on any host"
+    assert partners([3, 9, 14])[3] != found[3] or partners([3, 20, 14])[3] != found[3]
+    for alone in ([7], [7, 7]):
+        assert equal_trees(shifted.of_step(alone)[7], fixed[7]), "of one prompt alone: that drawn once"
+
+
+def test_no_prompt_of_a_step_meets_a_response_to_itself():
+    trees = random_trees(6, extras=False)
+    twice = [dataclasses.replace(tree, prompt=trees[i // 2].prompt) for i, tree in enumerate(trees)]
+    source = MemoryTrees(twice)
+    shifted = mismatched_baselines(source, 0, of_step=True).of_step(range(6))
+    for index in range(6):
+        same = [response.tobytes() for i in (index, index ^ 1) for response in source[i].responses if len(response) > 2]
+        assert shifted[index].baseline.tobytes() not in same
