@@ -98,7 +98,7 @@ def sources() -> Iterator[tuple[str, Item]]:
     for name, objective in OBJECTIVES.items():
         if objective.apply.__module__.startswith("prefjax."):
             known = write_objectives.facts(objective)
-            config = "finetune" if name in ("sft", "rationale_dpo") else "quickstart"
+            config = "finetune" if name in ("sft", "dft", "rationale_dpo") else "quickstart"
             item = Item(
                 "objective", f"`{name}`", "", _formula(name), f"`configs/{config}.py:{name}`", known["Elsewhere"]
             )
