@@ -140,10 +140,11 @@ def reward_rpo(
 ) -> Float[Array, "B"]:
     """Reward-aware preference optimisation (RPO): the distance between the margins beta h and eta (s_w - s_l).
 
-    Source: NeMo-Aligner's rpo_sq, rpo_bwd_kl and rpo_fwd_kl (Nemotron-4 340B, arXiv 2406.11704).
+    Source: NeMo-Aligner's rpo_sq, rpo_bwd_kl and rpo_fwd_kl (Nemotron-4 340B, arXiv 2406.11704); with the squared
+        distance it is the regression of REBEL (arXiv 2404.16767) and of CoPG (arXiv 2406.19185) too, on given pairs.
     Tokens: summed.
     Start: the distance of 0 and eta (s_w - s_l).
-    Elsewhere: not in TRL or EasyDeL. REBEL (arXiv 2404.16767) and CoPG (arXiv 2406.19185) are its squared distance.
+    Elsewhere: not in TRL or EasyDeL.
 
     distance  "squared": their squared difference. With p = sigmoid(beta h), q = sigmoid(eta (s_w - s_l)):
               "backward_kl": KL(q || p), which is `mmpo` less the entropy of q. "forward_kl": KL(p || q).
