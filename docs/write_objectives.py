@@ -55,7 +55,7 @@ those labelled 1. The loss of every term, without its weight, is logged as `loss
 share a batch are refused by name: labels with scores, a reward model with a policy.
 
 `max(dpo, 0.5*simpo)` and `min(...)` are of every prompt the greatest or the least of these losses, alone or as a term
-of a sum (its name there is `max_dpo_simpo`, an option `--config.loss.max_dpo_simpo.dpo.beta`); one of them may be a
+of a sum (its name there is `max_dpo_simpo`, an option `--config.loss.max_dpo_simpo.dpo.beta=1.0`); one of them may be a
 number. `min(dpo, 2.0)` bounds what a wrong label can cost, `max(dpo, 0.1)` leaves alone what has come so far. A
 prompt's gradient is that of the loss that is taken. In Python they are `minimum` and `maximum` of
 `prefjax.losses.sums`.

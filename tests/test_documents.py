@@ -373,6 +373,7 @@ def fields_of(text: str) -> dict[str, object]:
 WITH = {
     "--config.lora.quantize=nf4": ["lora.rank=16"],
     "--config.loss.dpo.beta=2.0": ["objective=0.8*dpo + 0.2*bco_pair + 1.0*sft"],
+    "--config.loss.max_dpo_simpo.dpo.beta=1.0": ["objective=dpo + max(dpo, 0.5*simpo)"],
 }
 
 

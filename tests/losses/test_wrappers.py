@@ -78,7 +78,8 @@ def test_all_pairs_of_a_ranking_and_ties():
     np.testing.assert_allclose(whole.loss(r), expected, rtol=1e-10)
     assert expected[2] == 0 and whole.requires.reads == "scores" and whole.requires.group_size is None
     start = to_responses(at_reference(f), valid, jnp.float64)
-    np.testing.assert_allclose(whole.at_init(start), [np.log(2), np.log(2), 0], rtol=1e-12)
+    for wherever in (start, r):
+        np.testing.assert_allclose(whole.at_init(wherever), [np.log(2), np.log(2), 0], rtol=1e-12)
 
 
 def test_robust_mean_over_the_batch():
