@@ -16,10 +16,12 @@ Records pass as a stream, so any number of them fits into memory; beyond 4,096 a
 as --config.data.workers says, with the same bytes. Progress and the time left are shown on a terminal, and once a
 minute in a log. Who is stopped goes on, by the same command, with the parts of 4,096 records that were whole.
 
+What prompts and responses have in common across records, which rows.layout=merged writes once, is counted up to 100
+million tokens; beyond those, where that is the layout.
+
 The trees and their manifest.json stay in config.data.directory, where a run given the same options finds them.
 """
 
-import dataclasses
 import itertools
 import sys
 from pathlib import Path
@@ -37,7 +39,15 @@ from prefjax.interrupts import StopRequest
 from prefjax.rows.arrays import LAYOUTS
 from prefjax.rows.store import PreparedTrees, TreeSource
 from prefjax.state_files import write_whole
-from prefjax.training.batches import describe_shape, load_trees, training_shape, with_baselines
+from prefjax.training.batches import (
+    can_be_merged,
+    describe_merging,
+    describe_shape,
+    load_trees,
+    training_shape,
+    under_layout,
+    with_baselines,
+)
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.parameters import tokenizer_of
 from prefjax.training.runs import run_config
@@ -76,8 +86,13 @@ def main(_) -> None:
         trees = with_baselines(stage, prepared)
         print(f"[{split}] rows of every layout, one device")
         for layout in LAYOUTS:
-            config = dataclasses.replace(stage, rows=dataclasses.replace(stage.rows, layout=layout))
+            if layout == "merged" != stage.rows.layout and not can_be_merged(stage, trees):
+                print(f"  merged: not counted, as the tokens of all {len(trees):,} records would be in memory at once")
+                continue
+            config = under_layout(stage, layout)
             print("  " + describe_shape(config, trees, training_shape(config, trees)))
+            if layout == "merged":
+                print(f"  {describe_merging(config, trees)}")
         if _PREVIEW.value:
             print(f"\nto look at: {show(stage, tokenizer, prepared, trees, _PREVIEW.value)}")
         print(f"\nwritten to {prepared.directory / 'manifest.json'}\n", flush=True)

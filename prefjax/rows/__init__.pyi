@@ -10,6 +10,7 @@ from . import steps as steps
 from . import store as store
 from . import trees as trees
 from . import tries as tries
+from . import units as units
 from . import vectors as vectors
 from .arrays import LAYOUTS as LAYOUTS
 from .arrays import Branches as Branches

@@ -109,6 +109,8 @@ class RowShape:
     prompt_length  Q, length of a prompt row; 0 means no prompt rows are built
     carries        which optional arrays the rows hold: of margin, target_probability, token_weight, token_segment
     entries        E in layout `merged`; unread elsewhere
+    merge_from     tokens from which on records that begin alike are packed as one unit, beyond those that all have; 0:
+                   none are. In layout `merged` alone, see `prefjax.rows.units`
     """
 
     layout: str
@@ -120,6 +122,7 @@ class RowShape:
     prompt_length: int = 0
     carries: tuple[str, ...] = ()
     entries: int = 0
+    merge_from: int = 0
 
 
 LAYOUTS = ("pairs", "packed_pairs", "shared", "shared_packed", "merged")

@@ -229,6 +229,38 @@ def suggest_shape(
     return Suggestion(shape, fill(row_capacity(shape).tolist()), int((~kept).sum()))
 
 
+def unbounded(shape: RowShape) -> RowShape:
+    """The shape with nothing but T to bound what is packed; prompt rows, where there are, are as long."""
+    prompt_length = shape.row_length if shape.prompt_length else 0
+    bounds = {"scored_length": _UNBOUNDED, "groups": _UNBOUNDED, "entries": _UNBOUNDED}
+    return dataclasses.replace(shape, prompt_length=prompt_length, **bounds)
+
+
+def suggest_for_units(shape: RowShape, sizes: Int[np.ndarray, "n C"], trunk: int, *, multiple: int = 128) -> RowShape:
+    """Suggests S, G, E (and Q) for units of layout `merged` as `suggest_shape` does for trees.
+
+    shape  its layout, T and whether it has prompt rows stay
+    sizes  of units that were planned for `unbounded(shape)`
+    trunk  tokens of every row that no unit's size counts
+    """
+    sample = sizes[np.random.default_rng(0).permutation(len(sizes))[:_SAMPLE]]
+    length = shape.row_length - trunk
+
+    def fill(capacity: Sequence[int]) -> float:
+        packed = sorted(int(sample[row, 0].sum()) for row in first_fit_decreasing(sample, np.array(capacity)))
+        emitted = packed[1:] or packed
+        return sum(emitted) / float(len(emitted) * length)
+
+    bounds = _tightest([length] + [_UNBOUNDED] * 4, sample, sizes.max(axis=0).tolist(), multiple, fill)
+    return dataclasses.replace(
+        shape,
+        scored_length=min(bounds[1], shape.row_length),
+        groups=bounds[2],
+        prompt_length=min(bounds[3], shape.row_length) if shape.prompt_length else 0,
+        entries=bounds[4],
+    )
+
+
 def _round_up(tokens: int | float, multiple: int) -> int:
     return multiple * math.ceil(tokens / multiple)
 

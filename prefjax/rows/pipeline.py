@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from prefjax.rows.arrays import RowShape
 from prefjax.rows.layout import attach_reference, build_rows
 from prefjax.rows.mismatch import MismatchedTrees
-from prefjax.rows.steps import Batching, Step, StepSampler, Window
+from prefjax.rows.steps import Batching, Step, StepSampler, Window, sampled
 from prefjax.rows.store import TreeSource
 
 
@@ -109,7 +109,7 @@ def row_dataset(
             f"the reference table has shape {reference.shape}, but {len(source)} trees with {shape.branches.count} "
             "branches need one row per tree and one column per branch: score this dataset with these branches"
         )
-    sampler = StepSampler(source.lengths, shape, batching)
+    sampler = sampled(source, shape, batching)
     count = padded_rows(shape.rows, math.lcm(row_multiple, host_count)) // host_count
     own = slice(host_index * count, (host_index + 1) * count)
     steps = _SampledSteps(sampler, source.content_hash, own)

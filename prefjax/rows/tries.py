@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 
 class Trie(NamedTuple):
@@ -22,7 +22,7 @@ def spelling(sequence: Int[np.ndarray, "L"]) -> bytes:
     return sequence.astype(">u4").tobytes()
 
 
-def common_prefix(a: Int[np.ndarray, "m"], b: Int[np.ndarray, "n"]) -> int:
+def common_prefix(a: Integer[np.ndarray, "m"], b: Integer[np.ndarray, "n"]) -> int:
     """How many tokens two sequences have in common from their start."""
     least = min(len(a), len(b))
     same = a[:least] == b[:least]

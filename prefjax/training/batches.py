@@ -17,14 +17,25 @@ from prefjax.data.tokenizers import Tokenizer
 from prefjax.requirements import Requirements
 from prefjax.rows.arrays import Branches, Rows, RowShape
 from prefjax.rows.mismatch import mismatched_baselines
-from prefjax.rows.packing import row_copies, suggest_shape, tree_sizes
+from prefjax.rows.packing import real_tokens, row_copies, suggest_for_units, suggest_shape, tree_sizes, unbounded
 from prefjax.rows.pipeline import padded_rows, row_dataset
-from prefjax.rows.steps import FixedPrompts, FullRows, InOrder, Simulation, StepSampler, rows_for_prompts, simulate
+from prefjax.rows.steps import (
+    FixedPrompts,
+    FullRows,
+    InOrder,
+    Simulation,
+    planned,
+    rows_for_prompts,
+    sampled,
+    simulate,
+)
 from prefjax.rows.store import PreparedTrees, TreeSource
+from prefjax.rows.units import sharing_of, units_of
 from prefjax.training.config import RowsConfig, StageConfig, objective_of
 from prefjax.training.mesh import host_share, row_shards
 
 _FORECAST_STEPS = 200
+_MERGED_AT_MOST = 100_000_000  # tokens of prompts and branches that are merged only to be counted: 400 MB
 
 
 def load_trees(
@@ -114,8 +125,13 @@ def shape_for(
         longest = int(tree_sizes(trees.lengths, rows.layout, branches)[:, 0].max())
         share = rows.tokens_per_step // row_multiple
         shape = suggest(max_row_length=max(share, longest) if rows.batching == "rows" else None).shape
+    if rows.merges:
+        shape = dataclasses.replace(shape, merge_from=rows.merge_from)
+        units = units_of(trees, unbounded(shape))
+        shape = suggest_for_units(shape, units.sizes, units.sharing.trunk)
     if isinstance(batching, FixedPrompts):
-        count = rows_for_prompts(trees.lengths, shape, batching, steps=steps)
+        units = planned(trees, shape, batching)
+        count = rows_for_prompts(trees.lengths, shape, batching, steps=steps, units=units)
     else:
         count = rows.tokens_per_step // (shape.row_length * row_copies(rows.layout, branches))
     count = max(1, math.ceil(count / row_multiple)) * row_multiple
@@ -145,7 +161,7 @@ def forecast(
     config: StageConfig, trees: TreeSource, shape: RowShape, steps: int | None, before: tuple[int, ...] = ()
 ) -> Simulation:
     """What the stage's batching will do, on lengths alone."""
-    return simulate(StepSampler(trees.lengths, shape, training_batching(config, before)), steps)
+    return simulate(sampled(trees, shape, training_batching(config, before)), steps)
 
 
 def describe_shape(
@@ -169,6 +185,37 @@ def describe_shape(
         f"{shape.layout}: {shape.rows} rows of {shape.row_length} tokens a step, up to {shape.scored_length} scored"
         f"{packed}{order}; {expected.prompts / expected.steps:.1f} prompts a step, fill {expected.fill:.1%}"
         f"{f'{waste}row_length' if padding else ''}"
+    )
+
+
+def under_layout(config: StageConfig, layout: str) -> StageConfig:
+    """The stage with its rows under another layout."""
+    merge_from = config.rows.merge_from if layout == "merged" else RowsConfig.merge_from
+    return dataclasses.replace(config, rows=dataclasses.replace(config.rows, layout=layout, merge_from=merge_from))
+
+
+def can_be_merged(config: StageConfig, trees: TreeSource) -> bool:
+    """Whether all prompts and branches, which merging holds in memory, are few enough to do it only to count."""
+    branches = branches_of(trees, objective_of(config).requires)
+    return int(real_tokens(trees.lengths, "pairs", branches).sum()) <= _MERGED_AT_MOST
+
+
+def describe_merging(config: StageConfig, trees: TreeSource) -> str:
+    """What an epoch takes as separate sequences, shared per record, merged, and merged in the units of the stage."""
+    branches = branches_of(trees, objective_of(config).requires)
+    sharing = sharing_of(trees, branches)
+    shared = int(real_tokens(trees.lengths, "shared", branches).sum())
+    merged = int(sharing.size(range(len(trees)))[0])
+    times = lambda tokens: f"{tokens:,} ({sharing.separate / tokens:.2f} times fewer)"
+    said = f"tokens an epoch: {sharing.separate:,} separate, {times(shared)} shared per record, {times(merged)} merged"
+    if not config.rows.merges:
+        return said
+    shape = training_shape(config, trees)
+    units = units_of(trees, shape)
+    largest = max(map(len, units.members))
+    return (
+        f"{said}; {times(units.merged)} in {len(units):,} units that rows of {shape.row_length} hold, by "
+        f"rows.merge_from={shape.merge_from}, the largest of {units.largest:,} tokens, or of {largest:,} records"
     )
 
 

@@ -27,7 +27,8 @@ class RowsConfig:
     batching: str = option(
         "rows",
         'what every step has equally much of: "rows", full ones, where the number of prompts varies and is logged; or '
-        '"prompts", `prompts_per_step` of them in every layout, in the same order',
+        '"prompts", `prompts_per_step` of them in every layout, in the same order but where `merge_from` keeps some '
+        "together",
         choices=("rows", "prompts"),
     )
     row_length: int = option(0, "T in tokens; 0: what `suggest_shape` finds", at_least=0)
@@ -49,9 +50,30 @@ class RowsConfig:
         "the longest response. Held-out records keep theirs",
         choices=("record", "step"),
     )
+    merge_from: int = option(
+        32,
+        "with layout=merged and order=shuffled: records of which any have so many tokens in common from their start, "
+        "beyond those that all records have, are shuffled and packed as one unit, as far as a row holds them; 0: none "
+        "are, and a row merges what chance brings together",
+        at_least=0,
+    )
+
+    @property
+    def merges(self) -> bool:
+        """Whether records are packed in units."""
+        return self.layout == "merged" and self.order == "shuffled" and self.merge_from > 0
 
     def __post_init__(self):
         check_ranges(self, "rows")
+        if (self.layout, self.order) != ("merged", "shuffled") and self.merge_from != type(self).merge_from:
+            raise ValueError(
+                f"rows.merge_from={self.merge_from} is only read with layout='merged' and order='shuffled'"
+            )
+        if self.merges and self.mismatched == "step":
+            raise ValueError(
+                "rows.mismatched='step' with layout='merged': units are planned before a step says its mismatched "
+                "responses. Set rows.merge_from=0, or mismatched='record'"
+            )
         if (self.batching == "prompts") != (self.prompts_per_step > 0):
             raise ValueError(
                 f"rows.prompts_per_step={self.prompts_per_step} with batching={self.batching!r}: it must be above 0 "

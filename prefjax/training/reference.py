@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from prefjax.rows.arrays import Rows, RowShape
-from prefjax.rows.steps import InOrder, StepSampler, simulate
+from prefjax.rows.steps import InOrder, sampled, simulate
 from prefjax.rows.store import SelectedTrees, TreeSource
 from prefjax.training.mesh import parameter_shardings, row_sharding
 from prefjax.training.score_cache import Facts, ScoreCache, model_facts, sequence_keys
@@ -93,7 +93,7 @@ def reference_table(
     first = jax.process_index() == 0
     if first:
         cache.begin_set(facts)
-    steps = simulate(StepSampler(trees.lengths, shape, InOrder())).steps
+    steps = simulate(sampled(trees, shape, InOrder())).steps
     part = max(1, _PART_STEPS * len(trees) // steps)
     bar = tqdm(total=len(trees), initial=int(done.sum()), desc="scoring the reference", unit=" prompts", disable=None)
     with bar:

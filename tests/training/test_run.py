@@ -297,13 +297,13 @@ def test_a_trace_of_a_step_lies_in_the_workdir(epoch):
 def test_prompts_batching_gives_every_layout_the_same_steps(whole, tmp_path):
     workdir, _ = whole
     losses = {}
-    for layout in ("pairs", "shared_packed"):
-        rows = RowsConfig(layout=layout, batching="prompts", prompts_per_step=12)
+    for layout, units in (("pairs", {}), ("merged", {"merge_from": 0})):
+        rows = RowsConfig(layout=layout, batching="prompts", prompts_per_step=12, **units)
         config = dataclasses.replace(DPO, rows=rows, train=LoopConfig(steps=4, log_every=1))
         run_stage(config, tmp_path / layout, workdir / "data")
         assert [line["prompts"] for line in lines(tmp_path / layout)] == [12] * 4
         losses[layout] = [line["loss"] for line in lines(tmp_path / layout)]
-    assert losses["pairs"] == pytest.approx(losses["shared_packed"], rel=1e-4)
+    assert losses["pairs"] == pytest.approx(losses["merged"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import ModelConfig
 from prefjax.policies.evaluate import EvaluationOptions, subset_names
 from prefjax.rows.steps import StepSampler
+from prefjax.rows.units import units_of
 from prefjax.training import runs
-from prefjax.training.batches import training_batching
+from prefjax.training.batches import can_be_merged, describe_merging, describe_shape, training_batching, under_layout
 from prefjax.training.config import RowsConfig, StageConfig
 from prefjax.training.loop import LoopConfig
 from prefjax.training.optimizers import OptimizerConfig
@@ -79,6 +80,41 @@ def test_a_curriculum_reaches_the_steps(tmp_path):
     for rows in (dict(order="fixed", window=5), dict(batching="prompts", prompts_per_step=2, window=5)):
         with pytest.raises(ValueError, match="rows.window=5 is only read with batching='rows' and order='shuffled'"):
             RowsConfig(**rows)
+
+
+def test_records_that_begin_alike_are_counted_and_packed_together(tmp_path):
+    """Two turns of a dialogue and a repeated prompt, each in bytes; nothing else begins with more than `Q`."""
+    turns = [{"prompt": "Q: what is it?", "chosen": " a cat.", "rejected": " a dog."}]
+    turns += [{"prompt": "Q: what is it? a cat.", "chosen": "Yes", "rejected": "No"}, turns[0] | {"rejected": " air"}]
+    write_rows(tmp_path / "train.jsonl", turns + _pairs(3))
+    config = _config(
+        "dpo",
+        DataConfig(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "train.jsonl")),
+        rows=RowsConfig(layout="merged", merge_from=12, tokens_per_step=256),
+    )
+    train, _ = load_splits(config, ByteTokenizer(), tmp_path / "data")
+    assert units_of(train.trees, train.shape).members == ((0, 1, 2), (3,), (4,), (5,))
+    chains = [
+        tree.prompt.tolist() + branch.tolist()
+        for tree in map(train.trees.__getitem__, range(6))
+        for branch in tree.responses
+    ]
+    separate = sum(map(len, chains))
+    merged = len({tuple(chain[:end]) for chain in chains for end in range(1, len(chain) + 1)})
+    text = describe_merging(config, train.trees)
+    assert text.startswith(f"tokens an epoch: {separate} separate, ")
+    assert f", {merged} ({separate / merged:.2f} times fewer) merged; " in text and "in 4 units" in text
+    assert text.endswith("by rows.merge_from=12, the largest of 38 tokens, or of 3 records")
+    shape = describe_shape(config, train.trees, train.shape)
+    assert shape.startswith("merged: ")
+    for rows in (dict(), dict(layout="merged", order="fixed")):
+        said = "rows.merge_from=5 is only read with layout='merged' and order='shuffled'"
+        with pytest.raises(ValueError, match=said):
+            RowsConfig(merge_from=5, **rows)
+    with pytest.raises(ValueError, match="Set rows.merge_from=0"):
+        RowsConfig(layout="merged", mismatched="step")
+    assert under_layout(config, "pairs").rows.merge_from == 32 != under_layout(config, "merged").rows.merge_from
+    assert can_be_merged(config, train.trees)
 
 
 def test_the_same_data_twice_is_said(tmp_path, capsys):
