@@ -132,6 +132,7 @@ CHECKED = {
     "plan_env/bin/python -m experiments.plan": _COMPILES,
     "python -m experiments.plan": _COMPILES,
     "python -m experiments.benchmarks": _BENCHMARK,
+    "python -m experiments.train --config=configs/papers.py": "needs a cluster; tests/experiments/test_cluster.py",
     "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
     " --config.data.train=hh_rlhf/helpful-base:train": _DOWNLOADS,
 }
@@ -140,6 +141,7 @@ CHECKED_ALONE = {
     "--chat_template_kwargs='{\"enable_thinking\": true}'": GENERATE,
     "--date=2026-11-29": GENERATE,
     "--prefill": GENERATE,
+    "--search": "python -m experiments.plan --config=configs/plan.py:llama3_8b --topology=h100",
     "--size=tiny": "python -m experiments.benchmarks.accelerator --output=DIR",
     "--micro_batch=2560": "python -m experiments.benchmarks.throughput --output=DIR --data=long_prompt",
     "--data=paper:...": "python -m experiments.benchmarks.throughput --output=DIR",
@@ -176,6 +178,7 @@ LEFT = {
     "python -m docs.write_config": "tests/experiments/test_flags.py compares its page",
     "python -m docs.write_objectives": "tests/losses/test_table.py compares its page",
     "python -m docs.write_reproduction": "tests/experiments/test_run.py compares its page",
+    "python -m docs.write_cluster": "tests/experiments/test_cluster.py compares its page",
     "python -m docs.write_paper_index": "tests/test_paper_index.py compares its page",
     "python -m pytest -n0 PATH::NAME": "this",
     **{

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import itertools
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from prefjax.fit.collectives import read_collectives
 from prefjax.fit.plans import Plan
 from prefjax.fit.roofline import step_time
 from prefjax.models.attention.kernel_tiles import choose_blocks
-from prefjax.rows.arrays import RowShape
+from prefjax.rows.arrays import Rows, RowShape
 from prefjax.rows.packing import row_copies, tree_sizes
 from prefjax.rows.pipeline import padded_rows, row_dataset
 from prefjax.rows.store import MemoryTrees, TreeSource
@@ -105,6 +106,12 @@ def make_plans(
     return plans
 
 
+def first_batches(config: StageConfig, trees: TreeSource, shape: RowShape, row_multiple: int) -> list[Rows]:
+    """The first batches of training, enough to measure fill and tiles on; all of an epoch that has fewer."""
+    batches = iter(row_dataset(trees, shape, training_batching(config), row_multiple=row_multiple, prefetch=0))
+    return list(itertools.islice(batches, -(-_MEASURED_ROWS // padded_rows(shape.rows, row_multiple))))
+
+
 def make_plan(
     config: StageConfig, where: Slice, devices: Sequence[jax.Device], trees: TreeSource, told: str, command: str
 ) -> Plan:
@@ -112,10 +119,9 @@ def make_plan(
     chip, mesh = where.chip, make_mesh(config.mesh, list(devices))
     setup = make_setup(config, tokenizer_of(config.data, config.model), mesh)
     shape, multiple = training_shape(config, trees), row_shards(mesh) * config.accumulation
-    batches = iter(row_dataset(trees, shape, training_batching(config), row_multiple=multiple, prefetch=0))
+    measured = first_batches(config, trees, shape, multiple)
     shape = dataclasses.replace(shape, rows=padded_rows(shape.rows, multiple))
     blocks = choose_blocks(chip.platform, devices[0].device_kind, shape.rows // row_shards(mesh), shape.row_length)
-    measured = [next(batches) for _ in range(-(-_MEASURED_ROWS // shape.rows))]
     load = measure_load(measured, blocks)
     state, frozen = abstract_state(setup, config.optimizer), abstract_frozen(setup)
     rows = shape.rows * row_copies(shape.layout, shape.branches)
