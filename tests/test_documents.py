@@ -342,7 +342,8 @@ for argv in json.load(sys.stdin):
 
 
 def test_commands_that_cannot_run_here_accept_their_flags(workshop):
-    words = {text for _, text in commands() if is_checked(text)}
+    # Commands of the recipes are of one form, and tests/experiments/test_cluster.py loads each.
+    words = {text for _, text in commands() if is_checked(text) and ("papers.py:" not in text or "prefix_hh" in text)}
     words |= {f"{command} {flag}" for flag, command in CHECKED_ALONE.items()}
     lines = [shlex.split(text.partition(" -m ")[2]) for text in sorted(words)]
     done = subprocess.run(
