@@ -6,7 +6,7 @@ options of both, a term of sums, and wrapped again. One that does not fit is ref
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -184,25 +184,49 @@ def _no_pair_numbers(objective: Objective) -> str:
         own, group_size=None, min_responses=2, inputs=own.inputs | {"target"}, reads="scores"
     ),
 )
-def all_pairs(inner: Inner, r: Responses) -> Float[Array, "B"]:
+def all_pairs(
+    inner: Inner,
+    r: Responses,
+    *,
+    pick: Literal["all", "best", "adjacent"] = "all",
+    apart: NonNegative = 0.0,
+    reduce: Literal["mean", "sum"] = "mean",
+) -> Float[Array, "B"]:
     """All pairs of a ranking: the mean of L over all pairs of a prompt's responses with target_w > target_l.
 
     Source: the pairwise reading of rankings, arXiv 2305.10425, section 3.2, and 2402.01878, its equation for DPO. On
         K = 2 it is L itself.
 
-    Equal targets make no pair, and a prompt without one has loss 0.
+    A pair is two indices into the prompt's responses, which are scored once. `pick`: "best", those with the highest
+    target against all others; "adjacent", neighbours in the ranking, with no target between theirs. `apart`: target_w -
+    target_l is at least this. `reduce`: "sum", so that a prompt counts by its number of pairs. Equal targets make no
+    pair, and a prompt without one has loss 0.
     """
     r = r.masked(min_responses=2)
     k = r.shape[1]
-    better, worse = zip(*((i, j) for i in range(k) for j in range(k) if i != j), strict=True)
-    both = jnp.stack([jnp.array(better), jnp.array(worse)], axis=1)  # [n, 2]
+    better, worse = (jnp.array(x) for x in zip(*((i, j) for i in range(k) for j in range(k) if i != j), strict=True))
+    chosen = _picked(r, pick, apart)[:, better, worse].reshape(-1)
+    both = jnp.stack([better, worse], axis=1)  # [n, 2]
     wide = lambda x: x[:, both].reshape(-1, 2, *x.shape[2:]) if x.ndim > 1 else jnp.repeat(x, len(better))
     arrays = {f.name: x for f in dataclasses.fields(r) if (x := getattr(r, f.name)) is not None}
     pairs = dataclasses.replace(r, **{name: wide(x) for name, x in arrays.items()})
-    ordered = jnp.all(pairs.valid_slots(), axis=1) & (wide(r.target)[:, 0] > wide(r.target)[:, 1])
-    pairs = dataclasses.replace(pairs, valid=jnp.broadcast_to(ordered[:, None], (len(ordered), 2)))
-    losses, counts = (x.reshape(-1, len(better)).sum(axis=1) for x in (inner.loss(pairs), ordered))
-    return losses / jnp.maximum(counts, 1)
+    pairs = dataclasses.replace(pairs, valid=jnp.broadcast_to(chosen[:, None], (len(chosen), 2)))
+    losses, counts = (x.reshape(-1, len(better)).sum(axis=1) for x in (inner.loss(pairs), chosen))
+    return losses if reduce == "sum" else losses / jnp.maximum(counts, 1)
+
+
+def _picked(r: Responses, pick: str, apart: float) -> Bool[Array, "B K K"]:
+    """[w, l]: whether responses w and l are a pair. `r` is masked."""
+    there, target = r.valid_slots(), r.target
+    apart_by = target[:, :, None] - target[:, None, :]
+    ordered = there[:, :, None] & there[:, None, :] & (apart_by > 0)
+    if pick == "best":
+        best = target >= jnp.max(jnp.where(there, target, -jnp.inf), axis=1, keepdims=True)
+        return ordered & best[:, :, None] & (apart_by >= apart)
+    if pick == "adjacent":
+        between = ordered[:, :, None, :] & ordered.swapaxes(1, 2)[:, None, :, :]  # [w, l, m]: w above m above l
+        ordered &= ~between.any(axis=-1)
+    return ordered & (apart_by >= apart)
 
 
 def _reads(objective: Objective, *fields: str) -> str:

@@ -82,6 +82,62 @@ def test_all_pairs_of_a_ranking_and_ties():
         np.testing.assert_allclose(whole.at_init(wherever), [np.log(2), np.log(2), 0], rtol=1e-12)
 
 
+def picked(target, valid, pick, apart):
+    """Pairs of one ranking, by their definition."""
+    score = {i: target[i] for i in range(len(target)) if valid[i]}
+    pairs = [(i, j) for i in score for j in score if score[i] > score[j] and score[i] - score[j] >= apart]
+    if pick == "best":
+        return [(i, j) for i, j in pairs if score[i] == max(score.values())]
+    if pick == "adjacent":
+        return [(i, j) for i, j in pairs if not any(score[i] > s > score[j] for s in score.values())]
+    return pairs
+
+
+PICKED = [
+    ("dpo", "all", 0.0, "mean"),
+    ("dpo", "all", 2.0, "sum"),
+    ("dpo", "best", 1.5, "mean"),
+    ("simpo", "best", 0.0, "sum"),
+    ("wpo", "adjacent", 0.0, "mean"),
+    ("bt", "adjacent", 2.0, "sum"),
+]
+
+
+def test_pairs_of_a_ranking_are_the_exploded_pairs():
+    """Two indices into the responses of a group, or two copies: loss and gradient, weighed alike. Ties, and gaps."""
+    f = make_fields(5, B=4)
+    f["features"] = f["features"][..., :1]
+    f["target"] = np.random.default_rng(0).integers(0, 4, (4, 5)).astype(float)
+    f["target"][3] = 2.0
+    valid = np.ones((4, 5), bool)
+    valid[1, 2] = valid[2, 0] = False
+    r = to_responses(f, valid, jnp.float64)
+
+    def together(read):
+        texts = (f"all_pairs({n}, pick={p!r}, apart={a}, reduce={t!r})" for n, p, a, t in PICKED)
+        return jnp.stack([objective(text).loss(r.replace(**read)).sum() for text in texts])
+
+    def exploded(read):
+        totals = []
+        for name, pick, apart, reduce in PICKED:
+            pairs = [picked(f["target"][b], valid[b], pick, apart) for b in range(4)]
+            counts = list(map(len, pairs))
+            assert sum(counts) > 2 and counts[3] == 0
+            rows, places = np.repeat(np.arange(4), counts), np.array(sum(pairs, []))
+            fields = {k: x[rows[:, None], places] for k, x in (vars(r) | read).items() if x is not None and x.ndim > 1}
+            losses = objective(name).loss(px.losses.Responses(**fields))
+            totals.append(jnp.sum(losses / (np.repeat(counts, counts) if reduce == "mean" else 1)))
+        return jnp.stack(totals)
+
+    read = {"logp": r.logp, "features": r.features}
+    value, slope = jax.jit(lambda x: (together(x), jax.jacrev(together)(x)))(read)
+    expected, slopes = jax.jit(lambda x: (exploded(x), jax.jacrev(exploded)(x)))(read)
+    np.testing.assert_allclose(value, expected, rtol=1e-12)
+    for name in read:
+        np.testing.assert_allclose(slope[name], slopes[name], rtol=1e-9, atol=1e-14)
+        assert np.abs(slope[name]).max() > 0.01
+
+
 def test_robust_mean_over_the_batch():
     """Dr. DPO: -b log E exp(-L / b), and every prompt's gradient is weighed by exp(-L / b)."""
     valid = np.ones((6, 2), bool)
