@@ -40,7 +40,7 @@ class Range:
     def __contains__(self, value: Any) -> bool:
         if value in self.choices:
             return True
-        if not self.bounds():
+        if (self.at_least, self.above, self.at_most, self.below) == (None,) * 4:
             return not self.choices
         if not isinstance(value, Real) or isinstance(value, bool):
             return False

@@ -19,11 +19,32 @@ def fit(
         data: arrays whose first axis is the example; a batch holds the rows that `batches` names.
     """
     optimizer = optax.adam(learning_rate)
+    return jax.lax.scan(_update(loss, optimizer, data), (start, optimizer.init(start)), batches)[0][0]
 
+
+def fit_path(
+    loss: Callable[[Any, Any], Array],
+    start: Any,
+    data: Any,
+    batches: Int[Array, "points steps batch"],
+    learning_rate: float,
+) -> Any:
+    """As `fit`, the parameters after every one of `points` parts of the way."""
+    optimizer = optax.adam(learning_rate)
+    update = _update(loss, optimizer, data)
+
+    def part(state, batches):
+        state = jax.lax.scan(update, state, batches)[0]
+        return state, state[0]
+
+    return jax.lax.scan(part, (start, optimizer.init(start)), batches)[1]
+
+
+def _update(loss, optimizer: optax.GradientTransformation, data: Any):
     def update(state, drawn):
         parameters, moments = state
         gradient = jax.grad(loss)(parameters, jax.tree.map(lambda array: array[drawn], data))
         updates, moments = optimizer.update(gradient, moments)
         return (optax.apply_updates(parameters, updates), moments), None
 
-    return jax.lax.scan(update, (start, optimizer.init(start)), batches)[0][0]
+    return update

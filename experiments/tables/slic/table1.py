@@ -29,10 +29,10 @@ import ml_collections
 import numpy as np
 import scipy.special
 
-from experiments.tables import enumerable, figures, fitting
-from experiments.tables.enumerable import Pairs, World
+from experiments.tables import enumerable, figures, fitting, sampled
+from experiments.tables.enumerable import World
 from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table, bootstrap_interval
-from prefjax.losses import Responses, objective
+from prefjax.losses import objective
 
 METRIC = "at the end"
 SAMPLES = 8  # of the SFT policy for each prompt
@@ -101,7 +101,7 @@ def _data(config: ml_collections.ConfigDict, world: World, seed: int):
     shift = world.features @ rng.normal(size=config.width) / 2
     other = world._replace(reference_logp=scipy.special.log_softmax(world.reference_logp + shift, axis=1))
     human = enumerable.draw_pairs(rng, other, config.pairs)
-    ranked = world.features @ _ranker(world, human)
+    ranked = world.features @ sampled.reward_model(world, human)
     count = config.pairs // (SAMPLES // 2)
     prompt, samples = enumerable.draw(rng, world, count, SAMPLES)
     best = np.take_along_axis(samples, ranked[prompt[:, None], samples].argmax(1)[:, None], axis=1)[:, 0]
@@ -117,17 +117,6 @@ def _data(config: ml_collections.ConfigDict, world: World, seed: int):
 
 def _steps(config: ml_collections.ConfigDict) -> tuple[int, int]:
     return config.steps, config.batch_size
-
-
-def _ranker(world: World, pairs: Pairs) -> np.ndarray:
-    """[D]: the reward model of maximum likelihood on pairs, linear in the features."""
-    seen = world.features[pairs.prompt[:, None], pairs.response]
-    bt = objective("bt")
-
-    def loss(direction):
-        return jnp.mean(bt.loss(Responses(features=(seen @ direction)[..., None])))
-
-    return enumerable.minimise(jax.jit(jax.value_and_grad(loss)), np.zeros(world.features.shape[-1]))
 
 
 def _trainer(config: ml_collections.ConfigDict, cell: str) -> Callable[..., jax.Array]:

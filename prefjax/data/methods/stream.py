@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from prefjax.data.account import Finding, Rejection
 from prefjax.data.records import Record
 from prefjax.data.spellings import cell
-from prefjax.options import FLOAT32, Index
+from prefjax.options import FLOAT32, LARGEST, Index
 
 Outcome = tuple[Record | Finding, ...]  # what became of one incoming record
 Outcomes = Iterator[Outcome]
@@ -146,6 +146,8 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def _finite(record: Record, value: Any, column: str) -> float:
+    if type(value) is float and -LARGEST <= value <= LARGEST:  # nearly every number is; what follows takes long
+        return value
     value = cell(value)  # of a table all is text
     if isinstance(value, bool) or not isinstance(value, Real):
         raise reject(record, "wrong_type", column, f"must be a number, got {type(value).__name__}")

@@ -1,0 +1,1 @@
+"""DPO from a data-efficiency perspective (arXiv 2410.16586)."""

@@ -1,0 +1,1 @@
+"""Reward-augmented data (arXiv 2410.08067)."""

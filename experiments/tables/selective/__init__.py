@@ -1,0 +1,1 @@
+"""Selective DPO (arXiv 2502.09650)."""

@@ -1,0 +1,1 @@
+"""Finding the Sweet Spot (arXiv 2502.16825)."""
