@@ -20,6 +20,7 @@ TRY      --config.flip_rate=0.0  clean labels: difficult pairs are then only clo
 
 from collections.abc import Iterator, Sequence
 
+import jax.numpy as jnp
 import matplotlib.figure
 import ml_collections
 import numpy as np
@@ -29,7 +30,7 @@ from experiments.tables import enumerable, figures, sampled
 from experiments.tables.enumerable import Pairs, World
 from experiments.tables.harness import ORDER, Claim, Results, Row, Setting, Table
 from prefjax.data.methods.selection import easiest, fold
-from prefjax.losses import objective
+from prefjax.losses import Responses, objective
 
 REWARD, AGREEMENT = "reward", "agreement"
 BETA = 0.1
@@ -92,14 +93,16 @@ def _difficulty(
     """The mean held-out DPO loss of every pair of every seed [seeds][N]."""
     folds = [_folds(config, of_seed, (seed, 4, salt)) for seed, of_seed in enumerate(pairs)]
     runs = [[_at(of_seed, train) for train, _ in of] for of_seed, of in zip(pairs, folds, strict=True)]
-    thetas = sampled.fit_pairs(objective("dpo", beta=BETA), worlds, runs, config)
+    dpo = objective("dpo", beta=BETA)
+    thetas = sampled.fit_pairs(dpo, worlds, runs, config)
     found = []
     for seed, (world, of_seed) in enumerate(zip(worlds, pairs, strict=True)):
         seen = world.features[of_seed.prompt[:, None], of_seed.response]
         total = np.zeros(config.pairs)
         for theta, (_, held_out) in zip(thetas[seed], folds[seed], strict=True):
-            h = (seen[:, 0] - seen[:, 1])[held_out] @ theta
-            total[held_out] += np.logaddexp(0.0, -BETA * h) / config.repeats
+            logp = seen[held_out] @ theta  # but for log Z and the reference, which cancel
+            lost = dpo.loss(Responses(logp=jnp.asarray(logp), reference_logp=jnp.zeros(logp.shape)))
+            total[held_out] += np.asarray(lost) / config.repeats
         found.append(total)
     return found
 
