@@ -92,6 +92,7 @@ REASONS: Mapping[str, str] = {
     "tied_best": "several responses share the top score; the first one is taken",
     "flipped": "chosen and rejected exchanged, or a label inverted, by a method",
     "tools_not_shown": "the chat template renders the same without the tools",
+    "turn_not_shown": "the chat template shows no word of a turn of the prompt",
     "unread_argument": "the chat template does not read an argument of the record",
     "decoded_arguments": "a call's arguments as JSON text, which the chat template wants as an object: decoded",
     "encoded_arguments": "a call's arguments as an object, which the chat template wants as JSON text: encoded",

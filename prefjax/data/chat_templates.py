@@ -25,6 +25,8 @@ FROZEN_CLOCK = (
     "{% set ns = namespace(text=format) %}{% for directive, text in frozen_clock.items() %}"
     "{% set ns.text = ns.text | replace(directive, text) %}{% endfor %}{{ ns.text }}{% endif %}{% endmacro %}\n"
 )
+_THROUGH_PARTS = re.compile(r"{%-?\s*for\s+\w+\s+in\s+\w+(\.content|\[\s*['\"]content['\"]\s*\])")
+_ASKS_FOR_TEXT = re.compile(r"\bis\s+(not\s+)?(string|iterable|sequence|mapping)\b")
 _FORMAT = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1")
 _DIRECTIVES = [*(f"%-{letter}" for letter in "dmyHIMSj"), *(f"%{letter}" for letter in "aAwdbBmyYHIpMSfzZjUWeFDTRcxX")]
 
@@ -65,6 +67,15 @@ def arguments_read(of_run: str, of_record: str, template: str) -> Mapping[str, A
     unread = unread_arguments(of_record, template)
     given = {**json.loads(of_run or "{}"), **json.loads(of_record or "{}")}
     return {name: value for name, value in given.items() if name not in unread}
+
+
+@functools.lru_cache
+def wants_parts(template: str) -> bool:
+    """Whether a template goes through the content of a message part by part, and never asks whether it is text.
+
+    Templates of models that see images do. Of a text they would show nothing.
+    """
+    return bool(_THROUGH_PARTS.search(template)) and not _ASKS_FOR_TEXT.search(template)
 
 
 def refuse_unread(arguments: str, template: str, source: str) -> None:

@@ -13,6 +13,8 @@ from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import TemplateError, Tokenizer
 from prefjax.data.turns import Render, Spoken, Turn, UnclearTurn, go_on, gone_on, open_turn, read_response, unfinished
 
+_LOOKED_AT = 20  # words of a turn, of which one has to be shown
+
 
 class Unencodable(Exception):
     """A record cannot become a tree. `args` are (reason, field, detail) of a Rejection."""
@@ -103,6 +105,8 @@ def encode_chat(
             found.append(Notice("thought_not_shown", record.source, field, thought))
     if missing := calls_missing(record.prompt, before):
         found.append(Notice("call_not_shown", record.source, "prompt", ", ".join(missing)))
+    if unshown := _not_shown(record.prompt, before):
+        found.append(Notice("turn_not_shown", record.source, "prompt", unshown))
     if record.prompt and record.prompt[-1].role == "assistant" and not record.begun:
         found.append(Notice("prefilled" if begun else "answered_prompt", record.source, "prompt"))
     return EncodedChat(before, functools.partial(render, prompt, generate=False), branches, said, found)
@@ -161,6 +165,15 @@ def _unused(record: Record, render: Render, tokenizer: Tokenizer) -> list[Notice
     if unread := unread_arguments(record.chat_template_kwargs, tokenizer.template):
         found.append(Notice("unread_argument", record.source, "chat_template_kwargs", ", ".join(unread)))
     return found
+
+
+def _not_shown(prompt: Sequence[Message], before: str) -> str:
+    """The first turn of a prompt, but for the assistant's, whose thoughts are often gone, of which no word is shown."""
+    for turn in prompt:
+        words = turn.content.split(maxsplit=_LOOKED_AT)[:_LOOKED_AT]
+        if turn.role != "assistant" and words and not any(word in before for word in words):
+            return f"{turn.role}: {words[0]}"
+    return ""
 
 
 def _piece(spoken: Spoken, text: str, field: str, rules: ChatRules) -> _Piece:

@@ -20,6 +20,7 @@ from prefjax.data.chat_templates import (
     refuse_unread,
     template_file,
     today,
+    wants_parts,
     what_failed,
 )
 from prefjax.data.limits import bounded_memory, in_time
@@ -323,6 +324,8 @@ class HuggingFaceTokenizer:
 
         def apply() -> str:
             turns, offered = [message.as_dict() for message in messages], json.loads(tools) if tools else None
+            for turn in turns if wants_parts(self.template) else ():
+                turn["content"] = [{"type": "text", "text": turn["content"]}] if turn["content"] else []
             text = self._through(turns, offered, generate, arguments)
             if len(text) > _RENDERED:
                 raise ValueError(f"it makes {len(text)} characters of one conversation, more than {_RENDERED}")

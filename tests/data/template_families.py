@@ -27,7 +27,7 @@ class Family:
       alternates: whether a template raises where the roles do not alternate.
       adds: text that the template puts before the last response and none asked for (an empty thought).
       left: what may stand in the template's own render after the response.
-      thinks: whether the header ends with the beginning of a thought, which these responses lack.
+      parts: whether it is given content as a list of parts.
     """
 
     template: str
@@ -39,7 +39,7 @@ class Family:
     alternates: bool = False
     adds: str = ""
     left: tuple[str, ...] = ()
-    thinks: bool = False
+    parts: bool = False
 
 
 def _turns(before: str, after: str, ask: str, content: str = "m.content", role: str = "m.role", first: str = "") -> str:
@@ -125,7 +125,7 @@ FAMILIES = {
     ),
     "an empty thought": Family(_THOUGHTS_GONE, "<|im_end|>", _CHATML_TOKENS, adds="<think>\n\n</think>\n\n"),
     "a thought opened": Family(
-        _CHATML.replace("assistant\\n'", "assistant\\n<think>\\n'"), "<|im_end|>", _CHATML_TOKENS, thinks=True
+        _CHATML.replace("assistant\\n'", "assistant\\n<think>\\n'"), "<|im_end|>", _CHATML_TOKENS
     ),
     "instructed": Family(_ALTERNATES + _INSTRUCTED, **_OLD_LLAMA, alternates=True),
     "bracketed": Family(_REFUSES + _ALTERNATES + _BRACKETED, **_OLD_LLAMA, system="refused", alternates=True),
@@ -164,6 +164,14 @@ FAMILIES = {
         alternates=True,
     ),
     "text or parts": Family(_PARTS, **{**_GEMMA, "special": ("<start_of_turn>", "<image>")}),
+    "parts alone": Family(
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}{% for part in m.content %}"
+        "{% if part.type == 'image' %}{{ '<image>' }}{% else %}{{ part.text }}{% endif %}{% endfor %}"
+        "{{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+        "<|im_end|>",
+        (*_CHATML_TOKENS, "<image>"),
+        parts=True,
+    ),
     "role tokens": Family(
         _turns("<|%s|>\\n", "<|end|>\\n", "<|assistant|>\\n"),
         "<|end|>",
@@ -194,7 +202,6 @@ FAMILIES = {
         ("<|User|>", "<|Assistant|>"),
         bos="<|bos|>",
         eos="<|eos|>",
-        thinks=True,
     ),
     "start and end of each": Family(
         _COMMAND, "<|END|>", ("<|START|>", "<|SYSTEM|>", "<|USER|>", "<|CHATBOT|>"), bos="<BOS>", eos="<|END|>"

@@ -51,14 +51,13 @@ def conversation(rng: random.Random, family) -> Record:
     return Record(tuple(prompt), (longer if rng.random() < 0.3 else last(), last()), (1.0, 0.0), "pair", source="f:1")
 
 
-def rendered(family, turns, generate=False) -> str:
+def rendered(family, turns) -> str:
     """By Jinja alone, as tokenizers of Hugging Face do."""
     engine = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = engine.from_string(family.template)
     named = {"bos_token": family.bos or "", "eos_token": family.eos, "raise_exception": pytest.fail}
-    return template.render(
-        messages=[{"role": m.role, "content": m.content} for m in turns], add_generation_prompt=generate, **named
-    )
+    form = lambda text: [{"type": "text", "text": text}] if family.parts else text
+    messages = [{"role": turn.role, "content": form(turn.content)} for turn in turns]
+    return engine.from_string(family.template).render(messages=messages, add_generation_prompt=False, **named)
 
 
 def assert_read_as_rendered(record, tree, family, tokenizer):

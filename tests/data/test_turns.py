@@ -195,6 +195,15 @@ def test_a_text_that_begins_as_the_thought_of_the_header_does_ends_where_it_ends
     assert [tokenizer.decode(ids) for ids in tree.responses] == ["<<|end|>", "no<|end|>"]
 
 
+def test_a_turn_of_the_prompt_that_the_template_leaves_out_is_counted(tokenizer_with):
+    tokenizer = tokenizer_with(
+        CHATML.replace("{% for m in messages %}", "{% for m in messages if m.role != 'system' %}")
+    )
+    record = pair(chat("s:sure, everything", "u:hello"), chat("a:yes"), chat("a:no"))
+    _, account = encode_all([record], tokenizer, progress=False)
+    assert account["encode"].found == {"turn_not_shown": 1} and "system: sure," in str(account)
+
+
 @pytest.mark.parametrize("wants", ["!=", "=="])
 def test_templates_that_want_or_refuse_a_system_turn_are_only_asked_what_records_say(tokenizer_with, wants):
     tokenizer = tokenizer_with(
