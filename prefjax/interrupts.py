@@ -12,6 +12,7 @@ from typing import NoReturn
 
 STATUS = 130  # the shell's exit status for Ctrl-C
 _PATIENCE = 5  # seconds that compiled code may take to come back to Python
+_CLOSING = 30  # seconds that Python may take then to close what is open
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _saving = threading.Event()  # set while somebody looks at `StopRequest.requested`, and saves when it is set
 
@@ -44,8 +45,9 @@ class StopRequest(ContextDecorator):
     """While active, a first signal inside `saving` sets `requested`; a second one, or one elsewhere, ends the program.
 
     It ends by KeyboardInterrupt, which leaving the context turns into exit status 130 and a line that says how to go
-    on; or, where compiled code does not come back to Python in time, without Python. What is on disk is sound after
-    both: every file is written whole or not at all.
+    on; or, where compiled code does not come back to Python in time, without Python. So it does where Python ignored
+    the KeyboardInterrupt, as it does in `__del__`; inside `saving` it is a wish to stop then. What is on disk is sound
+    after all of them: every file is written whole or not at all.
 
     Of several processes the others learn of the second kind as of a death (`processes.PATIENCE`).
     """
@@ -53,7 +55,7 @@ class StopRequest(ContextDecorator):
     def __init__(self):
         self.requested = False
         self._command = shlex.join(["python", *sys.orig_argv[1:]])
-        self._raised = threading.Event()
+        self._raised, self._left = threading.Event(), threading.Event()
 
     def __enter__(self):
         self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
@@ -65,6 +67,7 @@ class StopRequest(ContextDecorator):
         return self
 
     def __exit__(self, kind, *_):
+        self._left.set()
         signal.set_wakeup_fd(self._wakeup)
         for number, previous in self._previous.items():
             signal.signal(number, previous)
@@ -86,8 +89,8 @@ class StopRequest(ContextDecorator):
         return f"{what}. To continue:\n  {self._command}"
 
     def _handle(self, number, frame) -> None:
-        if _saving.is_set() and not self.requested:
-            self.requested = True
+        first, self.requested = not self.requested, True
+        if _saving.is_set() and first:
             return
         self._raised.set()
         raise KeyboardInterrupt
@@ -103,3 +106,6 @@ class StopRequest(ContextDecorator):
             print(f"{name}: stopping", flush=True)
             if not self._raised.wait(_PATIENCE):
                 self._leave()
+            while not self._left.wait(_CLOSING):
+                if not _saving.is_set():
+                    self._leave()

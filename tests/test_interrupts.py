@@ -59,6 +59,35 @@ with StopRequest():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("around", ["at_once", "saving"])
+def test_an_interrupt_that_python_ignores_ends_the_program_all_the_same(around, tmp_path):
+    """It is left after a while; or, in a loop that saves, the wish is heeded with the next step."""
+    program = f"""
+import time
+from prefjax import interrupts
+interrupts._CLOSING = 1
+class Ignores:
+    def __del__(self):
+        print("begins", flush=True)
+        time.sleep(30)
+with interrupts.StopRequest() as stop, interrupts.{around}():
+    with interrupts.at_once():
+        Ignores()
+    print("goes on", flush=True)
+    while not stop.requested or "{around}" == "at_once":
+        time.sleep(0.1)
+    stop.end()
+"""
+    with Started([sys.executable, "-c", program], tmp_path / "said", cwd=ROOT) as started:
+        started.until("begins")
+        started.process.send_signal(signal.SIGINT)
+        assert started.ended(seconds=60) == STATUS
+    assert "KeyboardInterrupt" in started.said and "goes on" in started.said  # ignored, and said so on stderr
+    heeded = {"at_once": "interrupted, with what was saved before", "saving": "stopped, and saved"}[around]
+    assert f"{heeded}. To continue:" in started.said
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["== SFT", "shared_packed:", "first step"])
 def test_training_answers_in_every_phase(phase, tmp_path):
     """In preparation, in compilation, and between steps."""
