@@ -30,9 +30,9 @@ BETA = 2.0
 BETA_OF_REWARDS, BETA_PER_TOKEN = 1.0, 60.0
 REGRESSIONS = ("soft_ce", "mmpo", "reward_rpo", "infonca", "nca", "dpo_rw", "exo_rw", "ulma_continuous", "gpo_score")
 PER_TOKEN = ("dpo_norm", "simpo", "alphapo", "tpo_l")
-# They see differences to other prompts' responses alone: nothing holds what all log-ratios have in common, and at the
+# It sees differences to other prompts' responses alone: nothing holds what all log-ratios have in common, and at the
 # usual learning rate all of them fall together, by 50 nats.
-DRIFTING = ("bco", "aot_unpaired")
+DRIFTING = ("aot_unpaired",)
 # Everything else is the default of the objective, or said here.
 LOSS = {
     "ipo": dict(tau=0.25),
@@ -44,6 +44,7 @@ LOSS = {
     "dpop": dict(penalty=5.0),
     "sppo": dict(beta=0.5),  # log-ratios of +1 and -1 nat
     "cal_dpo": dict(beta=0.5),
+    "bco": dict(momentum=0.99),  # a shift that lags holds back what would drift like aot_unpaired
     "pmpo": dict(beta=1.5),  # at 1 what is undesirable would be forbidden altogether
     "cpo": dict(alpha=0.1),
     "bt": dict(centering=0.01),

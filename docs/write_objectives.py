@@ -35,8 +35,8 @@ reward r, or an embedding v. *Start* is the loss per prompt (per response, where
 reference, of a reward model when all rewards are 0; the trainer checks it on the first batch. A *coupled* objective
 reads a statistic of the whole batch, which gradient accumulation and sharding leave whole. Names elsewhere are those of
 TRL at commit f2cd577 and EasyDeL at 090a03b.
-Any of them can be summed, see [Weighted sums](#weighted-sums), and [wrapped](#wrappers). What is missing, and
-why: [objectives_not_shipped.md](objectives_not_shipped.md).
+Any of them can be summed, see [Weighted sums](#weighted-sums), and [wrapped](#wrappers); some [carry numbers from step
+to step](#numbers-from-step-to-step). What is missing, and why: [objectives_not_shipped.md](objectives_not_shipped.md).
 """
 SUMS = """
 ## Weighted sums
@@ -75,6 +75,58 @@ sums (its name there is `smooth_simpo`), and can be wrapped again. One that does
 | wrapper | what it does | options | source |
 | --- | --- | --- | --- |
 """
+
+CARRIED = """
+## Numbers from step to step
+
+Some objectives carry a few numbers from one step to the next: moving averages, as BCO's running shift and beta-DPO's
+M0. A step moves them by its global batch, all micro-batches on all devices, momentum * before + (1 - momentum) * the
+batch's, whatever the layout, accumulation and mesh. The train state holds them (`state.carried`), checkpoints save and
+prove them with the rest, so that a run goes on bit for bit, metrics show them as `carried_NAME`, and evaluation reads
+them and leaves them. An update that is left out (`train.skip_non_finite`) leaves them too. In a sum each term carries
+its own, under a wrapper the objective does: `0.8*dpo + 0.4*bco(momentum=0.99) + 1.0*sft` is MPO with the running shift
+of its paper, as the `bco` of a pair is half of its two responses'.
+
+Whoever calls such a loss alone gives it what it carries: `r = r.replace(carried=objective.initial_carried())`, then
+`objective.loss(r)`, and `objective.update_carried(r)` for the next batch. One of your own says so in its decorator:
+
+```python
+import jax.numpy as jnp
+from prefjax.losses import Carried, for_pairs
+from prefjax.losses.reducers import batch_mean, log_ratio, of_pairs, pairs
+
+
+def chosen_level(r, **options):
+    r = pairs(r, "reference_logp")
+    now = batch_mean(log_ratio(r)[:, 0], r.valid[:, 0])
+    return {"level": 0.9 * r.carried["level"] + 0.1 * now}
+
+
+@for_pairs({"reference_logp"}, carries=Carried({"level": 0.0}, chosen_level))
+def above_level(r, *, beta: float = 0.1):
+    # max(0, 1 - beta (a_w - level)), level the usual a_w of the steps before, nats
+    r = pairs(r, "reference_logp")
+    above = log_ratio(r)[:, 0] - r.carried["level"]
+    return of_pairs(r, jnp.maximum(0, 1 - beta * above))
+```
+
+This one reads what was carried alone, and no statistic of its own batch, so it is not coupled. Names and first values
+may depend on options: a function of them in place of the mapping, where {} is nothing to carry.
+
+| objective | carries | where |
+| --- | --- | --- |
+"""
+
+
+def carried() -> str:
+    """The section on what objectives carry."""
+    rows = []
+    for one in OBJECTIVES.values():
+        moving = {"momentum": 0.9} if "momentum" in one.options else {}
+        if names := ", ".join(f"`{name}`" for name in one.with_options(moving).initial_carried()):
+            where = "by default" if one.initial_carried() else "`momentum` above 0"
+            rows.append(f"| `{one.name}` | {names} | {where} |\n")
+    return CARRIED + "".join(rows)
 
 
 def wrapped() -> str:
@@ -147,7 +199,7 @@ def table() -> str:
     for module, heading in HEADINGS.items():
         rows = [row(o) for o in OBJECTIVES.values() if o.apply.__module__.endswith(f".{module}")]
         parts.append(f"\n## {heading}\n\n{header}\n" + "\n".join(rows) + "\n")
-    return "".join([*parts, sums(), wrapped()])
+    return "".join([*parts, sums(), wrapped(), carried()])
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def evaluate(setup: Setup, state: TrainState, trees: TreeSource, *, tokens_per_s
         FullRows(0),
         prompt_rows=setup.value_network == "own",
     )
-    return Evaluator(setup, trees, shape)(state.params, state.frozen)
+    return Evaluator(setup, trees, shape)(state.params, state.frozen, state.carried)
 
 
 def sample(

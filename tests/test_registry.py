@@ -31,7 +31,7 @@ NAMES = {
         kto ld_dpo lipo_lambda margin_dpo mmpo nca nca_pair odpo orpo pl_dpo pl_ranking pmpo r_dpo rationale_dpo rdpo
         reward_rpo rpo_nll rso_hinge rso_hinge_raw rso_sigmoid sampo sft simpo slic slic_list soft_ce sparsepo sppo
         target_dpo tdpo1 tdpo2 two_d_dpo ulma ulma_binary ulma_continuous wpo
-        npo simnpo simper""",
+        beta_dpo npo simnpo simper""",
 }
 COMMANDS = """
     analyze annotate combine curate decompose evaluate export generate plan prepare report run score train zoo"""

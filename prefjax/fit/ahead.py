@@ -19,7 +19,7 @@ from prefjax.rows.layout import build_rows
 from prefjax.training.mesh import parameter_shardings, row_sharding
 from prefjax.training.optimizers import OptimizerConfig, make_optimizer
 from prefjax.training.scoring import Setup
-from prefjax.training.step import TrainState, init_params, jit_train_step, state_shardings
+from prefjax.training.step import TrainState, init_params, initial_carried, jit_train_step, state_shardings
 
 COMPILERS = {"tpu": "libtpu", "cuda": "jax_cuda12_plugin"}  # platform -> the package that compiles for it
 
@@ -95,7 +95,7 @@ def abstract_state(setup: Setup, config: OptimizerConfig) -> TrainState:
         params = init_params(setup, init(setup.model, key))
         follows = init(setup.model, key) if setup.update_every else None
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, tx.init(params), follows, skipped=zero, tx=tx)
+        return TrainState(zero, params, tx.init(params), follows, skipped=zero, carried=initial_carried(setup), tx=tx)
 
     shapes = jax.eval_shape(make, jax.random.key(0))
     return _placed(shapes.changing(), state_shardings(setup, shapes)).replace(tx=tx)

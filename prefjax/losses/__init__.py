@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float
 
-from prefjax.losses.objective import Objective, Sum
+from prefjax.losses.objective import Carried, Objective, Sum
 from prefjax.losses.registry import OBJECTIVES, for_pairs, for_rankings, for_singles, objective
 from prefjax.losses.responses import Responses
 from prefjax.losses.sums import COMPOSITIONS
@@ -15,6 +15,7 @@ from prefjax.losses.sums import COMPOSITIONS
 __all__ = [
     "COMPOSITIONS",
     "OBJECTIVES",
+    "Carried",
     "Objective",
     "Responses",
     "Sum",

@@ -16,21 +16,40 @@ from prefjax.requirements import Requirements
 Start = Callable[..., Float[Array, "..."] | float] | float
 
 
+class Carried(NamedTuple):
+    """Numbers that an objective carries from step to step, as a running mean over batches.
+
+    initial  before the first step: by name, or a function of the options that gives them; {}: nothing is carried
+    update   (responses, **options) -> the same after a step. The responses are those of the global batch, before the
+             update of the parameters, and `responses.carried` is what was carried into it; no gradient is taken.
+    """
+
+    initial: Callable[..., Mapping[str, float]] | Mapping[str, float]
+    update: Callable[..., Mapping[str, Float[Array, ""]]]
+
+    def at_first(self, options: Mapping[str, Any]) -> dict[str, float]:
+        """What is carried into the first step."""
+        return dict(self.initial(**options) if callable(self.initial) else self.initial)
+
+
 @dataclasses.dataclass(frozen=True)
 class Objective(Entry):
     """One entry of the zoo. `apply` is its loss: (responses, **options) -> [B] per-prompt losses; no reduction, no I/O,
-    no state. The keyword-only parameters are its options: Python numbers or strings, constants under jit.
+    no state but what `carries` says. The keyword-only parameters are its options: Python numbers or strings, constants
+    under jit.
 
     requires  what has to be there to compute it
     coupled   True when a per-prompt loss depends on other prompts of the batch (a batch statistic)
     start     (responses, **options), all of them filled in -> the loss when policy == reference (of a reward model:
               when all rewards are 0) from a masked batch; None when it depends on the model
+    carries   what it carries from step to step, which the train state holds and `Responses.carried` brings
     given     options that were given; the others have their defaults
     """
 
     requires: Requirements = Requirements()
     coupled: bool = False
     start: Start | None = None
+    carries: Carried | None = None
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -84,6 +103,14 @@ class Objective(Entry):
         """The losses of the terms of a sum by their names, without their weights; of no other objective."""
         return {}
 
+    def initial_carried(self) -> dict[str, Any]:
+        """What it carries into the first step, under its options; {} of an objective without state."""
+        return {} if self.carries is None else self.carries.at_first(self.options)
+
+    def update_carried(self, responses: Responses) -> dict[str, Any]:
+        """What it carries on from a step of these responses, those of the global batch."""
+        return dict(self.carries.update(responses, **self.options)) if self.initial_carried() else {}
+
     def loss(self, responses: Responses, **options: Any) -> Float[Array, "B"]:
         """The per-prompt losses, under the options given here or before."""
         return self.apply(responses, **(dict(self.given) | options))
@@ -112,6 +139,8 @@ class Objective(Entry):
             min_responses=requires.min_responses,
             objective=self.name,
         )
+        if self.initial_carried():
+            responses.require("carried", *requires.inputs & {"features"}, objective=self.name)
 
     def valid_prompts(self, responses: Responses) -> Bool[Array, "B"]:
         """The prompts that count: with all K slots valid where `group_size` fixes K, else with enough of them."""
@@ -199,7 +228,7 @@ class Sum(Objective):
 
     def parts(self, responses: Responses) -> dict[str, Float[Array, "B"]]:
         """The losses of the terms, without their weights."""
-        return {key: term.objective.loss(self._seen_by(term, responses)) for key, term in self.terms.items()}
+        return {key: term.objective.loss(self._seen_by(key, responses)) for key, term in self.terms.items()}
 
     def loss(self, responses: Responses, **options: Any) -> Float[Array, "B"]:
         """The sum of weight * loss, per prompt."""
@@ -210,8 +239,18 @@ class Sum(Objective):
         starts = {}
         for key, term in self.with_options(options).terms.items():
             value = term.objective.loss if term.objective.start is None else term.objective.at_init
-            starts[key] = value(self._seen_by(term, responses))
+            starts[key] = value(self._seen_by(key, responses))
         return self._added(starts)
+
+    def initial_carried(self) -> dict[str, Any]:
+        """What every term carries that carries something, by its name."""
+        carried = {key: term.objective.initial_carried() for key, term in self.terms.items()}
+        return {key: own for key, own in carried.items() if own}
+
+    def update_carried(self, responses: Responses) -> dict[str, Any]:
+        """The same after a step of these responses."""
+        seen = {key: self._seen_by(key, responses) for key in self.initial_carried()}
+        return {key: self.terms[key].objective.update_carried(own) for key, own in seen.items()}
 
     def check_inputs(self, responses: Responses) -> None:
         """Raises a ValueError that names a term, and what it needs and the batch lacks."""
@@ -222,9 +261,10 @@ class Sum(Objective):
         first, *others = (self.terms[key].weight * part for key, part in parts.items())
         return sum(others, first)
 
-    def _seen_by(self, term: Term, responses: Responses) -> Responses:
-        requires = self.requires
+    def _seen_by(self, key: str, responses: Responses) -> Responses:
+        term, requires = self.terms[key], self.requires
         r = responses.masked(whole_groups=requires.group_size == 2, min_responses=requires.min_responses)
+        r = dataclasses.replace(r, carried=(r.carried or {}).get(key))
         if not term.objective.requires.imitates or requires.imitates:
             return r
         if requires.group_size == 2:

@@ -23,10 +23,21 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Float
 
 from prefjax.losses.links import LINKS, exp, hinge, logistic
-from prefjax.losses.reducers import gap, log_ratio, of_pairs, pairs, per_token, sides
+from prefjax.losses.objective import Carried
+from prefjax.losses.reducers import (
+    batch_mean,
+    from_zero,
+    gap,
+    log_ratio,
+    moving_mean,
+    of_pairs,
+    pairs,
+    per_token,
+    sides,
+)
 from prefjax.losses.registry import LENGTH, LOG2, REFERENCE, for_pairs
 from prefjax.losses.responses import Responses
-from prefjax.options import NonNegative, Positive
+from prefjax.options import BelowOne, NonNegative, Positive
 
 
 @for_pairs(REFERENCE, start=LOG2)
@@ -44,6 +55,46 @@ def dpo(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"]:
     """
     r = pairs(r, "reference_logp")
     return of_pairs(r, logistic(beta * gap(log_ratio(r))))
+
+
+def usual_margin(r: Responses, *, momentum: float, **_: float | str) -> dict[str, Float[Array, ""]]:
+    """The moving average of the batches' mean margin h."""
+    r = pairs(r, "reference_logp")
+    return {"margin": moving_mean(r, "margin", gap(log_ratio(r)), r.valid[:, 0], momentum)}
+
+
+@for_pairs(REFERENCE, start=LOG2, coupled=True, carries=Carried(from_zero("margin"), usual_margin))
+def beta_dpo(
+    r: Responses,
+    *,
+    beta: Positive = 0.1,
+    scaling: NonNegative = 0.6,
+    momentum: BelowOne = 0.9,
+    per: Literal["batch", "pair"] = "batch",
+) -> Float[Array, "B"]:
+    """DPO with a dynamic beta (beta-DPO): -log sigmoid(b h), b = max(0.001, beta (1 + scaling (M - M0))), M the mean h
+    of the batch, M0 its moving average.
+
+    Source: arXiv 2407.08639, as in its authors' code: h in nats, nothing flows through b.
+    Tokens: summed.
+    Start: log 2.
+    Elsewhere: not in TRL or EasyDeL; the authors' code also draws which pairs of a batch count, more of those near M0.
+
+    A batch whose pairs are ranked more clearly than usual gets a larger beta, and stays nearer to the reference. The
+    train state carries M0, which is 0 at first and moves before it is read: momentum M0 + (1 - momentum) M. M is a
+    statistic of the batch, so the objective is coupled: give it the global one.
+
+    per  "batch": one b for all pairs, as in the authors' code. "pair": one for each, of its own h in place of M.
+
+    Raises:
+        ValueError: per is neither.
+    """
+    if per not in ("batch", "pair"):
+        raise ValueError(f"beta_dpo takes per='batch' or 'pair', got {per!r}")
+    r = pairs(r, "reference_logp")
+    h, usual = gap(log_ratio(r)), usual_margin(r, momentum=momentum)["margin"]
+    margin = h if per == "pair" else batch_mean(h, r.valid[:, 0])
+    return of_pairs(r, logistic(stop_gradient(jnp.maximum(1e-3, beta * (1 + scaling * (margin - usual)))) * h))
 
 
 @for_pairs(REFERENCE | LENGTH, start=LOG2)

@@ -9,6 +9,8 @@ half of the "double where" of `Responses.masked`); `of_pairs`, `prompt_mean` and
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -26,7 +28,7 @@ def token_pairs(r: Responses, *needs: str) -> Responses:
     """Pairs with the token arrays of `needs`, which are 0 behind the last token of each response."""
     r = pairs(r, "length", *needs)
     arrays = {name: getattr(r, name) for name in needs if name.startswith("token_")}
-    kept = {name: jnp.where(token_numbers(x) < r.length[..., None], x, 0) for name, x in arrays.items()}
+    kept: dict[str, Any] = {name: jnp.where(token_numbers(x) < r.length[..., None], x, 0) for name, x in arrays.items()}
     return dataclasses.replace(r, **kept)
 
 
@@ -85,3 +87,22 @@ def of_groups(r: Responses, losses: Float[Array, "B"]) -> Float[Array, "B"]:
 def batch_mean(x: Float[Array, "*n"], where: Bool[Array, "*n"]) -> Float[Array, ""]:
     """Mean of `x` over the whole batch where `where`; 0 of none. What reads it is coupled."""
     return jnp.sum(jnp.where(where, x, 0)) / jnp.maximum(jnp.sum(where), 1)
+
+
+def from_zero(*names: str) -> Callable[..., dict[str, float]]:
+    """(momentum, other options) -> what `moving_mean` reads in the first step; nothing with momentum 0."""
+    return lambda *, momentum, **_: dict.fromkeys(names, 0.0) if momentum else {}
+
+
+def moving_mean(
+    r: Responses, name: str, x: Float[Array, "*n"], where: Bool[Array, "*n"], momentum: float
+) -> Float[Array, ""]:
+    """What the batch moves the carried mean of this name to: momentum * carried + (1 - momentum) * the batch's own.
+
+    A batch without a sample leaves it where it was. With momentum 0 nothing is carried: the batch's own mean.
+    """
+    own = batch_mean(x, where)
+    if not momentum:
+        return own
+    r.require("carried")
+    return jnp.where(jnp.any(where), momentum * r.carried[name] + (1 - momentum) * own, r.carried[name])

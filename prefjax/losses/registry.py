@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prefjax.losses import sums
-from prefjax.losses.objective import Objective, Start
+from prefjax.losses.objective import Carried, Objective, Start
 from prefjax.losses.wrappers import WRAPPERS
 from prefjax.registry import F, FunctionRegistry, written_options
 from prefjax.requirements import Requirements
@@ -36,6 +36,7 @@ def for_pairs(
     optional: Iterable[str] = (),
     reads: str = "nothing",
     coupled: bool = False,
+    carries: Carried | None = None,
 ) -> Callable[[F], F]:
     """Registers a loss of pairs: chosen is response 0, rejected is response 1.
 
@@ -44,9 +45,10 @@ def for_pairs(
       start: see `Objective`.
       optional, reads: see `Requirements`.
       coupled: whether a pair's loss depends on other pairs of the batch.
+      carries: see `Carried`.
     """
     requires = Requirements(2, inputs=frozenset(inputs), optional=frozenset(optional), reads=reads)
-    return OBJECTIVES.register(requires=requires, start=start, coupled=coupled)
+    return OBJECTIVES.register(requires=requires, start=start, coupled=coupled, carries=carries)
 
 
 def for_singles(
@@ -56,10 +58,11 @@ def for_singles(
     reads: str = "nothing",
     coupled: bool = False,
     imitates: bool = False,
+    carries: Carried | None = None,
 ) -> Callable[[F], F]:
     """Registers a loss that judges every response alone; a prompt's loss is the mean. Arguments as of `for_pairs`."""
     requires = Requirements(inputs=frozenset(inputs), reads=reads, imitates=imitates)
-    return OBJECTIVES.register(requires=requires, start=start, coupled=coupled)
+    return OBJECTIVES.register(requires=requires, start=start, coupled=coupled, carries=carries)
 
 
 def for_rankings(
@@ -70,12 +73,13 @@ def for_rankings(
     reads: str = "nothing",
     coupled: bool = False,
     min_responses: int = 2,
+    carries: Carried | None = None,
 ) -> Callable[[F], F]:
     """Registers a loss that compares a prompt's responses, `min_responses` or more. Arguments as of `for_pairs`."""
     requires = Requirements(
         min_responses=min_responses, inputs=frozenset(inputs), optional=frozenset(optional), reads=reads
     )
-    return OBJECTIVES.register(requires=requires, start=start, coupled=coupled)
+    return OBJECTIVES.register(requires=requires, start=start, coupled=coupled, carries=carries)
 
 
 def objective(which: str | Callable[..., Any] | Objective, **options: Any) -> Objective:

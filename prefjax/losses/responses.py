@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import flax.struct
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ PROVIDED_BY: Mapping[str, str] = {
     "token_weight": "weighted spans of the responses, in the preference records",
     "token_segment": "weighted spans of the responses, in the preference records",
     "token_draw": "a number drawn for every response token from the run's seed and its example",
+    "carried": "what the objective carries from step to step: objective.initial_carried() before the first one",
 }
 
 
@@ -50,6 +52,7 @@ class Responses:
     log_sum_p2               [B, K] SUM over response tokens of log sum_v pi(v)^2
     kl                       [B, K] SUM over response tokens of KL(reference || policy) over the vocabulary
     features                 [B, K, m] of a reward head: m = 1 a scalar reward; m even an embedding (GPM)
+    carried                  numbers by name that the objective carries from step to step, as they were before this one
 
     Token arrays are [B, K, L]: entry t is about token t of the response where t < length, and means nothing elsewhere.
 
@@ -81,6 +84,7 @@ class Responses:
     token_segment: Float[Array, "B K L"] | None = None
     token_draw: Float[Array, "B K L"] | None = None
     features: Float[Array, "B K m"] | None = None
+    carried: Mapping[str, Any] | None = None
 
     @property
     def scored(self) -> str:
@@ -117,6 +121,11 @@ class Responses:
                 f"(B, K) = {self.shape}: keep the rankings when preparing the data"
             )
 
+    def arrays(self) -> dict[str, Any]:
+        """The arrays that are there, by their fields: all of the batch, without what is carried."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: x for name, x in found.items() if x is not None and name != "carried"}
+
     def valid_slots(self) -> Bool[Array, "B K"]:
         """Which slots hold a response: `valid`, or all of them when it is None."""
         return jnp.ones(self.shape, bool) if self.valid is None else self.valid
@@ -134,8 +143,7 @@ class Responses:
         fewest = valid.shape[-1] if whole_groups else min_responses
         valid &= jnp.sum(valid, axis=-1, keepdims=True) >= fewest
         masks = {1: jnp.any(valid, axis=-1), 2: valid, 3: valid[..., None]}
-        arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        zeroed = {name: jnp.where(masks[x.ndim], x, 0) for name, x in arrays.items() if x is not None}
+        zeroed: dict[str, Any] = {name: jnp.where(masks[x.ndim], x, 0) for name, x in self.arrays().items()}
         return dataclasses.replace(self, **(zeroed | {"valid": valid}))
 
     def prompt_mean(self, x: Float[Array, "B K"]) -> Float[Array, "B"]:

@@ -24,15 +24,23 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float
 
 from prefjax.losses.links import logistic
-from prefjax.losses.reducers import batch_mean, log_ratio, per_token, singles
+from prefjax.losses.objective import Carried
+from prefjax.losses.reducers import from_zero, log_ratio, moving_mean, per_token, singles
 from prefjax.losses.registry import LOG2, TARGET, for_singles
 from prefjax.losses.responses import Responses
-from prefjax.options import NonNegative, Positive, Share
+from prefjax.options import BelowOne, NonNegative, Positive, Share
 
 
 def by_label(r: Responses, desirable, undesirable):
     """`desirable` where the target is 1, `undesirable` where it is 0; numbers or arrays."""
     return jnp.where(r.target > 0.5, desirable, undesirable)
+
+
+def mismatched_mean(r: Responses, *, momentum: float, **_: float) -> dict[str, Float[Array, ""]]:
+    """KTO's z0 before it is clamped: the mean log-ratio of the batch's mismatched responses, or its moving average."""
+    r = singles(r, "reference_logp", "target", "baseline_logp", "baseline_reference_logp")
+    gaps = r.baseline_logp - r.baseline_reference_logp
+    return {"mismatched_log_ratio": moving_mean(r, "mismatched_log_ratio", gaps, jnp.any(r.valid, axis=-1), momentum)}
 
 
 @for_singles(
@@ -42,9 +50,15 @@ def by_label(r: Responses, desirable, undesirable):
     ),
     reads="labels",
     coupled=True,
+    carries=Carried(from_zero("mismatched_log_ratio"), mismatched_mean),
 )
 def kto(
-    r: Responses, *, beta: Positive = 0.1, desirable_weight: NonNegative = 1.0, undesirable_weight: NonNegative = 1.0
+    r: Responses,
+    *,
+    beta: Positive = 0.1,
+    desirable_weight: NonNegative = 1.0,
+    undesirable_weight: NonNegative = 1.0,
+    momentum: BelowOne = 0.0,
 ) -> Float[Array, "B"]:
     """Kahneman-Tversky optimisation: desirable_weight sigmoid(-beta (a - z0)) for a desirable response,
     undesirable_weight sigmoid(beta (a - z0)) for an undesirable one.
@@ -66,9 +80,12 @@ def kto(
     batch. The push on a response is largest at a = z0 (beta / 4) and vanishes both ways. The paper advises
     desirable_weight n_desirable / (undesirable_weight n_undesirable) in [1, 3/2] (equation 9). The reduction over
     examples is the trainer's plain mean, as in the paper, not a mean of the two class means.
+
+    momentum  above 0, the mean is a moving average that the train state carries, momentum * the one before + (1 -
+              momentum) * the batch's, 0 at first: less noise of a small batch, and later by its length. No paper's.
     """
     r = singles(r, "reference_logp", "target", "baseline_logp", "baseline_reference_logp")
-    mismatched = batch_mean(r.baseline_logp - r.baseline_reference_logp, jnp.any(r.valid, axis=-1))
+    mismatched = mismatched_mean(r, momentum=momentum)["mismatched_log_ratio"]
     z = beta * (log_ratio(r) - stop_gradient(jnp.maximum(0, mismatched)))
     return r.prompt_mean(by_label(r, desirable_weight * jax.nn.sigmoid(-z), undesirable_weight * jax.nn.sigmoid(z)))
 
@@ -89,8 +106,22 @@ def apo_zero_unpaired(r: Responses, *, beta: Positive = 0.1) -> Float[Array, "B"
     return r.prompt_mean(by_label(r, jax.nn.sigmoid(-z), jax.nn.sigmoid(z)))
 
 
-@for_singles(TARGET, start=LOG2, reads="labels", coupled=True)
-def bco(r: Responses, *, beta: Positive = 0.01) -> Float[Array, "B"]:
+def label_means(r: Responses, *, beta: float, momentum: float) -> dict[str, Float[Array, ""]]:
+    """The mean beta a of each label in the batch, or their moving averages."""
+    r = singles(r, "reference_logp", "target")
+    reward, desirable = beta * log_ratio(r), r.target > 0.5
+    kinds = {"desirable": desirable, "undesirable": ~desirable}
+    return {name: moving_mean(r, name, reward, r.valid & kind, momentum) for name, kind in kinds.items()}
+
+
+@for_singles(
+    TARGET,
+    start=LOG2,
+    reads="labels",
+    coupled=True,
+    carries=Carried(from_zero("desirable", "undesirable"), label_means),
+)
+def bco(r: Responses, *, beta: Positive = 0.01, momentum: BelowOne = 0.0) -> Float[Array, "B"]:
     """Binary classifier optimisation: sp(-(beta a - d)) for a desirable response, sp(beta a - d) for an undesirable
     one, d the mean of the two labels' mean beta a.
 
@@ -101,15 +132,16 @@ def bco(r: Responses, *, beta: Positive = 0.01) -> Float[Array, "B"]:
         where one label is more frequent; EasyDeL lets gradient through d.
 
     d = stop_gradient((mean beta a of the desirable + mean beta a of the undesirable) / 2) over all responses of the
-    batch, so the objective is coupled: give it the global batch. The paper keeps a moving average of it; here it is the
-    batch's own, without state. With one label in the batch, d is half that label's mean. The paper's density-ratio
-    weights of undesirable responses are the records' `weight`.
+    batch, so the objective is coupled: give it the global batch. With one label in the batch, d is half that label's
+    mean. The paper's density-ratio weights of undesirable responses are the records' `weight`.
+
+    momentum  above 0, each mean is a moving average that the train state carries, as the paper keeps one of d: momentum
+              * the one before + (1 - momentum) * the batch's, 0 at first, as it was where the batch lacks the label.
+              No text that could be read says how long it is.
     """
     r = singles(r, "reference_logp", "target")
-    reward = beta * log_ratio(r)
-    desirable = r.target > 0.5
-    shift = (batch_mean(reward, r.valid & desirable) + batch_mean(reward, r.valid & ~desirable)) / 2
-    z = reward - stop_gradient(shift)
+    shift = sum(label_means(r, beta=beta, momentum=momentum).values()) / 2
+    z = beta * log_ratio(r) - stop_gradient(shift)
     return r.prompt_mean(by_label(r, logistic(z), logistic(-z)))
 
 

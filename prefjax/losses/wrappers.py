@@ -115,6 +115,22 @@ class Wrapped(Objective):
         changed = self.with_options(options)
         return changed._wrapped(changed.inner.at_init, responses)
 
+    def initial_carried(self) -> dict[str, Any]:
+        """What the objective carries."""
+        return self.inner.initial_carried()
+
+    def update_carried(self, responses: Responses) -> dict[str, Any]:
+        """The same after a step, from the responses that the wrapper shows the objective."""
+        updated: dict[str, Any] = {}
+
+        def loss(shown: Responses) -> Float[Array, "B"]:
+            updated.update(self.inner.update_carried(shown))
+            return self.inner.loss(shown)
+
+        if self.initial_carried():
+            self._wrapped(loss, responses)
+        return updated
+
     def _wrapped(self, loss: Callable[[Responses], Float[Array, "B"]], responses: Responses) -> Float[Array, "B"]:
         own = self.wrapper.options | dict(self.own)
         return self.wrapper.apply(Inner(loss, self.inner.valid_prompts), responses, **own)
@@ -135,6 +151,8 @@ def _of_pairs(objective: Objective) -> str:
         return "it compares no pairs"
     if objective.coupled:
         return "its pairs depend on each other"
+    if objective.initial_carried():
+        return "it carries numbers from step to step, and would see a pair more than once"
     return ""
 
 
@@ -146,8 +164,7 @@ def _has_label(objective: Objective) -> str:
 
 def _swapped(r: Responses) -> Responses:
     """Rejected and chosen in each other's place."""
-    arrays = {f.name: getattr(r, f.name) for f in dataclasses.fields(r)}
-    return dataclasses.replace(r, **{name: x[:, ::-1] for name, x in arrays.items() if x is not None and x.ndim > 1})
+    return dataclasses.replace(r, **{name: x[:, ::-1] for name, x in r.arrays().items() if x.ndim > 1})
 
 
 @wrapper(fits=_has_label)
@@ -208,8 +225,8 @@ def all_pairs(
     chosen = _picked(r, pick, apart)[:, better, worse].reshape(-1)
     both = jnp.stack([better, worse], axis=1)  # [n, 2]
     wide = lambda x: x[:, both].reshape(-1, 2, *x.shape[2:]) if x.ndim > 1 else jnp.repeat(x, len(better))
-    arrays = {f.name: x for f in dataclasses.fields(r) if (x := getattr(r, f.name)) is not None}
-    pairs = dataclasses.replace(r, **{name: wide(x) for name, x in arrays.items()})
+    arrays: dict[str, Any] = {name: wide(x) for name, x in r.arrays().items()}
+    pairs = dataclasses.replace(r, **arrays)
     pairs = dataclasses.replace(pairs, valid=jnp.broadcast_to(chosen[:, None], (len(chosen), 2)))
     losses, counts = (x.reshape(-1, len(better)).sum(axis=1) for x in (inner.loss(pairs), chosen))
     return losses if reduce == "sum" else losses / jnp.maximum(counts, 1)

@@ -26,14 +26,14 @@ from prefjax.policies.judge import Judge, answers_in, judged, side_by_side
 from prefjax.policies.open import open_policy, open_reference
 from prefjax.rows.store import PreparedTrees
 from prefjax.training.batches import evaluation_shape, load_trees, with_baselines
-from prefjax.training.checkpoint import load_params, load_proof
+from prefjax.training.checkpoint import load_parts, load_proof
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.evaluator import Evaluator
 from prefjax.training.mesh import make_mesh
 from prefjax.training.parameters import Policy, on_mesh, read_policy, tokenizer_of
 from prefjax.training.runs import stage_of
 from prefjax.training.stage import make_setup, open_start
-from prefjax.training.step import init_params
+from prefjax.training.step import init_params, initial_carried
 
 RecordsWith = Callable[[str], list[Record]]  # a column of the file -> the trees' records, with it
 
@@ -144,9 +144,12 @@ def evaluate_stage(
     source = config.reference.init_from or reference_workdir
     reference = read_policy(source, setup.model, mesh, seed=config.seed)
     base = open_start(config, setup).policy if setup.lora.rank else reference
-    params = load_params(workdir, on_mesh(mesh, jax.eval_shape(functools.partial(init_params, setup), base)))
+    like = {"params": on_mesh(mesh, jax.eval_shape(functools.partial(init_params, setup), base))}
+    if (carried := initial_carried(setup)) is not None:
+        like["carried"] = on_mesh(mesh, carried)
+    saved = load_parts(workdir, like)
     frozen = base if setup.lora.rank or setup.reference == "live" else None
-    return Evaluator(setup, trees, evaluation_shape(config, trees))(params, frozen)
+    return Evaluator(setup, trees, evaluation_shape(config, trees))(saved["params"], frozen, saved.get("carried"))
 
 
 def _evaluate_policy(

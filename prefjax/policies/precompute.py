@@ -110,7 +110,7 @@ def record_losses(
 ) -> Float32[np.ndarray, "n"] | None:
     """[n] the objective's loss of every record; None where it needs more than the record's own log-probs."""
     objective = objective_of(config)
-    if objective.coupled or not objective.requires.inputs <= _PER_RECORD:
+    if objective.coupled or objective.initial_carried() or not objective.requires.inputs <= _PER_RECORD:
         return None
     k = branches.responses
     length, target = np.zeros((2, len(trees), k), np.float32)

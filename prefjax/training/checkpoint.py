@@ -183,10 +183,19 @@ def is_finished(workdir: str | Path) -> bool:
 
 def load_params(workdir: str | Path, like: Any) -> Any:
     """Parameters of the newest sound checkpoint in a run's working directory: the part that `like` names, placed as it
-    says.
+    says. As `load_parts`.
 
     Args:
       like: {"policy": ..., and "value": ... where wanted} of arrays, or of shapes with shardings.
+    """
+    return load_parts(workdir, {"params": like})["params"]
+
+
+def load_parts(workdir: str | Path, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Parts of the train state of the newest sound checkpoint in a run's working directory.
+
+    Args:
+      like: by their names, {"params": ..., "carried": ...}, of arrays, or of shapes with shardings.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
@@ -196,11 +205,11 @@ def load_params(workdir: str | Path, like: Any) -> Any:
     directory = Path(workdir).resolve() / "checkpoints"
     if not directory.is_dir():
         raise FileNotFoundError(f"no checkpoints in {workdir}: it must be the --workdir of an earlier run")
-    read = lambda step: _read_arrays(directory, step, _read_proof(directory, step), {"params": like})["params"]
-    params = _newest_sound(directory, read, [])
-    if params is None:
+    read = lambda step: _read_arrays(directory, step, _read_proof(directory, step), dict(like))
+    parts = _newest_sound(directory, read, [])
+    if parts is None:
         raise FileNotFoundError(f"{directory} holds no complete checkpoint")
-    return params
+    return parts
 
 
 @contextlib.contextmanager

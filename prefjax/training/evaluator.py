@@ -35,8 +35,8 @@ class Evaluator:
         self._trees, self._shape, self._reference = trees, shape, reference
         self._step = make_eval_step(self._setup)
 
-    def __call__(self, params: Any, frozen: Any) -> dict[str, float]:
+    def __call__(self, params: Any, frozen: Any, carried: Any = None) -> dict[str, float]:
         """Every prompt counts once. Arguments as of `make_eval_step`'s step."""
         rows = rows_once(self._setup.mesh, self._trees, self._shape, reference=self._reference)
-        metrics = Metrics.combine(self._step(params, frozen, batch) for batch in rows)
+        metrics = Metrics.combine(self._step(params, frozen, batch, carried) for batch in rows)
         return {name: value for name, value in metrics.items() if name not in _OF_THE_START}

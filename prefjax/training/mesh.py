@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from prefjax.models.vocabulary import ROW_AXES
 from prefjax.options import check_ranges, option
+from prefjax.rows.arrays import Rows
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -74,6 +75,31 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
 def row_shards(mesh: Mesh) -> int:
     """How many shards the leading axis of `Rows` has; B must be a multiple of it."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def split_rows(mesh: Mesh, rows: Rows, parts: int) -> Rows:
+    """[R, ...] -> [parts, R / parts, ...]: every device keeps its own rows, so nothing moves between devices.
+
+    Raises:
+      ValueError: the rows do not divide.
+    """
+    shards, count = row_shards(mesh), len(rows.valid)
+    if count % (shards * parts):
+        raise ValueError(
+            f"{count} rows of groups do not divide into accumulation={parts} micro-batches on {shards} data shards: "
+            f"make the rows per step a multiple of {shards * parts}"
+        )
+
+    def split(x):
+        x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(None, *row_sharding(mesh).spec)))
+
+    return jax.tree.map(split, rows)
+
+
+def merge_rows(parts: Any) -> Any:
+    """[parts, R / parts, ...] -> [R, ...], in the order of the parts: rows, references and scores alike."""
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)
 
 
 def host_share(mesh: Mesh) -> tuple[int, int]:

@@ -9,6 +9,7 @@ different targets.
     loss                   weighted per-prompt loss / counted prompts
     loss_NAME              the same of a term of a sum, without the term's weight: loss is the sum of weight * loss_NAME
                            (of min and max: what is taken of each prompt)
+    carried_NAME           what the objective carries on from the step; of a term of a sum carried_TERM_NAME
     reward_accuracy        share of pairs whose better response has the higher reward; a tie counts one half
     reward_ties            share of pairs with equal rewards
     margin                 reward(better) - reward(worse) over pairs, nats
@@ -93,6 +94,13 @@ def term_metrics(
     return {
         f"loss_{name}": (jnp.where(counted, weight * losses, 0).sum(), counted.sum()) for name, losses in parts.items()
     }
+
+
+def carried_metrics(carried: Mapping[str, Any]) -> Ratios:
+    """What an objective carries, by its names, those of a sum with their terms'."""
+    named = jax.tree_util.tree_leaves_with_path(carried)
+    path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="_")
+    return {f"carried_{path(keys)}": (value, jnp.ones((), jnp.int32)) for keys, value in named}
 
 
 def row_metrics(rows: Rows) -> Ratios:

@@ -139,7 +139,7 @@ def run_stage(
         parts = loop.Parts(
             train_step=make_train_step(setup),
             feed=feed,
-            evaluation=lambda state: evaluator(state.params, state.frozen),
+            evaluation=lambda state: evaluator(state.params, state.frozen, state.carried),
             writer=writer,
             checkpointer=checkpointer,
             should_stop=should_stop,
@@ -316,7 +316,7 @@ def _check_start(
 ) -> dict[str, float]:
     """Metrics of the first batch, held against the closed form at policy == reference."""
     rows = next(_rows(config, setup.mesh, train, table, prefetch=0))
-    metrics = make_eval_step(setup)(state.params, state.frozen, to_devices(setup.mesh, rows))
+    metrics = make_eval_step(setup)(state.params, state.frozen, to_devices(setup.mesh, rows), state.carried)
     loop.check_start(metrics, config.objective, tolerance=2e-2 if setup.model.dtype == "bfloat16" else 1e-3)
     return dict(metrics)
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 from prefjax.models import decoder, lora, reward_head
 from prefjax.rows.arrays import Rows
 from prefjax.training import mesh as mesh_lib
-from prefjax.training.metrics import Metrics, Ratios, response_metrics, row_metrics, term_metrics
+from prefjax.training.metrics import Metrics, Ratios, carried_metrics, response_metrics, row_metrics, term_metrics
 from prefjax.training.optimizers import learning_rate
 from prefjax.training.parameters import Policy
 from prefjax.training.processes import one_at_a_time
@@ -41,6 +42,7 @@ class TrainState:
     skipped    int32 scalar: updates left out, where the setup skips those that are not finite
     opt_state  of the optimiser `tx`
     reference  parameters of a reference that follows the policy; None where it stays as it is
+    carried    numbers that the objective carries from step to step; None where it carries none
     frozen     the reference that training started with, where one is live, or the adapters' base; else None
     """
 
@@ -50,6 +52,7 @@ class TrainState:
     reference: Any = None
     frozen: Any = None
     skipped: Any = None
+    carried: Any = None
     tx: optax.GradientTransformation | None = flax.struct.field(pytree_node=False, default=None)
 
     def changing(self) -> "TrainState":
@@ -58,7 +61,7 @@ class TrainState:
 
     def saved(self) -> dict[str, Any]:
         """The parts that a checkpoint holds: those that training changes, where this run has them."""
-        names = ("step", "params", "opt_state", "reference", "skipped")
+        names = ("step", "params", "opt_state", "reference", "skipped", "carried")
         return {name: part for name in names if (part := getattr(self, name)) is not None}
 
 
@@ -93,7 +96,13 @@ def state_shardings(setup: Setup, state: TrainState) -> TrainState:
         opt_state=mesh_lib.optimizer_shardings(setup.mesh, state.tx, state.params),
         reference=place(state.reference),
         skipped=NamedSharding(setup.mesh, P()),
+        carried=place(initial_carried(setup)),
     )
+
+
+def initial_carried(setup: Setup) -> Any:
+    """What the objective carries into the first step, float32 numbers; None where it carries nothing."""
+    return jax.tree.map(np.float32, setup.objective.initial_carried()) or None
 
 
 def init_state(
@@ -140,20 +149,40 @@ def place_state(
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
     step, skipped = (jax.device_put(jnp.zeros((), jnp.int32), shardings.step) for _ in range(2))
     follows = None if follows is None else jax.device_put(follows, shardings.reference)
-    return TrainState(step, params, opt_state, follows, frozen, skipped, tx)
+    carried = jax.device_put(initial_carried(setup), shardings.carried)
+    return TrainState(step, params, opt_state, follows, frozen, skipped, carried, tx)
 
 
-def batch_loss(setup: Setup, scores: Scores, reference: Reference, rows: Rows) -> tuple[Float[Array, ""], Any]:
-    """Sum of weight * loss over counted prompts (the caller divides by their global number), and its ingredients."""
-    responses = assemble(setup, scores, reference, rows)
+def batch_loss(
+    setup: Setup, scores: Scores, reference: Reference, rows: Rows, carried: Any = None
+) -> tuple[Float[Array, ""], Any]:
+    """Sum of weight * loss over counted prompts (the caller divides by their global number), and its ingredients.
+
+    Args:
+      carried: of the state, for an objective that carries numbers from step to step.
+    """
+    responses = assemble(setup, scores, reference, rows).replace(carried=carried)
     setup.objective.check_inputs(responses)
     losses = setup.objective.loss(responses)
     counted = counted_prompts(setup, rows)
     return jnp.where(counted, rows.weight.reshape(-1) * losses, 0).sum(), (responses, losses, counted)
 
 
-def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: Rows) -> tuple[Any, Ratios]:
+def loss_and_gradients(
+    setup: Setup, params: Any, reference_params: Any, rows: Rows, carried: Any = None
+) -> tuple[Any, Ratios]:
     """Gradients of (sum of weight * loss) / (counted prompts) over the global batch, and its metrics.
+
+    Arguments as of `gradients_and_batch`.
+    """
+    gradients, batch = gradients_and_batch(setup, params, reference_params, rows, carried)
+    return gradients, _metrics(setup, *batch, carried)
+
+
+def gradients_and_batch(
+    setup: Setup, params: Any, reference_params: Any, rows: Rows, carried: Any = None
+) -> tuple[Any, tuple[Scores, Reference, Rows]]:
+    """Gradients of (sum of weight * loss) / (counted prompts) over the global batch, and the batch as it was scored.
 
     The result does not depend on how prompts fall into rows, micro-batches or devices. A coupled objective under
     accumulation is differentiated in two passes: score every micro-batch, differentiate the loss of the whole batch
@@ -161,14 +190,17 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
 
     Args:
       reference_params: None without a live reference. With LoRA always there: the policy's base, and the reference.
+      carried: what the objective carries into the step; None for one without state.
     """
     total = jnp.maximum(counted_prompts(setup, rows).sum(), 1)
-    gradients_of_loss = functools.partial(_loss_gradients, setup, reference_params=reference_params, total=total)
+    gradients_of_loss = functools.partial(
+        _loss_gradients, setup, reference_params=reference_params, total=total, carried=carried
+    )
     if setup.accumulation == 1:
         gradients, (scores, reference) = gradients_of_loss(params, rows=rows)
-        return gradients, _metrics(setup, scores, reference, rows)
+        return gradients, (scores, reference, rows)
 
-    micro = _split(setup, rows)
+    micro = mesh_lib.split_rows(setup.mesh, rows, setup.accumulation)
     wide = lambda dtype: jnp.promote_types(dtype, jnp.float32)  # micro-batches of bfloat16 parameters add up in float32
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, wide(x.dtype)), params)
     add = functools.partial(jax.tree.map, jnp.add)
@@ -179,12 +211,12 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
             return add(summed, gradients), parts
 
         gradients, (scores, reference) = jax.lax.scan(accumulate, zeros, micro)
-        return gradients, _metrics(setup, *_merge((scores, reference, micro)))
+        return gradients, mesh_lib.merge_rows((scores, reference, micro))
 
     scores, reference = jax.lax.map(functools.partial(_forward, setup, params, reference_params), micro)
 
     def global_loss(scores):
-        return batch_loss(setup, *_merge((scores, reference, micro)))[0] / total
+        return batch_loss(setup, *mesh_lib.merge_rows((scores, reference, micro)), carried)[0] / total
 
     pulled = jax.grad(global_loss)(scores)
 
@@ -196,7 +228,7 @@ def loss_and_gradients(setup: Setup, params: Any, reference_params: Any, rows: R
         return add(summed, vjp(cotangent)[0]), None
 
     gradients, _ = jax.lax.scan(pull_back, zeros, (micro, pulled))
-    return gradients, _metrics(setup, *_merge((scores, reference, micro)))
+    return gradients, mesh_lib.merge_rows((scores, reference, micro))
 
 
 def jit_train_step(setup: Setup, state: TrainState) -> jax.stages.Wrapped:
@@ -208,9 +240,11 @@ def jit_train_step(setup: Setup, state: TrainState) -> jax.stages.Wrapped:
 
     def train_step(state: TrainState, frozen: Any, rows: Rows) -> tuple[TrainState, Metrics]:
         reference_params = state.reference if setup.update_every else frozen
-        gradients, metrics = loss_and_gradients(setup, state.params, reference_params, rows)
+        gradients, batch = gradients_and_batch(setup, state.params, reference_params, rows, state.carried)
+        metrics, carried = _metrics(setup, *batch, state.carried), _carried_on(setup, *batch, state.carried)
         updates, opt_state = tx.update(gradients, state.opt_state, state.params)
         one = jnp.ones((), jnp.int32)
+        metrics |= carried_metrics(carried)
         metrics["grad_norm"] = (optax.global_norm(gradients), one)
         rate = learning_rate(opt_state)
         if rate is not None:
@@ -218,7 +252,7 @@ def jit_train_step(setup: Setup, state: TrainState) -> jax.stages.Wrapped:
         params = optax.apply_updates(state.params, updates)
         step = state.step + 1
         reference = _followed(setup, state.reference, params["policy"], step)
-        new = state.replace(step=step, params=params, opt_state=opt_state, reference=reference)
+        new = state.replace(step=step, params=params, opt_state=opt_state, reference=reference, carried=carried)
         if setup.skip_non_finite:
             new, metrics = _unless_finite(state, new, metrics)
         return new, Metrics(metrics)
@@ -256,16 +290,17 @@ def make_train_step(setup: Setup) -> TrainStep:
     return TrainStep(setup)
 
 
-def make_eval_step(setup: Setup) -> Callable[[Any, Any, Rows], Metrics]:
-    """(parameters, what is frozen or None, rows) -> metrics, and two numbers for the start check.
+def make_eval_step(setup: Setup) -> Callable[..., Metrics]:
+    """(parameters, what is frozen or None, rows, what the objective carries) -> metrics, and two for the start check.
 
     start_gap is max |log pi - log ref| over valid responses; expected_loss the objective's closed form at pi = ref.
+    Nothing is carried on from it.
     """
 
-    def eval_step(params: Any, frozen: Any, rows: Rows) -> Metrics:
+    def eval_step(params: Any, frozen: Any, rows: Rows, carried: Any) -> Metrics:
         scores, reference = _forward(setup, params, frozen, rows)
-        metrics = _metrics(setup, scores, reference, rows)
-        _, (responses, _, counted) = batch_loss(setup, scores, reference, rows)
+        metrics = _metrics(setup, scores, reference, rows, carried)
+        _, (responses, _, counted) = batch_loss(setup, scores, reference, rows, carried)
         if setup.objective.start is not None:
             expected = setup.objective.at_init(responses)
             weighted = jnp.where(counted, rows.weight.reshape(-1) * expected, 0)
@@ -277,18 +312,18 @@ def make_eval_step(setup: Setup) -> Callable[[Any, Any, Rows], Metrics]:
 
     compiled: list[jax.stages.Wrapped] = []
 
-    def step(params: Any, frozen: Any, rows: Rows) -> Metrics:
+    def step(params: Any, frozen: Any, rows: Rows, carried: Any = None) -> Metrics:
         if not compiled:
             trained = mesh_lib.parameter_shardings(setup.mesh, params)
             rows_at = mesh_lib.row_sharding(setup.mesh)
             compiled.append(
                 jax.jit(
                     eval_step,
-                    in_shardings=(trained, _frozen_shardings(setup, frozen), rows_at),
+                    in_shardings=(trained, _frozen_shardings(setup, frozen), rows_at, NamedSharding(setup.mesh, P())),
                     out_shardings=NamedSharding(setup.mesh, P()),
                 )
             )
-        return one_at_a_time(compiled[0](params, frozen, rows))
+        return one_at_a_time(compiled[0](params, frozen, rows, carried))
 
     return step
 
@@ -315,12 +350,12 @@ def _followed(setup: Setup, reference: Any, policy: Any, step: Array) -> Any:
     return optax.periodic_update(moved, reference, step, setup.update_every)
 
 
-def _loss_gradients(setup, params, *, rows, reference_params, total):
+def _loss_gradients(setup, params, *, rows, reference_params, total, carried):
     reference = score_reference(setup, reference_params, rows)
 
     def loss(params):
         scores = score(setup, whole_policy(setup, params, reference_params), rows, reference)
-        return batch_loss(setup, scores, reference, rows)[0] / total, scores
+        return batch_loss(setup, scores, reference, rows, carried)[0] / total, scores
 
     gradients, scores = jax.grad(loss, has_aux=True)(params)
     return gradients, (scores, reference._replace(head=None))
@@ -332,32 +367,17 @@ def _forward(setup, params, reference_params, rows):
     return scores, reference._replace(head=None)
 
 
-def _metrics(setup, scores, reference, rows):
-    _, (responses, losses, counted) = batch_loss(setup, scores, reference, rows)
+def _carried_on(setup, scores, reference, rows, carried):
+    """What the objective carries on from a global batch."""
+    if carried is None:
+        return None
+    updated = setup.objective.update_carried(assemble(setup, scores, reference, rows).replace(carried=carried))
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), updated, carried)
+
+
+def _metrics(setup, scores, reference, rows, carried):
+    _, (responses, losses, counted) = batch_loss(setup, scores, reference, rows, carried)
     weight = rows.weight.reshape(-1)
     metrics = response_metrics(responses, losses, counted, weight)
     parts = setup.objective.parts(responses)
     return metrics | term_metrics(parts, counted, weight) | row_metrics(rows)
-
-
-def _split(setup: Setup, rows: Rows) -> Rows:
-    """[R, ...] -> [A, R / A, ...]: every device keeps its own rows, so nothing moves between devices."""
-    shards, parts = mesh_lib.row_shards(setup.mesh), setup.accumulation
-    if rows.valid.shape[0] % (shards * parts):
-        raise ValueError(
-            f"{rows.valid.shape[0]} rows of groups do not divide into accumulation={parts} micro-batches on "
-            f"{shards} data shards: make the rows per step a multiple of {shards * parts}"
-        )
-
-    def split(x):
-        x = x.reshape(shards, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
-        return jax.lax.with_sharding_constraint(
-            x, NamedSharding(setup.mesh, P(None, *mesh_lib.row_sharding(setup.mesh).spec))
-        )
-
-    return jax.tree.map(split, rows)
-
-
-def _merge(parts):
-    """[A, R / A, ...] -> [R, ...], in micro-batch order (prompts, references and scores alike)."""
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), parts)

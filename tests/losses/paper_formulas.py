@@ -34,6 +34,19 @@ def dpo(f, *, beta=0.1):
     return -np.log(sig(beta * ((pw - rw) - (pl - rl))))
 
 
+def dynamic_beta(f, *, beta=0.1, scaling=0.6, momentum=0.9, per="batch"):
+    """With M0 = 0 before the batch."""
+    pw, pl, rw, rl = columns(f)
+    gap = (pw - rw) - (pl - rl)
+    usual = (1 - momentum) * gap.mean()
+    return np.maximum(1e-3, beta * (1 + scaling * ((gap if per == "pair" else gap.mean()) - usual)))
+
+
+def beta_dpo(f, **options):
+    pw, pl, rw, rl = columns(f)
+    return -np.log(sig(f.get("detached", dynamic_beta(f, **options)) * ((pw - rw) - (pl - rl))))
+
+
 def swapped(f):
     return f | {name: f[name][:, ::-1] for name in ("logp", "reference_logp")}
 
@@ -303,12 +316,13 @@ def kto_pair(f, *, beta=0.1):
     return (desirable + 1 - sig(beta * (chosen_kl - (pl - rl)))) / 2
 
 
-def kto_shift(f, **_):
-    return max(0, np.mean(f["baseline_logp"] - f["baseline_reference_logp"]))
+def kto_shift(f, momentum=0.0, **_):
+    """With a mean of 0 before the batch."""
+    return max(0, (1 - momentum) * np.mean(f["baseline_logp"] - f["baseline_reference_logp"]))
 
 
-def kto(f, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0):
-    z0 = f.get("detached", kto_shift(f))
+def kto(f, *, beta=0.1, desirable_weight=1.0, undesirable_weight=1.0, momentum=0.0):
+    z0 = f.get("detached", kto_shift(f, momentum=momentum))
     a = f["logp"] - f["reference_logp"]
     desirable = desirable_weight * (1 - sig(beta * (a - z0)))
     undesirable = undesirable_weight * (1 - sig(beta * (z0 - a)))
@@ -320,13 +334,15 @@ def apo_zero_unpaired(f, *, beta=0.1):
     return np.where(f["target"] == 1, 1 - s, s).mean(-1)
 
 
-def bco_shift(f, *, beta=0.01):
-    reward = beta * (f["logp"] - f["reference_logp"])
+def bco_shift(f, *, beta=0.01, momentum=0.0):
+    """With means of 0 before the batch."""
+    reward = (1 - momentum) * beta * (f["logp"] - f["reference_logp"])
     return (reward[f["target"] == 1].mean() + reward[f["target"] == 0].mean()) / 2
 
 
-def bco(f, *, beta=0.01):
-    reward, shift = beta * (f["logp"] - f["reference_logp"]), f.get("detached", bco_shift(f, beta=beta))
+def bco(f, *, beta=0.01, momentum=0.0):
+    reward = beta * (f["logp"] - f["reference_logp"])
+    shift = f.get("detached", bco_shift(f, beta=beta, momentum=momentum))
     return np.where(f["target"] == 1, -np.log(sig(reward - shift)), -np.log(sig(-(reward - shift)))).mean(-1)
 
 
@@ -453,6 +469,7 @@ def sft(f, *, normalize="length"):
 # objective -> what of it is detached, from the same options.
 DETACHED = {
     "wpo": lambda f, **_: wpo_weight(f),
+    "beta_dpo": dynamic_beta,
     "tdpo2": lambda f, **_: f["kl"][:, 0].copy(),
     "bco": bco_shift,
     "kto": kto_shift,

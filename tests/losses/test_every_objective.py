@@ -44,7 +44,7 @@ def test_zoo_is_complete_and_reachable_by_name():
 
 def test_every_optional_field_says_what_provides_it():
     assert set(PROVIDED_BY) == {f.name for f in dataclasses.fields(Responses)} - {"logp", "valid"}
-    assert set(PROVIDED_BY) | {"logp"} == set(FIELDS)
+    assert set(PROVIDED_BY) | {"logp"} == {*FIELDS, "carried"}
 
 
 @pytest.mark.parametrize("module", sorted({o.apply.__module__.split(".")[-1] for o in OBJECTIVES.values()}))
@@ -173,7 +173,7 @@ def test_no_batch_statistic_sees_a_prompt_that_does_not_count(name, K):
     valid[2] = valid[4] = False
     kept = valid.any(-1)
     losses = zoo.outcomes(K, fields, valid)[name][0]
-    alone = OBJECTIVES[name].loss(to_responses({f: x[kept] for f, x in for_objective(name, fields).items()}))
+    alone = OBJECTIVES[name].loss(to_responses({f: x[kept] for f, x in for_objective(name, fields).items()}, name=name))
     np.testing.assert_allclose(losses[kept], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -223,7 +223,8 @@ def test_the_order_of_prompts_makes_no_difference(name, K):
 def test_needs_is_exactly_what_the_loss_reads(name):
     objective = OBJECTIVES[name]
     fields = for_objective(name, make_fields(objective.requires.group_size or 3))
-    complete = to_responses({f: x for f, x in fields.items() if f in objective.requires.inputs or f == "logp"})
+    read = {f: x for f, x in fields.items() if f in objective.requires.inputs or f == "logp"}
+    complete = to_responses(read, name=name)
     objective.check_inputs(complete)
     jax.eval_shape(objective.loss, complete)
     for field in objective.requires.inputs:
@@ -257,7 +258,8 @@ def test_an_unknown_option_is_refused_by_name(name):
     assert all(f"{option}={default!r}" in str(error.value) for option, default in objective.options.items())
     requires = objective.requires
     with pytest.raises(TypeError, match="temperature"):
-        objective.loss(to_responses(make_fields(requires.group_size or requires.min_responses)), temperature=1.0)
+        fields = make_fields(requires.group_size or requires.min_responses)
+        objective.loss(to_responses(fields, name=name), temperature=1.0)
 
 
 def test_an_objective_keeps_the_options_it_is_given():

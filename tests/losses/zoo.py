@@ -24,6 +24,9 @@ CHOICES = {
     "fdpo": [dict(alpha=0.0), dict(alpha=1.0)],
     "alphapo": [dict(alpha=0.0)],
     "sft": [dict(normalize="none")],
+    "beta_dpo": [dict(per="pair"), dict(per="pair", momentum=0.0)],
+    "bco": [dict(momentum=0.5)],
+    "kto": [dict(momentum=0.5)],
     "bt": [dict(centering=0.1)],
     "bt_margin": [dict(centering=0.1)],
 }
@@ -93,16 +96,23 @@ def at_reference(fields):
     return fields | same | {name: np.zeros_like(fields[name]) for name in ("kl", "token_kl", "features")}
 
 
-def to_responses(fields, valid=None, dtype=jnp.float32):
+def to_responses(fields, valid=None, dtype=jnp.float32, *, name=None):
+    """The fields as an objective of the zoo receives them in the first step, where it has a name."""
     arrays = {name: jnp.asarray(x, dtype) for name, x in fields.items()}
-    return Responses(**arrays, valid=None if valid is None else jnp.asarray(valid))
+    return Responses(**arrays, valid=None if valid is None else jnp.asarray(valid), carried=carried(name))
+
+
+def carried(name, **options):
+    """What an objective of the zoo carries into the first step."""
+    return (name and OBJECTIVES[name].with_options(options).initial_carried()) or None
 
 
 def value_and_gradients(name, fields, valid, wrt, **options):
     """Per-prompt losses, and the gradient of their sum with respect to some fields; traceable."""
 
     def total(chosen):
-        losses = OBJECTIVES[name].loss(Responses(**(fields | chosen), valid=valid), **options)
+        r = Responses(**(fields | chosen), valid=valid, carried=carried(name, **options))
+        losses = OBJECTIVES[name].loss(r, **options)
         return losses.sum(), losses
 
     (_, losses), gradients = jax.value_and_grad(total, has_aux=True)({field: fields[field] for field in wrt})
@@ -139,7 +149,8 @@ def outcomes(K, fields, valid=None):
 def mapped_losses(K, seeds):
     """{name: losses [seeds, B]} by one vmap over batches, in float32."""
     batches = [_batches(K, make_fields(K, seed)) for seed in seeds]
-    zoo = lambda batches: {name: OBJECTIVES[name].loss(Responses(**fields)) for name, fields in batches.items()}
+    loss = lambda name, fields: OBJECTIVES[name].loss(Responses(**fields, carried=carried(name)))
+    zoo = lambda batches: {name: loss(name, fields) for name, fields in batches.items()}
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(zoo))(jax.tree.map(lambda *x: np.stack(x), *batches)))
 
 
@@ -167,9 +178,12 @@ def starts(K, seed=2):
     def zoo(batches):
         pairs = {}
         for name in names(K):
-            objective, r = OBJECTIVES[name], Responses(**batches[name], valid=jnp.asarray(valid))
-            if objective.start is not None:
-                pairs[name] = [(objective.loss(r, **o), objective.at_init(r, **o)) for o in variants(name)]
+            objective = OBJECTIVES[name]
+            if objective.start is None:
+                continue
+            r = Responses(**batches[name], valid=jnp.asarray(valid))
+            seen = [(r.replace(carried=carried(name, **o)), o) for o in variants(name)]
+            pairs[name] = [(objective.loss(own, **o), objective.at_init(own, **o)) for own, o in seen]
         return pairs
 
     return valid, jax.tree.map(np.asarray, jax.jit(zoo)(_batches(K, at_reference(make_fields(K)))))

@@ -1,6 +1,7 @@
 """A reference that follows the policy (TR-DPO): when, how far, what the loss then reads, and exact resume."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -11,6 +12,7 @@ import pytest
 
 from prefjax.models import init
 from prefjax.models.lora import LoraConfig
+from prefjax.policies.evaluate import evaluate_stage
 from prefjax.training.config import ReferenceConfig
 from prefjax.training.feed import to_devices
 from prefjax.training.loop import LoopConfig
@@ -72,8 +74,12 @@ def test_a_value_head_on_the_trunk_is_not_the_references():
 
 
 def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path):
+    """With numbers that the objective carries too."""
     config = dataclasses.replace(
-        DPO, train=LoopConfig(steps=8, log_every=1), reference=ReferenceConfig(update_every=3, update_rate=0.5)
+        DPO,
+        objective="beta_dpo",
+        train=LoopConfig(steps=8, log_every=1),
+        reference=ReferenceConfig(update_every=3, update_rate=0.5),
     )
     run_stage(config, tmp_path / "whole", tmp_path / "data")
     run_stage(config, tmp_path / "parts", tmp_path / "data", should_stop=lambda step: step == 4)
@@ -81,7 +87,17 @@ def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path):
     whole, parts = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
     for a, b in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert [line["loss"] for line in lines(tmp_path / "parts")] == [line["loss"] for line in lines(tmp_path / "whole")]
+    for metric in ("loss", "carried_margin"):
+        assert [line[metric] for line in lines(tmp_path / "parts")] == [
+            line[metric] for line in lines(tmp_path / "whole")
+        ]
+    margins = [line["margin"] for line in lines(tmp_path / "whole")]
+    mean = functools.reduce(lambda usual, margin: 0.9 * usual + 0.1 * margin, margins, 0.0)
+    assert whole["carried"]["margin"] == pytest.approx(mean, rel=1e-5) and mean > 0
+    # An evaluation later reads what was carried, as those of training do.
+    assert evaluate_stage(config, tmp_path / "parts", "")["loss"] == pytest.approx(
+        result.eval_metrics["loss"], rel=1e-5
+    )
     # Held-out metrics compare with the reference of the start, which has not moved.
     gap = lambda a, b: max(jax.tree.leaves(jax.tree.map(lambda x, y: float(np.abs(x - y).max()), a, b)))
     start = jax.tree.map(np.asarray, result.reference)
