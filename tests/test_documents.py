@@ -127,6 +127,7 @@ ALONE = {
 }
 _COMPILES = "takes minutes and compilers for absent chips; tests/experiments/test_plan.py runs it where they are"
 _BENCHMARK = "takes minutes; tests/experiments runs it small"
+_GALLERY = "minutes each, and the same command as others here but for its objective, method or file"
 _DOWNLOADS = "downloads a dataset; tests/data/test_datasets.py builds each from invented files"
 CHECKED = {
     "plan_env/bin/python -m experiments.plan": _COMPILES,
@@ -135,6 +136,16 @@ CHECKED = {
     "python -m experiments.train --config=configs/papers.py": "needs a cluster; tests/experiments/test_cluster.py",
     "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
     " --config.data.train=hh_rlhf/helpful-base:train": _DOWNLOADS,
+    **{
+        f"python -m experiments.{words}": _GALLERY
+        for words in (
+            *(f"train --config=configs/quickstart.py:{name}" for name in ("kto", "dro", "bt", "pl_dpo", "rso_sigmoid")),
+            "train --config=configs/finetune.py:dpo --workdir=runs/full",
+            "train --config=configs/finetune.py:dpo,lora",
+            "generate --model=runs/reward/sft",
+            "curate --data=candidates.jsonl",
+        )
+    },
 }
 GENERATE = "python -m experiments.generate --model=runs/mine --prompt=hi"
 CHECKED_ALONE = {
@@ -176,6 +187,7 @@ LEFT = {
     "python -m docs.write_data_methods": "tests/data/test_methods_sequences.py compares its page",
     "python -m docs.write_datasets": "tests/data/test_datasets.py compares its page",
     "python -m docs.write_config": "tests/experiments/test_flags.py compares its page",
+    "python -m docs.write_notebooks": "tests/test_notebooks.py compares them",
     "python -m docs.write_objectives": "tests/losses/test_table.py compares its page",
     "python -m docs.write_reproduction": "tests/experiments/test_run.py compares its page",
     "python -m docs.write_cluster": "tests/experiments/test_cluster.py compares its page",

@@ -78,7 +78,7 @@ def _gold_rewards(start: str, samples: Samples, summary: Summary, axis: Axes) ->
         axis.axvline(mean, color=color, **_DASHED)
     if len(gold.policy) >= FEW:
         axis.set_ymargin(0.2)
-    axis.legend(loc="upper left", **LEGEND)
+    axis.legend(loc="best", **LEGEND)
     axis.set_xlabel("gold reward of a sample (dashed: mean)")
     return f"Gold reward {_movement(before, after)}"
 
