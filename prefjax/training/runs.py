@@ -157,6 +157,7 @@ def _earlier_stage(name: str, given: Mapping[str, Any], values: Mapping[str, Any
     inherited = {key: value for key, value in values.items() if key not in _NOT_INHERITED}
     # Data methods are for the run's own stage; another takes those in its own options.
     inherited["data"] = values.get("data", {}) | {"methods": ""}
+    inherited["rows"] = values.get("rows", {}) | {"mismatched": "record"}  # kto's, which such a stage does not read
     alone = {"objective": EARLIER[name], "loss": {}, "reference": {"kind": "none"}, "accumulation": 1}
     try:
         return build(StageConfig, merged(inherited | alone, given), f"config.{name}")

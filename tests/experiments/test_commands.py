@@ -216,6 +216,11 @@ def test_the_door_names_the_field(changes, message):
         run_config(change(**changes).to_dict())
 
 
+def test_a_shift_within_the_step_is_not_for_the_stage_before():
+    run = run_config(change(objective="kto", loss={}, rows__mismatched="step").to_dict())
+    assert (run.stage.rows.mismatched, run.find("sft").rows.mismatched) == ("step", "record")
+
+
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_every_preference_objective_has_a_quickstart_or_is_refused(name):
     """Whole runs of every kind: test_zoo.py."""

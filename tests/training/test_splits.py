@@ -9,6 +9,7 @@ from prefjax.data.prepare import DataConfig
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import ModelConfig
 from prefjax.policies.evaluate import EvaluationOptions, subset_names
+from prefjax.rows.mismatch import ShiftedTrees
 from prefjax.rows.steps import StepSampler
 from prefjax.rows.units import units_of
 from prefjax.training import runs
@@ -55,6 +56,15 @@ def test_held_out_records_of_one_prompt_name_their_split(tmp_path):
     said = "^kto on the eval split, 1 records: 1 of 1 records share one prompt: .*, or give data.eval more prompts$"
     with pytest.raises(ValueError, match=said):
         load_splits(config, ByteTokenizer(), tmp_path / "data")
+
+
+def test_a_shift_within_the_step_is_for_what_is_trained_on(tmp_path):
+    """Held-out records keep the response that was drawn for them, so that their loss can be compared."""
+    write_rows(tmp_path / "train.jsonl", [{"prompt": f"Q{i}", "completion": "yes", "label": 1} for i in range(4)])
+    data = DataConfig(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "train.jsonl"))
+    config = _config("kto", data, rows=RowsConfig(tokens_per_step=256, mismatched="step"))
+    train, held_out = load_splits(config, ByteTokenizer(), tmp_path / "data", say=False)
+    assert isinstance(train.trees, ShiftedTrees) and not isinstance(held_out.trees, ShiftedTrees)
 
 
 def _pairs(count: int, start: int = 0):
