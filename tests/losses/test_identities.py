@@ -9,6 +9,7 @@ import pytest
 
 import prefjax.losses as L
 from prefjax.losses import Responses
+from tests.losses import paper_formulas
 from tests.losses.zoo import make_fields, to_responses
 
 R = to_responses(make_fields(2, seed=3))
@@ -243,6 +244,17 @@ def test_nca_pair_rests_at_a_chosen_reward_of_log_2():
         np.log(2) / 0.1 + jnp.arange(-1.0, 2)
     )
     assert slope[0] < 0 < slope[2] and abs(slope[1]) < 1e-7
+
+
+def test_kto_pair_estimates_how_far_each_half_is_from_the_other_one():
+    """Both estimates above 0, where they count, and with the gradient that flows through them."""
+    a = np.array([[2.0, 3.0], [5.0, -1.0]])  # means 3.5 and 1
+    oracle = lambda a: paper_formulas.kto_pair(dict(logp=a, reference_logp=np.zeros((2, 2))), beta=0.5)
+    loss = lambda a: L.kto_pair(pairs_with(a[:, 0], a[:, 1]), beta=0.5)
+    np.testing.assert_allclose(loss(a), oracle(a), rtol=1e-5)
+    steps = 1e-6 * np.eye(4).reshape(4, 2, 2)
+    slopes = [(oracle(a + step) - oracle(a - step)).sum() / 2e-6 for step in steps]
+    np.testing.assert_allclose(jax.grad(lambda a: loss(a).sum())(jnp.asarray(a)).ravel(), slopes, rtol=1e-3, atol=1e-5)
 
 
 def test_first_steps_from_the_reference():
