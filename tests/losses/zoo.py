@@ -24,6 +24,7 @@ CHOICES = {
     "fdpo": [dict(alpha=0.0), dict(alpha=1.0)],
     "alphapo": [dict(alpha=0.0)],
     "sft": [dict(normalize="none")],
+    "simnpo": [dict(delta=0.3)],
     "beta_dpo": [dict(per="pair"), dict(per="pair", momentum=0.0)],
     "bco": [dict(momentum=0.5)],
     "kto": [dict(momentum=0.5)],
