@@ -1,39 +1,37 @@
-"""Scores the responses of a preference file by a reward model, and writes the file with these scores.
+"""Scores the responses of a preference file by a reward model, or another scorer, and writes it with these scores.
 
     python -m experiments.annotate --workdir=runs/reward --data=samples.jsonl --output=scored.jsonl
+    python -m experiments.annotate --scorer="command:python my_rewards.py" --data=samples.jsonl --output=scored.jsonl
 
-`workdir` is that of a run that trained a reward model (configs/quickstart.py:bt). `data` takes what config.data.train
-takes: pairs get score_chosen and score_rejected, rankings get scores, single responses a reward; what they had is
-replaced. Data methods then choose by them: python -m experiments.curate --methods="rso(count=8, beta=0.5)". Records
-that are too long for the run's config.data.encoding are left out and counted.
+`workdir` is that of a run that trained a reward model (configs/quickstart.py:bt); `scorer` is any that
+experiments.generate takes, and reward:WORKDIR the same again. `data` takes what config.data.train takes: pairs get
+score_chosen and score_rejected, rankings get scores, single responses a reward; what they had is replaced. Data methods
+then choose by them: python -m experiments.curate --methods="rso(count=8, beta=0.5)". Records that are too long for the
+run's config.data.encoding are left out and counted. OUTPUT.manifest.json holds what it was made of; what is done is
+kept in OUTPUT.partial, and the same command continues.
 """
 
-import dataclasses
+import shlex
+import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 
 from experiments.command import start_command
+from prefjax.data.account import Account
 from prefjax.data.formats import RecordFormat
-from prefjax.data.jsonl import write_records
-from prefjax.data.records import Record
 from prefjax.data.sources import open_sources, parse_sources
 from prefjax.interrupts import StopRequest
-from prefjax.policies.rewards import open_reward_model
+from prefjax.policies.annotate import SAMPLED, annotate_file, load_record_scorer
+from prefjax.policies.open import open_mesh
+from prefjax.policies.scorers import SCORERS
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The --workdir of a run that trained a reward model.")
+_WORKDIR = flags.DEFINE_string("workdir", "", "The --workdir of a run that trained a reward model.")
+_SCORER = flags.DEFINE_string("scorer", "", f"In its place: {SCORERS}.")
 _DATA = flags.DEFINE_string("data", None, "Records to score, as config.data.train.")
 _OUTPUT = flags.DEFINE_string("output", None, "The .jsonl file to write.")
 _TFDS_DIR = flags.DEFINE_string("tfds_dir", "", "Where named datasets are kept; empty: ~/tensorflow_datasets.")
 _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fetched by hand.")
-
-
-def with_scores(record: Record, scores: tuple[float, ...]) -> Record:
-    """The record with these scores in place of those it had; a label stays what it is."""
-    if record.kind == "pair" or record.targets in ((0.0,), (1.0,)) and record.kind == "unpaired":
-        return dataclasses.replace(record, scores=scores)
-    kind = "ranked" if record.kind == "ranked" else "unpaired"
-    return dataclasses.replace(record, kind=kind, scores=scores, targets=scores)
 
 
 @StopRequest()
@@ -43,19 +41,26 @@ def main(_) -> None:
     output = Path(_OUTPUT.value)
     if output.suffix != ".jsonl":
         raise app.UsageError(f"--output={output} must end in .jsonl")
+    if bool(_WORKDIR.value) == bool(_SCORER.value):
+        raise app.UsageError("give --workdir, of a run that trained a reward model, or --scorer")
     sources = parse_sources(_DATA.value)
     if sources[0].share is not None:
         raise app.UsageError(f"--data={_DATA.value}: shares make no sense here, give all records (a + b)")
-    scorer = open_reward_model(_WORKDIR.value)
-    records, accounts = [], []
+    scorer = _SCORER.value or f"reward:{_WORKDIR.value}"
+    score = load_record_scorer(scorer, open_mesh())
+    records, accounts, read = [], [], {}
     for source in open_sources(sources, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value):
-        own, account = source.read(RecordFormat(ties="keep"))
+        read[source.name] = source.fingerprint().hex()
+        own, account = source.read(RecordFormat(ties="keep"), more=SAMPLED)
         records += own
         accounts.append(account)
-    scored, account = scorer.score(records)
-    count = write_records(output, (with_scores(record, scores) for record, scores in scored))
-    print(f"{sum(accounts, account)}\n\n{count} records in {output}")
+    about = {
+        "command": shlex.join(["python", "-m", "experiments.annotate", *sys.argv[1:]]),
+        "account": sum(accounts, Account()).as_dict(),
+    }
+    manifest = annotate_file(records, score, output, identity={"sources": read, "scorer": scorer}, about=about)
+    print(f"{Account.of(manifest['account'])}\n\n{manifest['rows']} records in {output}")
 
 
 if __name__ == "__main__":
-    start_command(main, required=["workdir", "data", "output"])
+    start_command(main, required=["data", "output"])

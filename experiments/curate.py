@@ -9,17 +9,12 @@ result, to change held-out records too, or to score them by other programs. Besi
 sources' fingerprints, the methods with their options, and counts in, out, and by reason.
 """
 
-import json
 from pathlib import Path
 
 from absl import app, flags
 
 from experiments.command import start_command
-from prefjax.data.account import Account
-from prefjax.data.formats import RecordFormat
-from prefjax.data.jsonl import write_records
-from prefjax.data.methods.sequences import apply_methods, columns_of, parse_methods, provenance
-from prefjax.data.sources import open_sources, parse_sources, take_shares
+from prefjax.data.curation import account_of, curate_file
 from prefjax.interrupts import StopRequest
 
 _DATA = flags.DEFINE_string("data", None, "Records to read, as config.data.train.")
@@ -36,32 +31,16 @@ def main(_) -> None:
     output = Path(_OUTPUT.value)
     if output.suffix != ".jsonl":
         raise app.UsageError(f"--output={output} must end in .jsonl")
-    steps, sources = parse_methods(_METHODS.value), parse_sources(_DATA.value)
-    opened = open_sources(sources, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
-    fingerprints = [source.fingerprint().hex() for source in opened]
-    made, accounts = [], []
-    for stream, source in enumerate(opened):
-        records, account = source.read(RecordFormat(ties=_TIES.value), more=columns_of(steps))
-        made.append(list(apply_methods(records, steps, account, stream=stream)))
-        accounts.append(account)
-    if sources[0].share is not None:
-        made, drawn = take_shares(made, sources, _MIXTURE_SEED.value)
-        accounts += drawn
-    account = sum(accounts, Account())
-    count = write_records(output, (record for records in made for record in records))
-    facts = {
-        "sources": [
-            {"name": source.name, "share": source.share, "sha256": print_}
-            for source, print_ in zip(sources, fingerprints, strict=True)
-        ],
-        "mixture_seed": _MIXTURE_SEED.value,
-        "methods": provenance(steps, account),
-        "records": count,
-        "account": account.as_dict(),
-    }
-    path = output.with_name(output.name + ".account.json")
-    path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
-    print(f"{account}\n\n{count} records in {output}, their account in {path}")
+    count, account = curate_file(
+        _DATA.value,
+        _METHODS.value,
+        output,
+        ties=_TIES.value,
+        mixture_seed=_MIXTURE_SEED.value,
+        data_dir=_TFDS_DIR.value,
+        manual_dir=_MANUAL_DIR.value,
+    )
+    print(f"{account}\n\n{count} records in {output}, their account in {account_of(output)}")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,10 @@ SCORERS   logp, mean_logp: of the model that samples. implicit:WORKDIR: the impl
 """
 
 import dataclasses
-import importlib.metadata
 import shlex
 import sys
 from pathlib import Path
 
-import jax
 from absl import app, flags, logging
 from tqdm import tqdm
 
@@ -37,10 +35,9 @@ from prefjax.data.prompts import Prompt, encode_prompts, read_prompts
 from prefjax.interrupts import StopRequest
 from prefjax.models import SamplingOptions
 from prefjax.models.huggingface import is_checkpoint
-from prefjax.policies.generate import GenerationConfig, generate_file, respond, rows_of
+from prefjax.policies.generate import GenerationConfig, facts_of, generate_file, machine_of, respond, rows_of
 from prefjax.policies.open import open_mesh, open_policy
 from prefjax.policies.scorers import SCORERS, Scorer, load_scorer
-from prefjax.training.checkpoint import parameter_hash
 from prefjax.training.parameters import Policy
 
 _MODEL = flags.DEFINE_string("model", None, "A run's --workdir (or its sft folder), or a Hugging Face folder.")
@@ -96,12 +93,8 @@ def main(_) -> None:
     print(f"{account}\n", flush=True)
     identity = {
         "model": _MODEL.value,
-        "parameters": parameter_hash(policy.params),
-        "dtype": policy.model.dtype,
-        "tokenizer": policy.tokenizer.fingerprint,
-        "date": policy.tokenizer.date,
+        **facts_of(policy),
         "prefill": _chat_policy(policy).prefill,
-        "stop_ids": policy.stop_ids,
         "prompts": file.sources,
         "max_prompt_length": _MAX_PROMPT.value,
         "chat": _is_chat(policy),
@@ -109,9 +102,7 @@ def main(_) -> None:
     }
     about = {
         "command": shlex.join(["python", "-m", "experiments.generate", *sys.argv[1:]]),
-        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind}",
-        "mesh": dict(mesh.shape),
+        **machine_of(policy),
         "account": account.as_dict(),
     }
     manifest = generate_file(

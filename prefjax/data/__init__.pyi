@@ -4,6 +4,7 @@ from . import boundaries as boundaries
 from . import chat_templates as chat_templates
 from . import chats as chats
 from . import columns as columns
+from . import curation as curation
 from . import dataset_builder as dataset_builder
 from . import dataset_entry as dataset_entry
 from . import dataset_files as dataset_files

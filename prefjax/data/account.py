@@ -202,6 +202,12 @@ class Account:
 
     stages: dict[str, Stage] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Account":
+        """The account that `as_dict` said."""
+        counters = lambda stage: {name: collections.Counter(stage[name]) for name in ("dropped", "found")}
+        return cls({name: Stage(**{**stage, **counters(stage)}) for name, stage in values.items()})
+
     def __getitem__(self, stage: str) -> Stage:
         return self.stages[stage]
 

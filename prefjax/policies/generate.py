@@ -1,26 +1,26 @@
 """From prompts to a file of responses: sampled in chunks, scored, and continued exactly where a killed command was."""
 
 import dataclasses
+import importlib.metadata
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from prefjax.data.encoding import decode_response
-from prefjax.data.jsonl import SUFFIXES, write_rows
 from prefjax.data.prompts import Prompt, plain_text
 from prefjax.data.records import is_blank
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.models import SamplingOptions
-from prefjax.options import differences
+from prefjax.policies.chunks import Chunk, write_chunks
 from prefjax.policies.rollouts import Response, Sampler, sample_responses
 from prefjax.policies.scorers import Candidates, Scorer, checked
-from prefjax.state_files import read_object, write_whole
+from prefjax.training.checkpoint import parameter_hash
 from prefjax.training.parameters import Policy
 
 _BATCHES = 4  # of a chunk: enough that prompts of similar length meet, few enough that a kill loses little
@@ -124,68 +124,50 @@ def generate_file(
     scorer: Scorer | None = None,
 ) -> dict[str, Any]:
     """Writes responses to `path` (.jsonl or .jsonl.gz) and what made them to `path`.manifest.json, whose content it
-    returns.
-
-    What is finished lies in `path`.partial, one line a chunk of prompts. The same call goes on after them, chunk by
-    chunk as before, so the file becomes byte for byte what an undisturbed call writes.
+    returns. A killed call is continued by the same one, with the same bytes (`chunks.write_chunks`).
 
     Args:
-      identity: JSON-able facts on which the responses depend besides `config`: model, prompts, scorer.
+      identity: JSON-able facts on which the responses depend besides `config`: `facts_of` and the scorer.
       about: further facts for the manifest: command, versions, what became of the prompts.
 
     Raises:
-      ValueError: `path` has another suffix, or belongs to a call with another identity; names what differs.
+      ValueError: there are no prompts, or as `write_chunks`.
     """
-    if not path.name.endswith(SUFFIXES):
-        raise ValueError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}")
     if not prompts:
         raise ValueError("there are no prompts to answer")
-    identity = json.loads(json.dumps({**identity, "generation": dataclasses.asdict(config)}))
-    manifest_path, partial = (path.with_name(path.name + end) for end in (".manifest.json", ".partial"))
-    if path.exists() and not manifest_path.exists():
-        raise ValueError(f"{path} exists and has no manifest: it is another's, give a new --output")
-    if path.exists():
-        manifest = read_object(manifest_path)
-        _require_same(path, manifest["identity"], identity)
-        return manifest
-    path.parent.mkdir(parents=True, exist_ok=True)
     size = max(1, _BATCHES * config.batch // config.samples)
     with tqdm(total=len(prompts) * config.samples, desc="sampling", unit="response", disable=None) as bar:
-        chunks = _begin(partial, identity)
-        bar.update(min(len(chunks) * size, len(prompts)) * config.samples)
-        with partial.open("a") as file:
-            for start in range(len(chunks) * size, len(prompts), size):
-                part = prompts[start : start + size]
-                responses = respond(policy, part, config, first=start, bar=bar)
-                rows, counts = rows_of(policy.tokenizer, part, responses, scorer, best=config.best)
-                # Through JSON, so that a chunk is the same whether it was made now or read.
-                chunks.append(json.loads(line := json.dumps({"rows": rows, "counts": counts})))
-                file.write(line + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-    counts = dict(sum((Counter(chunk["counts"]) for chunk in chunks), Counter()))
-    rows = [row for chunk in chunks for row in chunk["rows"]]
-    manifest = {"identity": identity, "rows": len(rows), "counts": counts, **about}
-    write_whole(manifest_path, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    write_rows(path, rows)
-    partial.unlink()
-    return manifest
+
+        def make(start: int) -> Chunk:
+            part = prompts[start : start + size]
+            responses = respond(policy, part, config, first=start, bar=bar)
+            return Chunk(*rows_of(policy.tokenizer, part, responses, scorer, best=config.best))
+
+        return write_chunks(
+            path,
+            range(0, len(prompts), size),
+            make,
+            identity={**identity, "generation": dataclasses.asdict(config)},
+            about=about,
+            resumed=lambda done: bar.update(min(done * size, len(prompts)) * config.samples),
+        )
 
 
-def _begin(partial: Path, identity: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The chunks that are there, without a last line that was cut off; the file is left ready for the next."""
-    lines = partial.read_text().splitlines(keepends=True) if partial.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    if whole:
-        _require_same(partial, json.loads(whole[0]), identity)
-    else:
-        whole = [json.dumps(identity) + "\n"]
-    if whole != lines:
-        partial.write_text("".join(whole))
-    return [json.loads(line) for line in whole[1:]]
+def facts_of(policy: Policy) -> dict[str, Any]:
+    """On what its responses depend besides the prompts and how they are drawn."""
+    return {
+        "parameters": parameter_hash(policy.params),
+        "dtype": policy.model.dtype,
+        "tokenizer": policy.tokenizer.fingerprint,
+        "date": policy.tokenizer.date,
+        "stop_ids": policy.stop_ids,
+    }
 
 
-def _require_same(path: Path, there: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    changed = [f"{name}: {old!r} there, {new!r} now" for name, old, new in differences(there, now)]
-    if changed:
-        raise ValueError(f"{path} was made otherwise ({'; '.join(changed)}): give a new --output, or remove it")
+def machine_of(policy: Policy) -> dict[str, Any]:
+    """What responses were drawn with and on."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "flax")},
+        "devices": f"{policy.mesh.size} x {jax.devices()[0].device_kind}",
+        "mesh": dict(policy.mesh.shape),
+    }

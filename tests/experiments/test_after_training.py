@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import shlex
+import sys
 
 import numpy as np
 import pytest
 
 from prefjax.data.readers import read_records
+from prefjax.data.synthetic import World
 from prefjax.policies.open import open_mesh, open_policy
 from prefjax.policies.rollouts import sequence_logps
 from prefjax.policies.scorers import Candidates, load_function, load_scorer
@@ -71,7 +74,25 @@ def test_scorers_by_name():
     assert list(load_scorer("logp", mesh)([own])[0]) == [-4, -9]
     assert load_scorer("mean_logp", mesh)([own])[0] == [-1, -3]
     assert load_scorer(f"{HERE}:vowels", mesh)([own])[0] == [2, 0]
-    for bad in ("best", "implicit:", "no_such_module:f", f"{HERE}:no_such_function", f"{HERE}:np"):
+    # It likes the first place by 0.1 and the longer text by 0.3: in both orders only length is left, and equals tie.
+    judge = load_scorer(f"judge:{HERE}:likes_first", mesh)
+    assert judge([own._replace(completions=("a", "bb", "bb"))])[0] == pytest.approx([0.2, 0.65, 0.65])
+    with pytest.raises(ValueError, match="'p' has one completion"):
+        judge([own._replace(completions=("a",))])
+    code = "import json, sys; [print([len(c) for c in json.loads(line)['completions']]) for line in sys.stdin]"
+    command = f"command:{shlex.join([sys.executable, '-c', code])}"
+    assert load_scorer(command, mesh)([own, own._replace(completions=("é" * 5,))]) == [[3, 3], [5]]
+    for wrong, message in (
+        ("sys.exit('no key')", "status 1: no key"),
+        ("print('good')", "must write a list of scores"),
+    ):
+        words = shlex.join([sys.executable, "-c", f"import sys; {wrong}"])
+        with pytest.raises(ValueError, match=message):
+            load_scorer(f"command:{words}", mesh)([own])
+    prompt = World().prompts()[0]
+    gold = load_scorer("gold", mesh)([own._replace(prompt=prompt, completions=(World().best_response(prompt), "x"))])
+    assert gold[0][0] > 2 and gold[0][1] == -4
+    for bad in ("best", "implicit:", "no_such_module:f", f"{HERE}:no_such_function", f"{HERE}:np", "command:nowhere"):
         with pytest.raises(ValueError, match=bad.split(":")[0]):
             load_scorer(bad, mesh)
     assert load_function("json:dumps") is json.dumps
