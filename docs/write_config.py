@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from prefjax.options import REQUIRED, Option, options_of
+from prefjax.policies.rounds import RoundsConfig
 from prefjax.training.config import StageConfig
 from prefjax.training.runs import SamplingConfig
 
@@ -57,7 +58,7 @@ def sections(cls: type, path: str) -> Iterator[tuple[str, type]]:
             yield from sections(field.kind, f"{path}.{field.name}")
 
 
-TABLES = [*sections(StageConfig, "config"), ("config.sampling", SamplingConfig)]
+TABLES = [*sections(StageConfig, "config"), ("config.sampling", SamplingConfig), ("config.rounds", RoundsConfig)]
 
 
 def section(path: str, cls: type) -> str:

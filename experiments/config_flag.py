@@ -1,15 +1,18 @@
 """The --config flag of the commands: a file says what differs, the dataclasses say the rest, flags change any field.
 
 `get_config(argument)` of the file returns a ConfigDict, or a dict, of what differs from the defaults. It is completed
-with every other field of a stage, of `sampling`, and of the stages before it (`config.sft`), where None means "as in
-the run itself"; then flags --config.FIELD=VALUE are applied. If the file says nothing of an architecture, that stays
-None too: it is the one of the Hugging Face folder, or of the run, that training starts from.
+with every other field of a stage, of `sampling` and of what else the command reads, and of the stages before it
+(`config.sft`), where None means "as in the run itself"; then flags --config.FIELD=VALUE are applied. If the file says
+nothing of an architecture, that stays None too: it is the one of the Hugging Face folder, or of the run, that training
+starts from.
 """
 
 import dataclasses
 import difflib
+import itertools
 import re
 import sys
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,21 +34,29 @@ from prefjax.training.runs import EARLIER, SamplingConfig
 # Sections that an earlier stage has to itself: if a file states any of one, the rest of it are defaults.
 _OWN = ("optimizer", "train")
 _SHARED = ("train.writers",)  # but where metrics go is the run's
+# What a command reads besides stages, by name.
+Sections = Mapping[str, type]
+_RUN: Sections = {"sampling": SamplingConfig}
 
 flags.disclaim_key_flags()  # the flag belongs to the command that defines it, whose --help shows it
 
 
 def define_config(
-    *, flag_values: flags.FlagValues = flags.FLAGS, sys_argv: Sequence[str] | None = None
+    *,
+    flag_values: flags.FlagValues = flags.FLAGS,
+    sys_argv: Sequence[str] | None = None,
+    sections: Sections = types.MappingProxyType({}),
 ) -> flags.FlagHolder:
     """Defines --config=FILE:ARGUMENT, whose value is a complete and locked ConfigDict, and --config.FIELD=VALUE.
 
     Args:
       sys_argv: the command line that says which fields are flags; None: this process's.
+      sections: dataclasses of options that the command reads besides those of a run, by their names in the config.
     """
-    argv = None if sys_argv is None else list(sys_argv)
-    holder = config_flags.DEFINE_config_file("config", None, help_text(), flag_values=flag_values, sys_argv=argv)
-    flag_values["config"].parser = _CompletingParser(flag_values["config"], argv)
+    argv, sections = None if sys_argv is None else list(sys_argv), {**_RUN, **sections}
+    words = help_text(sections=sections)
+    holder = config_flags.DEFINE_config_file("config", None, words, flag_values=flag_values, sys_argv=argv)
+    flag_values["config"].parser = _CompletingParser(flag_values["config"], argv, sections)
     return holder
 
 
@@ -67,8 +78,8 @@ class _CompletingParser(flags.ArgumentParser):
       flag: the one that `config_flags` defined.
     """
 
-    def __init__(self, flag: flags.Flag, argv: list[str] | None):
-        self._flag, self._file, self._argv = flag, flag.parser, argv
+    def __init__(self, flag: flags.Flag, argv: list[str] | None, sections: Sections):
+        self._flag, self._file, self._argv, self._sections = flag, flag.parser, argv, sections
 
     def parse(self, argument: str) -> ConfigDict:
         file = argument.partition(":")[0]
@@ -78,9 +89,9 @@ class _CompletingParser(flags.ArgumentParser):
             raise ValueError(f"there is no file {file!r}: {advice}")
         argv = flags.FLAGS.read_flags_from_files(sys.argv if self._argv is None else self._argv, force_gnu=False)
         given = fields_given(argv)
-        config = complete(self._read(argument), argument, given)
+        config = complete(self._read(argument), argument, given, self._sections)
         _check_fields(config, given)
-        self._flag.help = help_text(config, argument)
+        self._flag.help = help_text(config, argument, self._sections)
         return config
 
     def _read(self, argument: str) -> ConfigDict:
@@ -104,19 +115,27 @@ def fields_given(argv: Sequence[str]) -> dict[str, str]:
     return given
 
 
-def complete(config: ConfigDict | dict[str, Any], source: str, given: Mapping[str, str] | None = None) -> ConfigDict:
+def complete(
+    config: ConfigDict | dict[str, Any],
+    source: str,
+    given: Mapping[str, str] | None = None,
+    sections: Sections = _RUN,
+) -> ConfigDict:
     """The same config with all its fields, locked. A dict becomes one first.
 
     Args:
       source: its file, for messages.
       given: fields that flags will set. Options of the loss are those of an objective among them.
+      sections: dataclasses of options beside those of a stage.
 
     Raises:
       ValueError: the file states a field that does not exist, or an option that the objective does not take.
     """
     config, given = config if isinstance(config, ConfigDict) else ConfigDict(config), given or {}
     known = [name for stage in ("", *(f"{name}." for name in EARLIER)) for name, _ in walk(StageConfig, stage)]
-    known += ["sampling", *(name for name, _ in walk(SamplingConfig, "sampling.")), *EARLIER]
+    for section, options in sections.items():
+        known += [section, *(name for name, _ in walk(options, f"{section}."))]
+    known += EARLIER
     for path in _paths(config):
         if path not in known and "loss." not in path:
             raise ValueError(f"{source}: {unknown_option(f'config.{path}', [f'config.{name}' for name in known])}")
@@ -127,17 +146,18 @@ def complete(config: ConfigDict | dict[str, Any], source: str, given: Mapping[st
             found = find_objective(objective)
             if isinstance(found, Sum) and config.objective in found.terms:
                 config.loss = ConfigDict({config.objective: config.loss})  # what the file says of its own stays with it
-            options = found.options
-            if other := [name for name in config.loss if name not in options]:
-                reason = f"{source} states config.loss.{other[0]}, but {objective} takes {', '.join(options) or 'none'}"
+            takes = found.options
+            if other := [name for name in config.loss if name not in takes]:
+                reason = f"{source} states config.loss.{other[0]}, but {objective} takes {', '.join(takes) or 'none'}"
                 advice = ": give the objective behind the colon, if the file takes it there"
                 raise ValueError(reason + advice if "objective" in given else reason)
-            _fill_loss(config.loss, options, lambda value: value)
+            _fill_loss(config.loss, takes, lambda value: value)
         for name, trained in EARLIER.items():
             _fill_earlier(config, name, given.get(f"{name}.objective", trained))
-        if "sampling" not in config:
-            config.sampling = ConfigDict()
-        _fill(config.sampling, SamplingConfig, lambda path, field: _default(field))
+        for section, options in sections.items():
+            if section not in config:
+                config[section] = ConfigDict()
+            _fill(config[section], options, lambda path, field: _default(field))
     return config.lock()
 
 
@@ -218,12 +238,13 @@ def _check_fields(config: ConfigDict, given: Mapping[str, str]) -> None:
         raise ValueError(unknown_option(f"config.{path}", [f"config.{name}" for name in own]))
 
 
-def help_text(config: ConfigDict | None = None, source: str = "") -> str:
+def help_text(config: ConfigDict | None = None, source: str = "", sections: Sections = _RUN) -> str:
     """All fields with their values, ranges and meanings, a line each.
 
     Args:
       config: whose values are shown; None: the defaults.
       source: the file it is from.
+      sections: beside those of a stage.
     """
     whose = f"in {source}" if config is not None else "by default"
     lines = [
@@ -231,7 +252,8 @@ def help_text(config: ConfigDict | None = None, source: str = "") -> str:
         f"flag, --config.FIELD=VALUE. Values are those {whose}; docs/config.md has the same as tables.",
         "",
     ]
-    for path, field in (*walk(StageConfig), *walk(SamplingConfig, "sampling.")):
+    beside = itertools.chain(*(walk(options, f"{section}.") for section, options in sections.items()))
+    for path, field in (*walk(StageConfig), *beside):
         if dataclasses.is_dataclass(field.kind):
             continue
         if field.kind is Mapping:

@@ -128,12 +128,14 @@ ALONE = {
 _COMPILES = "takes minutes and compilers for absent chips; tests/experiments/test_plan.py runs it where they are"
 _BENCHMARK = "takes minutes; tests/experiments runs it small"
 _GALLERY = "minutes each, and the same command as others here but for its objective, method or file"
+_ROUNDS = "takes minutes; tests/policies/test_rounds.py does small ones"
 _DOWNLOADS = "downloads a dataset; tests/data/test_datasets.py builds each from invented files"
 CHECKED = {
     "plan_env/bin/python -m experiments.plan": _COMPILES,
     "python -m experiments.plan": _COMPILES,
     "python -m experiments.benchmarks": _BENCHMARK,
     "python -m experiments.train --config=configs/papers.py": "needs a cluster; tests/experiments/test_cluster.py",
+    "python -m experiments.rounds": _ROUNDS,
     "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
     " --config.data.train=hh_rlhf/helpful-base:train": _DOWNLOADS,
     **{

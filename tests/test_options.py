@@ -13,6 +13,7 @@ from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig
 from prefjax.models.rotary import RopeScaling
 from prefjax.options import REQUIRED, Option, Range, build, check_ranges, option, options_of
+from prefjax.policies.rounds import RoundsConfig
 from prefjax.registry import REQUIRED as REQUIRED_OPTION
 from prefjax.training.config import StageConfig
 from prefjax.training.loop import LoopConfig
@@ -24,6 +25,7 @@ EXAMPLES = {
     ModelConfig: ModelConfig(0, 1, 8, 2, 1, 4, 8),
     RopeScaling: RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
     LoopConfig: LoopConfig(steps=1),
+    RoundsConfig: RoundsConfig("gold"),
 }
 
 
@@ -34,7 +36,7 @@ def dataclasses_of(cls, path):
             yield from dataclasses_of(field.kind, f"{path}{field.name}.")
 
 
-CONFIGS = dict([*dataclasses_of(StageConfig, ""), (SamplingConfig, "sampling.")])
+CONFIGS = dict([*dataclasses_of(StageConfig, ""), (SamplingConfig, "sampling."), (RoundsConfig, "rounds.")])
 FIELDS = [(cls, field) for cls in CONFIGS for field in options_of(cls) if not dataclasses.is_dataclass(field.kind)]
 
 
@@ -62,7 +64,7 @@ def test_all_config_dataclasses_are_here():
     assert names == {
         *("StageConfig", "DataConfig", "RecordFormat", "EncodingPolicy", "WorldOptions", "RowsConfig", "ModelConfig"),
         *("RopeScaling", "OptimizerConfig", "LoopConfig", "ReferenceConfig", "MeshConfig", "LoraConfig", "RewardHead"),
-        "SamplingConfig",
+        *("SamplingConfig", "RoundsConfig"),
     }
 
 
@@ -79,6 +81,7 @@ def test_these_options_may_change_when_a_run_is_continued():
         ),
         *("train.profile_steps", "train.writers", "train.skip_non_finite"),
         *(f"sampling.{name}" for name in ("prompts", "max_new_tokens", "temperature")),
+        "rounds.count",
     }
 
 

@@ -34,7 +34,8 @@ NAMES = {
         beta_dpo npo simnpo simper""",
 }
 COMMANDS = """
-    analyze annotate combine curate decompose evaluate export generate plan prepare report run score train zoo"""
+    analyze annotate combine curate decompose evaluate export generate plan prepare report rounds run score train
+    zoo"""
 
 
 @pytest.mark.parametrize("registry", (METHODS, TOOLS, DATASETS, OBJECTIVES), ids=lambda registry: registry.kind)

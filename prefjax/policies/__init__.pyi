@@ -1,3 +1,5 @@
+from . import annotate as annotate
+from . import chunks as chunks
 from . import combine as combine
 from . import evaluate as evaluate
 from . import export as export
@@ -8,6 +10,9 @@ from . import open as open
 from . import precompute as precompute
 from . import rewards as rewards
 from . import rollouts as rollouts
+from . import round_measures as round_measures
+from . import rounds as rounds
+from . import rounds_page as rounds_page
 from . import run_report as run_report
 from . import scorers as scorers
 from .combine import PreferenceVector as PreferenceVector

@@ -127,8 +127,8 @@ def _text_of(result: StageResult) -> Callable[[np.ndarray], str]:
 
 
 def _gold_rewards(data: DataConfig, prompts: list[str], texts: list[str]) -> np.ndarray | None:
-    """Gold rewards where the prompts come from the synthetic world."""
-    if data.train != SYNTHETIC or data.eval not in ("", SYNTHETIC):
+    """Gold rewards where the held-out prompts come from the synthetic world."""
+    if (data.eval or data.train) != SYNTHETIC:
         return None
     world = World(data.world.seed)
     return np.array([world.gold_reward(p, t) for p, t in zip(prompts, texts, strict=True)])

@@ -6,6 +6,7 @@ import itertools
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from ml_collections import ConfigDict
 from configs import quickstart
 from experiments.config_flag import complete, define_config, help_text
 from prefjax.losses import OBJECTIVES
-from prefjax.options import REQUIRED, stated, walk
+from prefjax.options import REQUIRED, build, stated, walk
+from prefjax.policies.rounds import RoundsConfig
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.runs import SamplingConfig, record_config, run_config
 
@@ -82,10 +84,10 @@ READ_BY = {
 }
 
 
-def parse(file, word, *fields):
+def parse(file, word, *fields, sections=types.MappingProxyType({})):
     values, argv = flags.FlagValues(), ["command", f"--config=configs/{file}.py:{word}"]
     argv += [f"--config.{field}" for field in fields]
-    define_config(flag_values=values, sys_argv=argv)
+    define_config(flag_values=values, sys_argv=argv, sections=sections)
     values(argv)
     return values
 
@@ -295,7 +297,30 @@ def test_the_document_is_up_to_date():
     spec.loader.exec_module(script)
     text = (ROOT / "docs" / "config.md").read_text()
     assert text == script.document(), "run: python -m docs.write_config"
-    assert text.count("\n| `") == len(FIELDS) + 1 + 3, "every field, `loss`, and those of the samples"
+    rounds = len(list(walk(RoundsConfig)))
+    assert text.count("\n| `") == len(FIELDS) + 1 + 3 + rounds, "every field, `loss`, of the samples and of rounds"
+
+
+def test_the_command_of_rounds_reads_their_options_from_every_file():
+    """With their defaults where a file says nothing of them; others refuse the section by name."""
+    for file, given in (("rounds", ()), ("quickstart", ()), ("finetune", NEEDED["finetune"])):
+        flagged = ("rounds.select=rso(count=4)", "rounds.samples=6", "rounds.scorer=logp", "rounds.temperature=0.5")
+        whole = parse(file, "dpo", *given, *flagged, sections={"rounds": RoundsConfig}).config.to_dict()
+        rounds = build(RoundsConfig, whole.pop("rounds"), "config.rounds")
+        assert (rounds.select, rounds.samples, rounds.scorer, rounds.temperature) == ("rso(count=4)", 6, "logp", 0.5)
+        assert rounds.max_new_tokens == (64 if file == "rounds" else 256) and rounds.reference == "previous"
+        run_config(whole)
+    with pytest.raises(flags.Error, match="config.rounds is not an option"):
+        parse("rounds", "dpo")
+    small = importlib.import_module("configs.rounds").get_config("ipo,smoke")
+    assert (small.objective, small.train.steps, small.rounds.scorer, small.loss.to_dict()) == (
+        "ipo",
+        2,
+        "mean_logp",
+        {},
+    )
+    text = help_text(sections={"rounds": RoundsConfig})
+    assert "rounds.samples=8 (at least 2): responses to each prompt" in text
 
 
 def test_every_file_opens_with_what_it_is():
