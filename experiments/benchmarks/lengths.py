@@ -18,6 +18,8 @@ from prefjax.rows.trees import TokenTree
 
 PAPER = "paper:"
 LONG_PROMPT = "long_prompt"
+DIALOGUES = "dialogues"
+_TURNS = 4  # of a dialogue
 DRAWN = 2048  # trees drawn from a distribution
 _CANDIDATES = 256  # samples that `representative` chooses from
 
@@ -83,6 +85,9 @@ def load_trees(
       ValueError: no such distribution, a rule it cannot follow, or a model without the tokenizer's BOS or EOS.
     """
     named = distributions()
+    if data == DIALOGUES:
+        text = f"dialogues of {_TURNS} turns, a pair at each whose chosen response the next continues; random ids"
+        return draw_dialogues(DRAWN, policy, vocab_size=vocab_size), text
     if data in named:
         if policy.truncation != "drop":
             raise ValueError(f"truncation={policy.truncation!r} with data={data!r}: drawn lengths can only be dropped")
@@ -118,6 +123,22 @@ def draw_trees(
             if all(limit is None or size <= limit for size, limit in zip(sizes, limits, strict=True)):
                 trees.append(make_tree(rng, len(trees), prompt, branches, vocab_size))
     return trees[:count]
+
+
+def draw_dialogues(pairs: int, policy: EncodingPolicy, *, vocab_size: int, seed: int = 0) -> list[TokenTree]:
+    """Dialogues of four turns, of 16 to 64 tokens of a user and 48 to 160 of each response, as far as they fit."""
+    rng = np.random.default_rng(seed)
+    trees: list[TokenTree] = []
+    while len(trees) < pairs:
+        dialogue, context = [], np.ones(1, np.int32)
+        for _ in range(_TURNS):
+            pair = make_tree(rng, 0, int(rng.integers(16, 65)), rng.integers(48, 161, 2), vocab_size)
+            pair = dataclasses.replace(pair, prompt=np.concatenate([context, pair.prompt[1:]]))
+            context = np.concatenate([pair.prompt, pair.responses[0]])
+            dialogue.append(pair)
+        if policy.max_length is None or len(context) <= policy.max_length:
+            trees += dialogue
+    return [dataclasses.replace(tree, example_id=row) for row, tree in enumerate(trees[:pairs])]
 
 
 def make_tree(rng: np.random.Generator, example_id: int, prompt: int, branches, vocab_size: int) -> TokenTree:

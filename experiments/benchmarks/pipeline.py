@@ -30,10 +30,12 @@ from prefjax.data.readers import find_files
 from prefjax.data.tokenizers import load_tokenizer
 from prefjax.requirements import Requirements
 from prefjax.rows.arrays import LAYOUTS, Branches, RowShape
-from prefjax.rows.packing import row_copies, suggest_shape, tree_sizes
+from prefjax.rows.packing import row_copies, suggest_for_units, suggest_shape, tree_sizes, unbounded
 from prefjax.rows.pipeline import row_dataset
-from prefjax.rows.steps import FullRows, StepSampler, simulate
+from prefjax.rows.steps import FullRows, sampled, simulate
 from prefjax.rows.store import TreeSource, open_trees
+from prefjax.rows.units import units_of
+from prefjax.training.config import RowsConfig
 
 _EPOCHS = 3
 COLUMNS = (
@@ -59,21 +61,24 @@ def shape_of(trees: TreeSource, layout: str, tokens_per_step: int) -> RowShape:
     branches = Branches(trees.lengths.responses.shape[1])
     longest = int(tree_sizes(trees.lengths, layout, branches)[:, 0].max())
     shape = suggest_shape(trees.lengths, layout, branches, 1, max_row_length=max(tokens_per_step, longest)).shape
+    if layout == "merged":
+        shape = dataclasses.replace(shape, merge_from=RowsConfig.merge_from)
+        units = units_of(trees, unbounded(shape))
+        shape = suggest_for_units(shape, units.sizes, units.sharing.trunk)
     return dataclasses.replace(shape, rows=max(1, tokens_per_step // (shape.row_length * row_copies(layout, branches))))
 
 
 def measure(trees: TreeSource, layout: str, *, tokens_per_step: int, seconds: float) -> dict[str, Any]:
     """One cell of the table."""
     shape, batching = shape_of(trees, layout, tokens_per_step), FullRows(seed=0)
-    sampler = StepSampler(trees.lengths, shape, batching)
+    sampler = sampled(trees, shape, batching)
     epoch = sampler.real_tokens.sum() / (shape.rows * row_copies(layout, shape.branches) * shape.row_length)
     plain = simulate(sampler, steps=max(1, round(_EPOCHS * float(epoch))))
     steps = iter(row_dataset(trees, shape, batching))
     next(steps)
     tokens, made, began, cpu_began = 0, 0, time.perf_counter(), time.process_time()
     while (elapsed := time.perf_counter() - began) < seconds:
-        ids = next(steps).example_id
-        tokens += int(sampler.real_tokens[ids[ids >= 0]].sum())
+        tokens += int((next(steps).segment_ids > 0).sum())
         made += 1
     cpu_seconds = time.process_time() - cpu_began
     steps.close()

@@ -1,9 +1,10 @@
-"""The paper's table: pairs per second of a train step in four layouts, with the reference live or precomputed.
+"""The paper's table: pairs per second of a train step in every layout, with the reference live or precomputed.
 
 COMMAND   python -m experiments.benchmarks.throughput --data=preferences.jsonl.gz --output=results/throughput
           --data is a preference file, paper:NAME for lengths like one of the six datasets of arXiv 2410.20305
-          (capybara, hh, metamath, tldr, helpsteer, ultrafeedback), or long_prompt.
-TIME      about 5 minutes a repeat on two idle CPU cores: all 8 cells, 12 pairs of HH-RLHF, SmolLM2-135M's shape
+          (capybara, hh, metamath, tldr, helpsteer, ultrafeedback), long_prompt, or dialogues, whose pairs stand at
+          every turn of one dialogue, four to each.
+TIME      about 6 minutes a repeat on two idle CPU cores: all 10 cells, 12 pairs of HH-RLHF, SmolLM2-135M's shape
 PROTOCOL  Random weights of --model's shape; the reference is another model. The same --pairs pairs are one optimiser
           step in every cell: policy forward and backward, live reference forward, AdamW; rows as tight as the layout
           allows, cut into micro-batches of at most --micro_batch positions, already on the device. The pairs are the
@@ -15,13 +16,14 @@ COLUMNS   pairs/s; useful tokens/s: P + C + R of the pairs, the same in every la
           positions that hold no token; memory: arguments + temporaries that the compiler reserves for the step;
           S_time: pairs/s over that of the layout without sharing; S_tokens: sum of 2P + C + R over sum of P + C + R;
           S_FLOPs: the same ratio of the step's FLOPs (attention over the visible area, the head over response tokens,
-          which sharing does not reduce); efficiency: S_time / S_FLOPs. Paper: its S_time on 8 x H100 with 7B models.
+          which sharing prompts does not reduce); both of merged rows as if one row held all pairs; efficiency: S_time /
+          S_FLOPs. Paper: its S_time on 8 x H100 with 7B models.
 """
 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from absl import flags
@@ -71,7 +73,8 @@ class Throughput(sweep.Sweep):
 
     def rows(self, case, cells):
         timed = [cell | speeds(self.training.model, self.trees, cell) for cell in cells.values()]
-        return compare(timed, ideal_gains(self.training.model, self.trees))
+        ideal = {layout: ideal_gains(self.training.model, self.trees, layout) for layout in self.layouts}
+        return compare(timed, ideal)
 
     def lines(self, rows):
         """The paper's reference is live in every number."""
@@ -98,34 +101,39 @@ class Throughput(sweep.Sweep):
 
 def speeds(model: ModelConfig, trees: Sequence[TokenTree], cell: sweep.Row) -> dict[str, float]:
     """What a cell does per second."""
-    work = total_work(trees, shared=cell["layout"] in BASELINE)
+    work = total_work(trees, cell["layout"])
     done = {
         "pairs": len(trees),
-        "useful_tokens": total_work(trees, shared=True).tokens,
+        "useful_tokens": total_work(trees, "shared").tokens,
         "needed_gflops": flops.step_flops(model, work, live_reference=cell["reference"] == "live") / 1e9,
     }
     return {f"{name}_per_second": amount / cell["seconds"].median for name, amount in done.items()}
 
 
-def compare(rows: list[sweep.Row], ideal: Gains) -> list[sweep.Row]:
-    """Adds S_time, S_tokens, S_FLOPs and efficiency where the layout without sharing was measured too."""
+def compare(rows: list[sweep.Row], ideal: Mapping[str, Gains]) -> list[sweep.Row]:
+    """Adds S_time, S_tokens, S_FLOPs and efficiency where the layout without sharing was measured too.
+
+    Args:
+      ideal: by layout.
+    """
     speed = {(row["layout"], row["reference"]): row["pairs_per_second"] for row in rows}
     base = lambda row: speed.get((BASELINE.get(row["layout"]), row["reference"]))
-    return [row | (ideal.against(row["pairs_per_second"] / base(row)) if base(row) else {}) for row in rows]
+    gains = lambda row: ideal[row["layout"]].against(row["pairs_per_second"] / base(row))
+    return [row | (gains(row) if base(row) else {}) for row in rows]
 
 
 def paper_gains(data: str, layout: str) -> tuple[float, float] | None:
     """The paper's S_time over FlexAttention and over FlashAttention-3, where `data` is like one of its datasets."""
     table = lengths.published()["datasets"]["packed" if layout == "shared_packed" else "unpacked"]
     name = data.removeprefix(lengths.PAPER)
-    if layout not in BASELINE or name == data:
+    if layout not in ("shared", "shared_packed") or name == data:
         return None
     speed = table[name]
     return speed["flex_shared"] / speed["flex"], speed["flex_shared"] / speed["fa3"]
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("data", None, "A preference file, paper:NAME or long_prompt.", required=True)
+    flags.DEFINE_string("data", None, "A preference file, paper:NAME, long_prompt or dialogues.", required=True)
     shapes.define_flags()
     flags.DEFINE_string("tokenizer", "byte", "byte, or a Hugging Face tokenizer folder; for files.")
     flags.DEFINE_integer("pairs", 12, "Pairs of one step.")
@@ -144,7 +152,8 @@ def declare(options: flags.FlagValues) -> Throughput:
     limits = (options.max_length, options.max_prompt_length, options.max_response_length)
     policy = EncodingPolicy(*limits, options.truncation)
     trees, source = lengths.load_trees(data, options.tokenizer, policy, vocab_size=model.vocab_size)
-    sample = lengths.representative(trees, options.pairs, options.seed)
+    whole_dialogues = data == lengths.DIALOGUES
+    sample = trees[: options.pairs] if whole_dialogues else lengths.representative(trees, options.pairs, options.seed)
     whole, taken = summarize_lengths(trees), summarize_lengths(sample)
     print(f"{source}\n\n{whole}\n\nthe {len(sample)} pairs of a step\n\n{taken}\n", flush=True)
     mean = lambda statistics, node: f"{statistics.lengths[node].mean:.0f}"

@@ -1,7 +1,7 @@
 """The same prompts as one train step in every layout: the tightest rows, compiled, and proven equal before timing."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from prefjax.rows.layout import attach_reference, build_rows
 from prefjax.rows.packing import PACKED_LAYOUTS, TreeLengths, first_fit_decreasing, row_copies, tree_sizes
 from prefjax.rows.store import MemoryTrees
 from prefjax.rows.trees import TokenTree
+from prefjax.rows.units import measure, plan_units
 from prefjax.training.feed import to_devices
 from prefjax.training.mesh import parameter_shardings, row_shards
 from prefjax.training.metrics import Metrics
@@ -27,7 +28,7 @@ from prefjax.training.scoring import Setup
 from prefjax.training.step import jit_train_step, loss_and_gradients, place_state
 from prefjax.training.tables import over_trees
 
-BASELINE = {"shared": "pairs", "shared_packed": "packed_pairs"}
+BASELINE = {"shared": "pairs", "shared_packed": "packed_pairs", "merged": "packed_pairs"}
 _COMPARED = ("loss", "chosen_logp", "rejected_logp", "grad_norm", "prompts", "responses", "scored_tokens")
 _UNIT = 8  # row lengths are multiples of it
 _UNBOUNDED = 2**31 - 1
@@ -71,19 +72,17 @@ def place(
       micro_batch: positions of one shard that a forward and backward pass may hold (one row at least); more rows than
         that are accumulated. None: everything at once.
     """
-    lengths = TreeLengths.of(trees)
-    sizes = tree_sizes(lengths, layout, branches)
-    longest, total = sizes[:, 0].max(), sizes[:, 0].sum()
+    sizes = tree_sizes(TreeLengths.of(trees), layout, branches)
+    longest, total = sizes[:, 0].max(), total_work(trees, layout).tokens
     whole = lambda tokens: _UNIT * math.ceil(tokens / _UNIT)
     if layout in PACKED_LAYOUTS:
         rows = shards * math.ceil(total / (shards * max(longest, micro_batch or total)))
-        row_length = whole(max(longest, total / rows))
-        pack = lambda: first_fit_decreasing(sizes, np.array([row_length, *[_UNBOUNDED] * 3]))
-        while len(members := pack()) > rows:
+        row_length, pack = whole(max(longest, total / rows)), _packing(trees, layout, branches)
+        while len(members := pack(row_length)) > rows:
             row_length += _UNIT
     else:
         rows, row_length = len(trees), whole(longest)
-        members = [np.array([tree]) for tree in range(len(trees))]
+        members = [[tree] for tree in range(len(trees))]
     at_once = max(1, (micro_batch or _UNBOUNDED) // (row_length * row_copies(layout, branches)))
     fewest = math.ceil(rows / (shards * at_once))
     padded = lambda parts: math.ceil(rows / (parts * shards)) * parts * shards
@@ -95,13 +94,37 @@ def place(
         scored_length=int(max(sizes[row, 1].sum() for row in members)),
         groups=max(map(len, members)),
         branches=branches,
+        entries=int(max(sizes[row, 1].sum() for row in members)) if layout == "merged" else 0,
     )
-    return Placement([row.tolist() for row in members], shape, accumulation)
+    return Placement(members, shape, accumulation)
 
 
-def total_work(trees: Sequence[TokenTree], *, shared: bool) -> flops.Work:
-    """What the mathematics asks of a forward pass over all trees."""
-    count = flops.shared_work if shared else flops.separate_work
+def _packing(trees: Sequence[TokenTree], layout: str, branches: Branches) -> Callable[[int], list[list[int]]]:
+    """Row length -> the trees of every row, in as few as first-fit-decreasing finds; of `merged`, units of trees."""
+    if layout != "merged":
+        sizes = tree_sizes(TreeLengths.of(trees), layout, branches)
+        capacity = lambda length: np.array([length, *[_UNBOUNDED] * 3])
+        return lambda length: [row.tolist() for row in first_fit_decreasing(sizes, capacity(length))]
+    sharing = measure(trees, branches)
+
+    def pack(length: int) -> list[list[int]]:
+        units = plan_units(sharing, np.array([length, *[_UNBOUNDED] * 4]), merge_from=1)
+        rows = first_fit_decreasing(units.sizes, np.array([length - sharing.trunk, *[_UNBOUNDED] * 4]))
+        return [[tree for unit in row for tree in units.members[unit]] for row in rows]
+
+    return pack
+
+
+def total_work(trees: Sequence[TokenTree], layout: str) -> flops.Work:
+    """What the mathematics asks of a forward pass over all trees; of `merged`, as if one row held them."""
+    if layout == "merged":
+        tokens = sum(len(tree.prompt) + len(branch) for tree in trees for branch in tree.responses)
+        shape = RowShape("merged", 1, tokens, tokens, len(trees), branches_of(trees), entries=tokens)
+        rows = build_rows([trees], shape)
+        real = rows.segment_ids > 0
+        area = (rows.visible_until - np.arange(tokens))[real].sum()
+        return flops.Work(float(real.sum()), float(area), float(rows.scored.sum()))
+    count = flops.shared_work if layout in BASELINE else flops.separate_work
     work = [count(len(tree.prompt), np.array([len(branch) for branch in tree.branches])) for tree in trees]
     return sum(work[1:], work[0])
 
@@ -117,9 +140,9 @@ class Gains(NamedTuple):
         return {"s_time": time, "s_tokens": self.tokens, "s_flops": self.flops, "efficiency": time / self.flops}
 
 
-def ideal_gains(model: ModelConfig, trees: Sequence[TokenTree]) -> Gains:
+def ideal_gains(model: ModelConfig, trees: Sequence[TokenTree], layout: str = "shared_packed") -> Gains:
     """S_tokens and S_FLOPs. A step is a multiple of a forward pass, so the ratio holds with any reference."""
-    separate, shared = total_work(trees, shared=False), total_work(trees, shared=True)
+    separate, shared = total_work(trees, "pairs"), total_work(trees, layout)
     forward = lambda work: float(flops.forward_flops(model, work))
     return Gains(float(separate.tokens / shared.tokens), forward(separate) / forward(shared))
 

@@ -54,7 +54,7 @@ class Size:
     data: tuple[str, ...] = ("paper:hh", "paper:ultrafeedback", lengths.LONG_PROMPT)
     pairs: int = 64
     micro_batch: int = 16_384
-    layouts: tuple[str, ...] = LAYOUTS
+    layouts: tuple[str, ...] = tuple(layout for layout in LAYOUTS if layout != "merged")  # drawn pairs share nothing
     references: tuple[str, ...] = REFERENCES
     repeats: int = 3
 
