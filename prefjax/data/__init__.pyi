@@ -32,6 +32,7 @@ from . import sources as sources
 from . import spans as spans
 from . import spellings as spellings
 from . import synthetic as synthetic
+from . import synthetic_trees as synthetic_trees
 from . import table_files as table_files
 from . import text_files as text_files
 from . import tokenizer_files as tokenizer_files
@@ -43,6 +44,7 @@ from . import tree_shapes as tree_shapes
 from . import turns as turns
 from . import word_cache as word_cache
 from . import worker_processes as worker_processes
+from . import world_records as world_records
 from .account import Account as Account
 from .account import Finding as Finding
 from .account import Notice as Notice
@@ -70,7 +72,6 @@ from .methods import method as method
 from .methods.sequences import apply_methods as apply_methods
 from .methods.sequences import parse_methods as parse_methods
 from .prepare import DataConfig as DataConfig
-from .prepare import WorldOptions as WorldOptions
 from .prompts import Prompt as Prompt
 from .prompts import PromptFile as PromptFile
 from .prompts import encode_prompts as encode_prompts
@@ -97,3 +98,4 @@ from .transforms import keep_best as keep_best
 from .transforms import normalize_targets as normalize_targets
 from .transforms import rankings_to_pairs as rankings_to_pairs
 from .transforms import targets_from_scores as targets_from_scores
+from .world_records import WorldOptions as WorldOptions

@@ -26,10 +26,10 @@ from prefjax.data.jsonl import write_rows
 from prefjax.data.methods.sequences import Step, columns_of, parse_methods, provenance
 from prefjax.data.records import Record
 from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources, refuse_copies
-from prefjax.data.synthetic import World
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.data.transforms import PAIR_TARGETS, RANKING_RULES, Normalization, measure_targets, normalized
 from prefjax.data.treatment import TreatedRecords, Treatment
+from prefjax.data.world_records import WorldOptions, world_records
 from prefjax.options import check_ranges, option
 from prefjax.requirements import Requirements
 from prefjax.rows.lengths import summarize
@@ -41,23 +41,8 @@ from prefjax.rows.vectors import same_tokens
 SYNTHETIC = "synthetic"
 SPLITS = ("train", "eval")
 _ENCODING = 6  # of encoded records and the manifest: prepared trees of an earlier number are not found again
-_RANKED = 4  # responses of a ranking of the synthetic world
 # Options that decide nothing, or that the key holds in another way.
 _ELSEWHERE = "train tokenizer world directory mixture_seed tfds_dir manual_dir methods workers".split()
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldOptions:
-    """The synthetic world's draws. Held-out labels are clean, whatever makes training labels noisy."""
-
-    train_examples: int = option(8192, "training records", at_least=1)
-    eval_examples: int = option(512, "held-out records", at_least=1)
-    temperature: float = option(0.0, "of the Bradley-Terry draw of training labels; 0: the better one wins", at_least=0)
-    flip_rate: float = option(0.0, "share of training labels that are flipped", at_least=0, at_most=1)
-    seed: int = option(0, "of the draws", at_least=0, at_most=2**31 - 1)
-
-    def __post_init__(self):
-        check_ranges(self, "data.world")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,28 +339,8 @@ def _given(config: DataConfig, requires: Requirements, split: str, directory: Pa
     given = config.eval if split == "eval" and config.eval else config.train
     if given != SYNTHETIC:
         return given
-    options, world = config.world, World(config.world.seed)
-    count = options.train_examples if split == "train" else options.eval_examples
-    noise = dict(temperature=options.temperature, flip_rate=options.flip_rate) if split == "train" else {}
-    if requires.imitates:
-        kind, records = "demonstrations", world.demonstrations(count, split=split)
-    elif requires.group_size is None and requires.reads == "rewards":
-        # Held-out rewards come two to a prompt, so that reward accuracy can be read.
-        kind = "rewarded" if split == "train" else "rankings"
-        records = world.rewarded(count) if split == "train" else world.rankings(count, 2, split=split)
-    elif requires.group_size is None and requires.reads == "scores":
-        kind, records = f"rankings{_RANKED}", world.rankings(count, _RANKED, split=split)
-    elif requires.token_labels:
-        kind, records = "annotated", world.annotated(count, split=split, **noise)
-    elif requires.pair_numbers or requires.reads in ("scores", "probabilities"):
-        # What grades a pair is no noise of its label, so held-out pairs have it too.
-        grades = dict(temperature=options.temperature, flip_rate=options.flip_rate)
-        kind, records = "graded", world.graded(count, split=split, **grades)
-    elif requires.group_size is None and split == "train":
-        kind, records = "unpaired", world.unpaired(count, split=split, **noise)
-    else:
-        kind, records = "pairs", world.pairs(count, split=split, **noise)
-    identity = hashlib.sha256(repr((options, kind, split)).encode()).hexdigest()[:8]
+    kind, records = world_records(config.world, requires, split)
+    identity = hashlib.sha256(repr((config.world, kind, split)).encode()).hexdigest()[:8]
     path = Path(directory) / f"synthetic-{kind}-{split}-{identity}.jsonl"
     if not path.exists():
         write_rows(path, records)

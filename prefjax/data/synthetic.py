@@ -22,6 +22,10 @@ The base distribution, which demonstrations follow and SFT learns, draws the fou
 listens to the guest with probability LISTENING and otherwise takes whatever word comes to hand (`World.slots`).
 Preferences are Bradley-Terry in the gold reward: P(a beats b) = sigmoid((reward(a) - reward(b)) / temperature).
 
+Guests may stay: a prompt may go on with an answer and what the guest asks for next, one of FOLLOW_UPS, each on a line
+of its own, and the next answer is judged as the first one was, by guest and weather. Or an answer is begun, by the
+slots of a last line that has no end: what goes on is judged with it. `synthetic_trees` makes trees of both.
+
 Held-out prompts are chosen by a hash of the prompt alone, so the splits are disjoint for every seed.
 """
 
@@ -54,6 +58,7 @@ GREETINGS = {"Go away.": -1.2, "Hmph.": -0.8, "You again?": -0.5, "Sit down.": 0
 TEMPERATURES = {"Hot": 0.75, "Warm": 0.2, "Cool": -0.2, "Iced": -0.75}
 FLAVOURS = ("fish", "nut", "clover", "honey")
 DISHES = ("pie", "soup", "stew", "tea")
+FOLLOW_UPS = ("Another, please.", "And for my friend?", "Once more.", "Anything else?")
 
 RIGHT_NAME_REWARD = 1.3
 WRONG_NAME_REWARD = -0.3
@@ -127,6 +132,31 @@ def _join(words: Iterable[str]) -> str:
     return " ".join(words) + "."
 
 
+def knock_of(prompt: str) -> tuple[str, str]:
+    """The line that a prompt begins with, and how far its last answer is begun; "" where it is not.
+
+    Raises:
+        ValueError: the prompt is not one of this world.
+    """
+    knock, newline, rest = prompt.partition("\n")
+    *lines, begun = rest.split("\n")
+    if knock + newline not in _PROMPTS or len(lines) % 2 or not set(lines[1::2]) <= set(FOLLOW_UPS):
+        raise ValueError(f"not a prompt of this world: {prompt!r}; it must be one of World.prompts(), or go on from it")
+    return knock + newline, begun
+
+
+def words_said(begun: str, slots: Iterable[Slot]) -> list[str]:
+    """The words of the first slots that an answer is begun with, up to where it leaves the grammar."""
+    said, at = [], 0
+    for slot in slots:
+        word = next((w for w in slot.reward if begun.startswith(" " * (at > 0) + w, at)), None)
+        if word is None:
+            break
+        said.append(word)
+        at += (at > 0) + len(word)
+    return said
+
+
 def _hash(prompt: str) -> int:
     return int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest(), "big")
 
@@ -183,28 +213,34 @@ class World:
 
     def slots(self, prompt: str) -> tuple[Slot, Slot, Slot, Slot]:
         """The four slots of an answer to this prompt. Raises ValueError when the prompt is not one of this world."""
-        if prompt not in _PROMPTS:
-            raise ValueError(f"not a prompt of this world: {prompt!r}; it must be one of World.prompts()")
-        return _slots(*_PROMPTS[prompt])
+        return _slots(*_PROMPTS[knock_of(prompt)[0]])
 
     def sample_response(self, rng: np.random.Generator, prompt: str) -> str:
         """One response from the base distribution."""
-        return _join(slot.sample(rng) for slot in self.slots(prompt))
+        return self._answer(prompt, lambda slot: slot.sample(rng))
 
     def best_response(self, prompt: str) -> str:
         """A response of the highest gold reward (the dish, which carries none, is the first one)."""
-        return _join(max(slot.reward, key=slot.reward.get) for slot in self.slots(prompt))
+        return self._answer(prompt, lambda slot: max(slot.reward, key=slot.reward.get))
+
+    def _answer(self, prompt: str, choose: Callable[[Slot], str]) -> str:
+        slots, begun = self.slots(prompt), knock_of(prompt)[1]
+        said = words_said(begun, slots)
+        return " " * bool(said) + _join(map(choose, slots[len(said) :]))
 
     def log_prob(self, prompt: str, response: str) -> float:
         """Exact log-probability of a response under the base distribution, nats; -inf for garbled text."""
-        slots, match = self.slots(prompt), _RESPONSE_PATTERN.fullmatch(response)
+        slots, begun = self.slots(prompt), knock_of(prompt)[1]
+        match = _RESPONSE_PATTERN.fullmatch(begun + response)
         if match is None:
             return -math.inf
-        return sum(math.log(slot.probability[word]) for slot, word in zip(slots, match.groups(), strict=True))
+        chosen = list(zip(slots, match.groups(), strict=True))[len(words_said(begun, slots)) :]
+        return sum(math.log(slot.probability[word]) for slot, word in chosen)
 
     def gold_reward(self, prompt: str, response: str) -> float:
-        """The table of the module docstring, for any response text: GARBLED_REWARD when it is not grammatical."""
-        slots, match = self.slots(prompt), _RESPONSE_PATTERN.fullmatch(response)
+        """The table of the module docstring, for any response text: GARBLED_REWARD when it is not grammatical; of a
+        response that goes on in a begun answer, that of the whole answer."""
+        slots, match = self.slots(prompt), _RESPONSE_PATTERN.fullmatch(knock_of(prompt)[1] + response)
         if match is None:
             return GARBLED_REWARD
         # Rounding makes equal sums equal floats whatever the words, so that a tie is a tie.
@@ -220,7 +256,7 @@ class World:
         def one(rng, prompt):
             return {"prompt": prompt, "completion": self.sample_response(rng, prompt)}
 
-        return self._records("demonstrations", n, split, one)
+        return self.records("demonstrations", n, split, one)
 
     def pairs(
         self, n: int, *, split: str = "train", temperature: float = 0.0, flip_rate: float = 0.0
@@ -233,12 +269,12 @@ class World:
         preference_probability(0.0, temperature, flip_rate)  # refuses bad options at the call, not at the first record
 
         def one(rng, prompt):
-            (first, second), (a, b) = self._distinct_responses(rng, prompt, 2)
+            (first, second), (a, b) = self.distinct_responses(rng, prompt, 2)
             if rng.random() >= preference_probability(a - b, temperature, flip_rate):
                 first, second = second, first
             return {"prompt": prompt, "chosen": first, "rejected": second}
 
-        return self._records("pairs", n, split, one)
+        return self.records("pairs", n, split, one)
 
     def graded(
         self, n: int, *, split: str = "train", temperature: float = 0.0, flip_rate: float = 0.0
@@ -251,7 +287,7 @@ class World:
         preference_probability(0.0, temperature, flip_rate)
 
         def one(rng, prompt):
-            responses, scores = self._distinct_responses(rng, prompt, 2)
+            responses, scores = self.distinct_responses(rng, prompt, 2)
             (high, chosen), (low, rejected) = sorted(zip(scores, responses, strict=True), reverse=True)
             margin = round(high - low, 6)
             return {
@@ -260,7 +296,7 @@ class World:
                 "target_probability": preference_probability(margin, temperature, flip_rate),
             }
 
-        return self._records("graded", n, split, one)
+        return self.records("graded", n, split, one)
 
     def annotated(
         self, n: int, *, split: str = "train", temperature: float = 0.0, flip_rate: float = 0.0
@@ -273,7 +309,7 @@ class World:
         preference_probability(0.0, temperature, flip_rate)
 
         def one(rng, prompt):
-            pair, (first, second) = self._distinct_responses(rng, prompt, 2)
+            pair, (first, second) = self.distinct_responses(rng, prompt, 2)
             if rng.random() >= preference_probability(first - second, temperature, flip_rate):
                 pair.reverse()
             chosen, rejected = (_RESPONSE_PATTERN.fullmatch(response) for response in pair)
@@ -282,7 +318,7 @@ class World:
             spans = [[[*match.span(1 + slot), gain] for slot, gain in enumerate(gains)] for match in (chosen, rejected)]
             return {"prompt": prompt, "chosen": pair[0], "rejected": pair[1], "spans": spans}
 
-        return self._records("annotated", n, split, one)
+        return self.records("annotated", n, split, one)
 
     def unpaired(
         self, n: int, *, split: str = "train", temperature: float = 0.0, flip_rate: float = 0.0
@@ -299,7 +335,7 @@ class World:
             up = bool(rng.random() < preference_probability(lead, temperature, flip_rate))
             return {"prompt": prompt, "completion": completion, "label": up}
 
-        return self._records("unpaired", n, split, one)
+        return self.records("unpaired", n, split, one)
 
     def rewarded(self, n: int, *, split: str = "train") -> Iterator[dict[str, Any]]:
         """n records {prompt, completion, reward}: one base draw and its gold reward, for direct reward optimisation."""
@@ -308,7 +344,7 @@ class World:
             completion = self.sample_response(rng, prompt)
             return {"prompt": prompt, "completion": completion, "reward": self.gold_reward(prompt, completion)}
 
-        return self._records("rewarded", n, split, one)
+        return self.records("rewarded", n, split, one)
 
     def rankings(self, n: int, k: int, *, split: str = "train") -> Iterator[dict[str, Any]]:
         """n records {prompt, completions, scores}: k base draws of pairwise different gold reward, in drawn order."""
@@ -316,21 +352,23 @@ class World:
             raise ValueError(f"k must be 2 to 16 responses per prompt, got {k}")
 
         def one(rng, prompt):
-            completions, scores = self._distinct_responses(rng, prompt, k)
+            completions, scores = self.distinct_responses(rng, prompt, k)
             return {"prompt": prompt, "completions": completions, "scores": scores}
 
-        return self._records(f"rankings{k}", n, split, one)
+        return self.records(f"rankings{k}", n, split, one)
 
-    def _distinct_responses(self, rng: np.random.Generator, prompt: str, k: int) -> tuple[list[str], list[float]]:
+    def distinct_responses(self, rng: np.random.Generator, prompt: str, k: int) -> tuple[list[str], list[float]]:
+        """k base draws of pairwise different gold reward, and their rewards."""
         by_reward: dict[float, str] = {}
         while len(by_reward) < k:
             response = self.sample_response(rng, prompt)
             by_reward.setdefault(self.gold_reward(prompt, response), response)
         return list(by_reward.values()), list(by_reward)
 
-    def _records(
+    def records(
         self, kind: str, n: int, split: str, one: Callable[[np.random.Generator, str], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
+        """n records that `one` makes, lazily, of prompts drawn from a split."""
         # Every kind and split has a stream of its own: asking for more pairs never changes the demonstrations.
         stream = [self.seed, *f"{split}/{kind}".encode()]
         _split_prompts(split)
