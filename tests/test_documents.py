@@ -294,7 +294,7 @@ def test_every_command_and_flag_of_the_documents_is_named_here_and_nothing_else(
     modules = {text.split()[2] for text in (*RUN, *(command for command, _ in ALONE.values()))}
     assert {text.split()[2] for text in said if is_bare(text)} <= modules
     benchmarks = {text.split()[2].removeprefix("experiments.benchmarks.") for text in said if ".benchmarks." in text}
-    assert benchmarks <= {*SMALLEST, "accelerator", "pipeline", "throughput", "trl"}, _BENCHMARK
+    assert benchmarks <= {*SMALLEST, "accelerator", "factors", "pipeline", "throughput", "trl"}, _BENCHMARK
 
 
 def test_every_flag_alone_is_tried():

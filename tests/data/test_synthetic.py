@@ -10,8 +10,12 @@ import sys
 import numpy as np
 import pytest
 
-from prefjax.data import synthetic
+from prefjax.data import synthetic, synthetic_trees
+from prefjax.data.formats import parse
+from prefjax.data.records import Record
 from prefjax.data.synthetic import GARBLED_REWARD, World, preference_probability
+from prefjax.data.world_records import WorldOptions, world_records
+from prefjax.requirements import Requirements
 
 WORLD = World()
 SNOWY_SEAL = "Snow. A muddy seal knocks.\n"
@@ -223,3 +227,56 @@ def test_unpaired_labels_compare_with_the_mean_reward():
     assert 0.35 < np.mean([record["label"] for record in clean]) < 0.65  # both labels are common
     flipped = list(WORLD.unpaired(2000, flip_rate=0.25))
     assert np.mean([r["label"] != above(r) for r in flipped]) == pytest.approx(0.25, abs=0.04)
+
+
+def test_a_dialogue_is_judged_by_who_knocked():
+    prompt = f"{SNOWY_SEAL}Hmph. Iced clover pie.\nOnce more.\n"
+    assert WORLD.gold_reward(prompt, "Welcome, seal! Hot fish stew.") == 3.05
+    assert WORLD.log_prob(prompt, "Come in! Cool nut soup.") == WORLD.log_prob(SNOWY_SEAL, "Come in! Cool nut soup.")
+    for wrong in ("Hmph.\nOnce more", "Hmph.\nMore!\n", "\nOnce more.\nHmph.\n"):
+        with pytest.raises(ValueError, match="go on from it"):
+            WORLD.gold_reward(SNOWY_SEAL + wrong + "\n" * (wrong == "Hmph.\nOnce more"), "Hmph. Hot fish stew.")
+
+
+def test_a_begun_answer_is_judged_as_a_whole():
+    begun = f"{SNOWY_SEAL}Welcome, seal! Hot"
+    assert WORLD.gold_reward(begun, " fish stew.") == 3.05 == WORLD.gold_reward(begun, WORLD.best_response(begun))
+    assert WORLD.gold_reward(begun, "fish stew.") == GARBLED_REWARD
+    rest = WORLD.log_prob(SNOWY_SEAL, "Welcome, seal! Hot fish stew.") - WORLD.log_prob(begun, " fish stew.")
+    first, second, *_ = WORLD.slots(SNOWY_SEAL)
+    assert rest == pytest.approx(math.log(first.probability["Welcome, seal!"] * second.probability["Hot"]))
+    assert WORLD.sample_response(np.random.default_rng(0), begun).count(" ") == 2
+
+
+@pytest.mark.parametrize("make, points", [(synthetic_trees.dialogues, 3), (synthetic_trees.solutions, 3)])
+def test_trees_are_scored_by_gold_reward(make, points):
+    """Every point is a ranking of two whose scores differ by what the whole answers' gold rewards differ by."""
+    rows = list(make(WORLD, 6))
+    assert rows[:3] == list(make(WORLD, 3)) and rows != list(make(World(1), 6))
+    assert {row["prompt"] for row in rows}.isdisjoint(row["prompt"] for row in make(WORLD, 6, split="eval"))
+    for row in rows:
+        records = [item for item in parse(row, "f:1") if isinstance(item, Record)]
+        assert [record.kind for record in records] == ["ranked"] * points
+        for record in records:
+            ends = record.ends is None
+            assert ends == (make is synthetic_trees.dialogues)
+            whole = [text if ends else text + WORLD.best_response(record.prompt + text) for text in record.responses]
+            better, worse = (WORLD.gold_reward(record.prompt, text) for text in whole)
+            assert better - worse == pytest.approx(record.scores[0] - record.scores[1]) != 0
+            assert min(better, worse) > GARBLED_REWARD
+
+
+def test_dialogues_are_demonstrated_at_every_turn():
+    rows = list(synthetic_trees.dialogue_demonstrations(WORLD, 60))
+    assert collections.Counter(row["prompt"].count("\n") for row in rows).keys() == {1, 3, 5}
+    assert all(WORLD.gold_reward(row["prompt"], row["completion"]) > GARBLED_REWARD for row in rows)
+    assert all(math.isfinite(WORLD.log_prob(row["prompt"], row["completion"])) for row in rows)
+
+
+def test_records_of_the_world_as_trees_have_no_noise():
+    with pytest.raises(ValueError, match="drop temperature and flip_rate"):
+        WorldOptions(trees="solutions", flip_rate=0.1)
+    for requires, names in ((Requirements(2), "dialogues"), (Requirements(imitates=True), "dialogue-demonstrations")):
+        name, rows = world_records(WorldOptions(train_examples=3, trees="dialogues"), requires, "train")
+        assert name == names and len(list(rows)) == 3
+    assert world_records(WorldOptions(trees="solutions"), Requirements(imitates=True), "eval")[0] == "demonstrations"

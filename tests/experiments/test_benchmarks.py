@@ -12,7 +12,6 @@ import jax
 import matplotlib.figure
 import numpy as np
 import pytest
-from absl import flags
 
 from experiments.benchmarks import attention, grid, lengths, pipeline, responses, sweep, throughput, tune_attention
 from experiments.benchmarks.shapes import MODELS
@@ -22,7 +21,7 @@ from prefjax.models import ModelConfig, init
 from prefjax.rows.arrays import LAYOUTS, Branches
 from prefjax.rows.lengths import summarize_lengths
 from prefjax.training.mesh import MeshConfig, make_mesh
-from tests.commands import forget_flags
+from tests.commands import as_program
 
 TINY = MODELS["tiny"]
 PACKED = ("packed_pairs", "shared_packed")
@@ -282,26 +281,17 @@ SMALLEST = {
 
 def run_command(name, arguments, monkeypatch):
     """`python -m experiments.benchmarks.NAME`, in this process."""
-    forget_flags()
-    before = set(flags.FLAGS)
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    try:
-        with pytest.raises(SystemExit) as ended:
-            if name == "tune_attention":  # every tile would take minutes
-                monkeypatch.setattr(tune_attention, "candidates", lambda platform, current: [current])
-                sweep.main(tune_attention.define_flags, tune_attention.declare)
-            else:
-                runpy.run_path(str(ROOT / f"experiments/benchmarks/{name}.py"), run_name="__main__")
-    finally:
-        for flag in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, flag)
-        flags.FLAGS.unparse_flags()
-    assert not ended.value.code
+    with as_program([name, *arguments], monkeypatch):
+        if name == "tune_attention":  # every tile would take minutes
+            monkeypatch.setattr(tune_attention, "candidates", lambda platform, current: [current])
+            sweep.main(tune_attention.define_flags, tune_attention.declare)
+        else:
+            runpy.run_path(str(ROOT / f"experiments/benchmarks/{name}.py"), run_name="__main__")
 
 
 def test_every_benchmark_that_the_docs_name_is_run_by_a_test():
     named = re.findall(r"-m experiments\.benchmarks\.(\w+)", (ROOT / "docs/benchmarks.md").read_text())
-    assert set(named) == {*SMALLEST, "accelerator", "pipeline", "throughput", "trl"}
+    assert set(named) == {*SMALLEST, "accelerator", "factors", "pipeline", "throughput", "trl"}
 
 
 def shape_of(value):

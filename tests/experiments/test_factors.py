@@ -1,0 +1,67 @@
+"""The count of shared tokens: by hand, by brute force, on real files, and by the command."""
+
+import itertools
+import json
+import runpy
+
+import numpy as np
+
+from experiments.benchmarks import factors, sweep
+from experiments.benchmarks.factors import Trie, views
+from prefjax.data.readers import read_records
+from prefjax.rows.trees import TokenTree
+from tests.commands import as_program
+from tests.documents import ROOT
+
+
+def tree(prompt: str, *responses: str) -> TokenTree:
+    ids = lambda text: np.array([*text.encode()], np.int32)
+    return TokenTree(ids(prompt), tuple(map(ids, responses)), np.zeros(len(responses), np.float32))
+
+
+def test_counts_by_hand():
+    """abc goes on from ab's response c: its prompt costs nothing, and d is shared by two responses."""
+    trees = [tree("ab", "c", "de"), tree("abc", "d", "dx")]
+    assert factors.factors(trees) == {
+        **{"records": 2, "separate": 3 + 4 + 4 + 5, "shared": 2 + 3 + 3 + 3, "nodes": 7},
+        **{"per_record": 16 / 11, "merged": 16 / 7, "continues": 1},
+    }
+    assert factors.factors([tree("ab", "c"), tree("abd", "c")])["continues"] == 0
+
+
+def test_a_trie_holds_every_beginning_once():
+    rng, trie = np.random.default_rng(0), Trie()
+    sequences = [tuple(rng.integers(3, size=rng.integers(1, 9)).tolist()) for _ in range(60)]
+    ends = [trie.add(ids[len(ids) // 2 :], trie.add(ids[: len(ids) // 2])) for ids in sequences]
+    assert trie.size == len({ids[:n] for ids in sequences for n in range(1, len(ids) + 1)})
+    for (a, first), (b, second) in itertools.combinations(zip(sequences, ends, strict=True), 2):
+        assert (a == b) == (first == second)
+
+
+def test_scored_or_not_a_token_is_the_same():
+    one, other = tree("ab", "cd"), tree("ab", "cd")
+    assert factors.factors([one, TokenTree(other.prompt, (~other.responses[0],), other.targets)])["nodes"] == 4
+
+
+def test_real_rankings_have_these_views(real_data):
+    records, _ = read_records(real_data / "oasst_en100_ranked.jsonl.gz", progress=False)
+    assert {view: len(own) for view, own in views(records)} == {"records": 212, "all pairs": 754}
+
+
+def test_the_command(tmp_path, monkeypatch):
+    say = lambda role, content: {"role": role, "content": content}
+    chat = [say("user", "Hi"), say("assistant", "Hello"), say("user", "Bye")]
+    rows = [{"prompt": chat, "chosen": f"Bye {k}", "rejected": "No"} for k in range(3)]
+    rows += [{"prompt": "q", "completions": ["a\nb", "a\nc", "d"], "scores": [1, 0, 0]}]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output, data = tmp_path / "factors", tmp_path / "mixed.jsonl"
+    with as_program(["factors", f"--data={data}", f"--output={output}"], monkeypatch):
+        runpy.run_path(factors.__file__, run_name="__main__")
+    lines = json.loads((output / "result.json").read_text())["rows"]
+    assert [(line["view"], line["records"]) for line in lines] == [
+        *(("records", 4), ("all pairs", 2), ("every turn", 6), ("every step", 1))
+    ]
+    assert all(1 <= line["per_record"] <= line["merged"] for line in lines)
+    kept = json.loads((ROOT / "docs/benchmarks/factors/result.json").read_text())["rows"]
+    assert lines[0].keys() == kept[0].keys() and (output / "plot.png").stat().st_size > 5000
+    assert sweep.table(factors.COLUMNS, kept) in (ROOT / "docs/trees.md").read_text()
