@@ -30,12 +30,12 @@ class WorldOptions:
 
     def __post_init__(self):
         check_ranges(self, "data.world")
-        if self.trees != "none" and (self.temperature or self.flip_rate):
-            raise ValueError(f"data.world.trees={self.trees!r} scores by gold reward: drop temperature and flip_rate")
 
 
 def world_records(options: WorldOptions, requires: Requirements, split: str) -> tuple[str, Iterator[dict[str, Any]]]:
-    """Rows of a split and what they are called."""
+    """Rows of a split and what they are called. Raises ValueError where trees are to have noise, which none has."""
+    if options.trees != "none" and (options.temperature or options.flip_rate):
+        raise ValueError(f"data.world.trees={options.trees!r} scores by gold reward: drop temperature and flip_rate")
     world = World(options.seed)
     count = options.train_examples if split == "train" else options.eval_examples
     noise = dict(temperature=options.temperature, flip_rate=options.flip_rate) if split == "train" else {}

@@ -275,7 +275,7 @@ def test_dialogues_are_demonstrated_at_every_turn():
 
 def test_records_of_the_world_as_trees_have_no_noise():
     with pytest.raises(ValueError, match="drop temperature and flip_rate"):
-        WorldOptions(trees="solutions", flip_rate=0.1)
+        world_records(WorldOptions(trees="solutions", flip_rate=0.1), Requirements(2), "train")
     for requires, names in ((Requirements(2), "dialogues"), (Requirements(imitates=True), "dialogue-demonstrations")):
         name, rows = world_records(WorldOptions(train_examples=3, trees="dialogues"), requires, "train")
         assert name == names and len(list(rows)) == 3

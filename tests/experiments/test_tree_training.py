@@ -22,6 +22,7 @@ def test_a_file_of_trees_becomes_a_report(tmp_path, monkeypatch):
         "--config.train.steps=2",
         f"--config.data.train={file}",
         "--config.data.holdout=0.3",
+        "--config.sampling.prompts=0",
     ]
     config = f"--config={ROOT / 'configs/quickstart.py'}:dpo"
     options = [option for option in TINY if ".sft." not in option] + options
