@@ -96,8 +96,13 @@ def fit_pair_paths(
     config: ml_collections.ConfigDict,
     points: int,
     more: Sequence[Sequence[Mapping[str, np.ndarray]]] | None = None,
+    options: Mapping[str, Sequence[float]] | None = None,
 ) -> Float[np.ndarray, "seeds runs points D"]:
-    """As `fit_pairs`, seen at `points` even distances on the way, the last at its end."""
+    """As `fit_pairs`, seen at `points` even distances on the way, the last at its end.
+
+    Args:
+        options: of the objective, with a value for every run.
+    """
     count = config.steps * config.batch_size
     given = [
         [_drawn(seed, (pairs, dict(more[seed][i]) if more else {}), count) for i, pairs in enumerate(of_seed)]
@@ -106,20 +111,20 @@ def fit_pair_paths(
     data = _stack([_stack(of_seed) for of_seed in given])
     order = np.arange(count).reshape(points, config.steps // points, config.batch_size)
 
-    def train(world, data):
+    def train(world, data, options):
         def loss(theta, batch):
             (prompt, response), fields = batch
             at = prompt[:, None], response
             reference = world.reference_logp[at]
             logp = reference + world.features[at] @ theta
-            return jnp.mean(
-                own.loss(Responses(logp=logp, reference_logp=reference, length=jnp.ones_like(logp), **fields))
-            )
+            r = Responses(logp=logp, reference_logp=reference, length=jnp.ones_like(logp), **fields)
+            return jnp.mean(own.loss(r, **options))
 
         return fitting.fit_path(loss, jnp.zeros(config.width), data, order, config.learning_rate)
 
-    over_runs = jax.vmap(train, in_axes=(None, 0))
-    return np.asarray(jax.jit(jax.vmap(over_runs))(_stack(worlds), data))
+    over_seeds = jax.vmap(jax.vmap(train, in_axes=(None, 0, 0)), in_axes=(0, 0, None))
+    values = {name: np.asarray(of_runs, np.float64) for name, of_runs in (options or {}).items()}
+    return np.asarray(jax.jit(over_seeds)(_stack(worlds), data, values))
 
 
 def _drawn(seed: int, data: Any, count: int) -> Any:
