@@ -44,7 +44,7 @@ PROTOCOL = {
     "steps": 200,
     "num_seeds": 50,
 }
-SIZES = {"smoke": {"inputs": 1_000, "num_seeds": 6}, "long": {"num_seeds": 200}, "paper": {}}
+SIZES = {"smoke": {"inputs": 500, "num_seeds": 20}, "long": {"num_seeds": 200}, "paper": {}}
 
 
 def cells(config: ml_collections.ConfigDict) -> list[str]:

@@ -107,8 +107,8 @@ CLAIMS = (
     Claim(
         "dpo_missed",
         "of the gain that is possible DPO attains less than the 97 % that were asked for, though more than 93 %: "
-        "this KL lies beyond where beta = 0.5 can go, so its best path is one that passes on the way to far more (0.93 minus "
-        "the share)",
+        "this KL lies beyond where beta = 0.5 can go, so its best path is one that passes on the way to far more (0.93 "
+        "minus the share)",
         lambda s: s.labels["loss"] == "dpo" and s.labels["KL"] == MISSED,
         lambda results, s: 0.93 - results.mean(s.key, "share", METRIC),
         0.0,
