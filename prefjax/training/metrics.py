@@ -96,8 +96,8 @@ def term_metrics(
     }
 
 
-def carried_metrics(carried: Mapping[str, Any]) -> Ratios:
-    """What an objective carries, by its names, those of a sum with their terms'."""
+def carried_metrics(carried: Mapping[str, Any] | None) -> Ratios:
+    """What an objective carries, by its names, those of a sum with their terms'; of one without state nothing."""
     named = jax.tree_util.tree_leaves_with_path(carried)
     path = lambda keys: jax.tree_util.keystr(keys, simple=True, separator="_")
     return {f"carried_{path(keys)}": (value, jnp.ones((), jnp.int32)) for keys, value in named}
