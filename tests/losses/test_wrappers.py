@@ -168,6 +168,7 @@ def test_wrappers_in_sums_options_and_python():
     simpo = smooth(px.objective("simpo", beta=2.0, gamma=0.3), rate=0.2)
     np.testing.assert_allclose(whole.loss(r), (0.5 * simpo + px.objective("sft")).loss(r), rtol=1e-14)
     assert list(whole.terms) == ["smooth_simpo", "sft"] and str(simpo).endswith(", rate=0.2)")
+    assert px.objective("clip_tokens(aot)").coupled and not simpo.coupled
     assert simpo.start is None and objective("all_pairs(dpo)").start is not None
     assert objective(str(whole)).options == whole.options and whole.options["smooth_simpo"]["rate"] == 0.2
     nested = objective("log_mean_exp(smooth(dpo))", rate=0.3, temperature=2.0)
