@@ -111,8 +111,10 @@ def fit_pair_paths(
     data = _stack([_stack(of_seed) for of_seed in given])
     order = np.arange(count).reshape(points, config.steps // points, config.batch_size)
 
-    def train(world, data, options):
-        def loss(theta, batch):
+    values = [{name: of_runs[i] for name, of_runs in (options or {}).items()} for i in range(len(runs[0]))]
+
+    def train(world, data):
+        def loss(theta, batch, **options):
             (prompt, response), fields = batch
             at = prompt[:, None], response
             reference = world.reference_logp[at]
@@ -120,11 +122,18 @@ def fit_pair_paths(
             r = Responses(logp=logp, reference_logp=reference, length=jnp.ones_like(logp), **fields)
             return jnp.mean(own.loss(r, **options))
 
-        return fitting.fit_path(loss, jnp.zeros(config.width), data, order, config.learning_rate)
+        def total(thetas, batch):  # options are numbers of Python, so their runs cannot be one vectorised call
+            parts = (jax.tree.map(lambda array, i=i: array[:, i], batch) for i in range(len(values)))
+            return sum(loss(theta, part, **own) for theta, part, own in zip(thetas, parts, values, strict=True))
 
-    over_seeds = jax.vmap(jax.vmap(train, in_axes=(None, 0, 0)), in_axes=(0, 0, None))
-    values = {name: np.asarray(of_runs, np.float64) for name, of_runs in (options or {}).items()}
-    return np.asarray(jax.jit(over_seeds)(_stack(worlds), data, values))
+        if options is None:
+            fit = lambda data: fitting.fit_path(loss, jnp.zeros(config.width), data, order, config.learning_rate)
+            return jax.vmap(fit)(data)
+        start = jnp.zeros((len(values), config.width))
+        by_example = jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), data)
+        return jnp.moveaxis(fitting.fit_path(total, start, by_example, order, config.learning_rate), 0, 1)
+
+    return np.asarray(jax.jit(jax.vmap(train))(_stack(worlds), data))
 
 
 def _drawn(seed: int, data: Any, count: int) -> Any:
