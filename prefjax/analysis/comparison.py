@@ -137,6 +137,8 @@ def frontier_figure(outcomes: Sequence[Outcome]) -> matplotlib.figure.Figure:
     figure, axes = style.panels(*size, rows, columns, sharex=True, sharey=True)
     for axis in axes[len(families) :]:
         axis.axis("off")
+    for axis in axes[max(len(families) - columns, 0) : len(families)]:  # the lowest of its column
+        axis.tick_params(labelbottom=True)
     for place, (axis, family) in enumerate(zip(axes, families, strict=False)):
         axis.axhline(start, color=style.GRAY, lw=1, ls=(0, (4, 3)), zorder=0)
         axis.set(xscale="log")
