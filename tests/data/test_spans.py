@@ -200,7 +200,7 @@ def test_rows_carry_every_label_beside_its_token(layout):
     trees = with_labels(random_trees(7))
     groups = 3 if packed else 1
     labels = ("token_weight", "token_segment")
-    shape = RowShape(layout, 7, 300, 300, groups, branches, carries=labels)
+    shape = RowShape(layout, 7, 300, 300, groups, branches, carries=labels, entries=300)
     rows = build_rows([trees[i : i + groups] for i in range(0, len(trees), groups)], shape)
     copies, seen = len(rows.tokens) // 7, 0
     for row, slot in np.ndindex(len(rows.tokens), groups * branches.count):

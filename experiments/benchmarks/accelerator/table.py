@@ -105,7 +105,7 @@ def measured(made: Callable[[], Training], data: str, reference: str, size: Size
         row |= speeds(training.model, trees, row)
         row |= {"measured_peak": peaks[layout], "planned_peak": planned_peak(chip, data, row)}
         rows.append(row | {"mfu": peak_flops and 1e9 * row["needed_gflops_per_second"] / peak_flops})
-    yield from compare(rows, ideal_gains(training.model, trees))
+    yield from compare(rows, {layout: ideal_gains(training.model, trees, layout) for layout in cells})
 
 
 def peak_bytes() -> int | None:
