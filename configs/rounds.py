@@ -4,7 +4,7 @@ PAPER     iterative DPO, arXiv 2312.16682 (section 3) and 2401.10020; `rso(...)`
           The data are this project's own, so no paper has this table.
 RESULT    docs/rounds.md.
 HARDWARE  two CPU cores.
-TIME      ten minutes.
+TIME      twenty minutes on two cores that had much else to do; not measured on idle ones.
 COMMAND   python -m experiments.rounds --config=configs/rounds.py:dpo --workdir=runs/rounds
           The word after the colon is any objective whose loss reads pairs, as ipo or simpo; with
           --config.rounds.select="" it reads rankings. `:dpo,smoke` is two rounds of two steps, to see whether all goes
