@@ -114,7 +114,7 @@ class Profile:
         if self._traced and step == self._traced[0]:
             jax.block_until_ready(state)
             with self._clock.paused():
-                jax.profiler.start_trace(self._directory)
+                jax.profiler.start_trace(self._directory, profiler_options=_traced())
             self._running = True
 
     def after(self, step: int, state: Any) -> None:
@@ -127,6 +127,14 @@ class Profile:
             jax.profiler.stop_trace()
         self._running = False
         self._progress.say(f"a trace from step {self._traced[0]} on: {self._directory}")
+
+
+def _traced() -> jax.profiler.ProfileOptions:
+    """The devices and the host's own marks. Not every call of Python: its tracer hooks into all threads while they run,
+    and stood still there, with the interpreter's lock held, in two of the suite's runs."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0
+    return options
 
 
 class Clock:
