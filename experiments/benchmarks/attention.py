@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from experiments.benchmarks import sweep
+from prefjax.analysis import style
 from prefjax.models import attention
 from prefjax.rows.layout import lay_out_forest
 
@@ -128,15 +129,19 @@ class Attention(sweep.Sweep):
         """Time and temporaries over the row length, both axes logarithmic."""
         figure, axes = sweep.panels(8.4, 3.4, 2)
         lengths = list(dict.fromkeys(row["length"] for row in rows))
-        shown = (("milliseconds", "forward + backward, ms"), ("temporary_mb", "temporaries, MB"))
-        for axis, (field, label) in zip(axes, shown, strict=True):
+        shown = (
+            ("milliseconds", "forward + backward, ms", "Time of attention alone"),
+            ("temporary_mb", "temporaries, MB", "Memory besides its arrays"),
+        )
+        for axis, (field, label, heading) in zip(axes, shown, strict=True):
             for name, colour in ((PLAIN, sweep.GREY), (TILES, sweep.BLUE)):
                 values = [row[field] for row in rows if row["implementation"] == name]
                 axis.plot(lengths, values, marker="o", color=colour, label=name)
             axis.set(xscale="log", yscale="log", xlabel="tokens in the row", ylabel=label)
+            style.title(axis, heading)
             axis.set_xticks(lengths, map(str, lengths))
             axis.minorticks_off()
-            axis.legend(frameon=False)
+            axis.legend(**style.LEGEND)
         return figure
 
 

@@ -27,6 +27,7 @@ from absl import flags
 
 from experiments.benchmarks import sweep
 from experiments.command import start_command
+from prefjax.analysis import style
 from prefjax.data.encoding import EncodingPolicy, encode_all
 from prefjax.data.formats import RecordFormat, parse
 from prefjax.data.records import Record, Text
@@ -154,7 +155,8 @@ def plot(rows: Sequence[sweep.Row]) -> matplotlib.figure.Figure:
     axis.set(xlabel="separate tokens / tokens")
     axis.set_yticks(places, names)
     axis.invert_yaxis()
-    axis.legend(frameon=False)
+    axis.legend(**style.LEGEND)
+    style.title(axis, "How many times fewer tokens")
     return figure
 
 

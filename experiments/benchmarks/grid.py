@@ -23,6 +23,7 @@ from absl import flags
 from experiments.benchmarks import shapes, sweep
 from experiments.benchmarks.lengths import make_tree, published
 from experiments.benchmarks.training import gradient_cell, ideal_gains
+from prefjax.analysis import style
 from prefjax.models import ModelConfig, init
 
 LAYOUTS = {"separate": "pairs", "shared": "shared"}
@@ -86,6 +87,8 @@ class Grid(sweep.Sweep):
         axis.set_xticks(range(len(responses)), map(str, responses))
         axis.set_yticks(range(len(prompts)), map(str, prompts))
         axis.set(xlabel="tokens of each response", ylabel="tokens of the prompt")
+        axis.spines[:].set_visible(False)
+        style.title(axis, "Faster by sharing the prompt")
         return figure
 
 

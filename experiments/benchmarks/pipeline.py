@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments.benchmarks import sweep
 from experiments.command import start_command
+from prefjax.analysis import style
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.prepare import DataConfig, prepare
 from prefjax.data.readers import find_files
@@ -101,11 +102,11 @@ def plot(rows: list[sweep.Row]) -> matplotlib.figure.Figure:
     for axis, (field, label, unit) in zip(axes, shown, strict=True):
         for k, layout in enumerate(layouts):
             values = [row[field] * unit for row in rows if row["layout"] == layout]
-            axis.barh([n + 0.2 * k for n in range(len(names))], values, 0.18, label=layout)
+            axis.barh([n + 0.2 * k for n in range(len(names))], values, 0.18, color=style.COLORS[k], label=layout)
         axis.axvline(1, color=sweep.GREY, linewidth=0.8)
         axis.set(xlabel=label)
         axis.set_yticks([n + 0.1 * (len(layouts) - 1) for n in range(len(names))], names)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(layouts), frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(layouts), **style.LEGEND)
     return figure
 
 

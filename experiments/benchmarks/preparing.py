@@ -146,7 +146,7 @@ def plot(rows: list[sweep.Row]) -> matplotlib.figure.Figure:
     names = [f"{row['records']:,} by {row['workers']}" for row in rows]
     figure, axes = sweep.panels(9.6, 1.2 + 0.4 * len(rows), 2, sharey=True)
     for axis, field, label in zip(axes, ("rate", "peak"), ("records per second", "peak memory, MB"), strict=True):
-        axis.barh(names, [row[field] for row in rows], 0.6)
+        axis.barh(names, [row[field] for row in rows], 0.6, color=sweep.BLUE)
         axis.set(xlabel=label)
     return figure
 

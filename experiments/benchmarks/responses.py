@@ -21,6 +21,7 @@ from absl import flags
 from experiments.benchmarks import shapes, sweep
 from experiments.benchmarks.lengths import Lognormal, draw_trees
 from experiments.benchmarks.training import Training, ideal_gains
+from prefjax.analysis import style
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.rows.trees import TokenTree
 from prefjax.training.mesh import MeshConfig, make_mesh
@@ -60,16 +61,17 @@ class Responses(sweep.Sweep):
         """S_time over K, between its two ideals."""
         figure, (axis,) = sweep.panels(5.2, 3.4)
         counts = [row["responses"] for row in rows]
-        for field, label, style in (
-            ("s_tokens", "tokens", dict(color=sweep.GREY, linestyle=":")),
-            ("s_flops", "FLOPs", dict(color=sweep.GREY, linestyle="--")),
+        for field, label, look in (
+            ("s_tokens", "tokens", dict(color=sweep.GREY, linestyle=":", marker=".")),
+            ("s_flops", "FLOPs", dict(color=sweep.GREY, linestyle="--", marker=".")),
             ("s_time", "time", dict(color=sweep.BLUE, marker="o")),
         ):
-            axis.plot(counts, [row[field] for row in rows], label=label, **style)
+            axis.plot(counts, [row[field] for row in rows], label=label, **look)
         axis.set(xscale="log", xlabel="responses per prompt", ylabel="separate / shared", ylim=(1, None))
         axis.set_xticks(counts, map(str, counts))
         axis.minorticks_off()
-        axis.legend(frameon=False)
+        axis.legend(**style.LEGEND)
+        style.title(axis, "Faster by sharing the prompt")
         return figure
 
 

@@ -24,12 +24,13 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments.benchmarks import lengths, shapes, sweep
 from experiments.benchmarks.training import BASELINE, Gains, Training, ideal_gains, total_work
+from prefjax.analysis import style
 from prefjax.data.encoding import TRUNCATIONS, EncodingPolicy
 from prefjax.fit import flops
 from prefjax.models import ModelConfig
@@ -57,7 +58,6 @@ class Throughput(sweep.Sweep):
     references: Sequence[str]
     micro_batch: int
     data: str = ""
-    title: str = ""
 
     @property
     def columns(self):
@@ -91,11 +91,14 @@ class Throughput(sweep.Sweep):
             places = [layouts.index(row["layout"]) + (k - (len(references) - 1) / 2) * width for row in mine]
             look = dict(color=COLOURS[reference], label=reference)
             axis.bar_label(
-                axis.bar(places, [row["pairs_per_second"] for row in mine], 0.95 * width, **look), fmt="%.3g"
+                axis.bar(places, [row["pairs_per_second"] for row in mine], 0.95 * width, **look),
+                fmt="%.3g",
+                **style.LABEL,
             )
-        axis.set(ylabel="pairs per second", title=self.title)
+        axis.set(ylabel="pairs per second")
+        style.title(axis, f"Pairs per second: {Path(self.data).name.split('.')[0].replace('_', ' ')}")
         axis.set_xticks(range(len(layouts)), layouts)
-        axis.legend(frameon=False, title="reference")
+        axis.legend(title="reference", **style.LEGEND)
         return figure
 
 
@@ -170,7 +173,6 @@ def declare(options: flags.FlagValues) -> Throughput:
         list(dict.fromkeys(options.layouts)),
         list(dict.fromkeys(options.references)),
         options.micro_batch,
-        title=f"{data.rsplit('/', 1)[-1]}, {options.model} shape, {jax.devices()[0].device_kind}",
         data=data,
         **shapes.shown(options, text, **facts),
     )

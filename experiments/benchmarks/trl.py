@@ -31,6 +31,7 @@ from absl import flags
 
 from experiments.benchmarks import lengths, sweep
 from experiments.command import start_command
+from prefjax.analysis import style
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.models.huggingface import read_config
 from prefjax.rows.lengths import summarize_lengths
@@ -207,16 +208,19 @@ def table(rows: Sequence[sweep.Row], own: sweep.Row | None = None) -> str:
     return sweep.table(COLUMNS + (COMPARED if own else ""), lines)
 
 
-def plot(rows: Sequence[sweep.Row], title: str) -> matplotlib.figure.Figure:
+def plot(rows: Sequence[sweep.Row]) -> matplotlib.figure.Figure:
     """Speed and memory of both sides."""
     figure, axes = sweep.panels(10.5, 3.2, 2)
     names = [f"{row['side']}\n{row['reference']}" for row in rows]
     colours = [{"prefjax": sweep.BLUE, "TRL": sweep.GREY}[row["side"]] for row in rows]
     panels = (("pairs_per_second", "pairs per second"), ("peak_gb", "peak memory, GB"))
     for axis, (field, label) in zip(axes, panels, strict=True):
-        axis.bar_label(axis.bar(names, [row[field] for row in rows], color=colours), fmt="%.3g")
+        axis.bar_label(
+            axis.bar(range(len(rows)), [row[field] for row in rows], color=colours), fmt="%.3g", **style.LABEL
+        )
         axis.set_ylabel(label)
-    figure.suptitle(title)
+        axis.set_xticks(range(len(rows)), names)
+        style.title(axis, label.capitalize().replace("gb", "GB"))
     return figure
 
 
@@ -293,8 +297,7 @@ def main(_) -> None:
         text += f"compare prefjax's fastest with each of TRL's:\n\n{table(trials, fastest(trials, 'prefjax'))}"
     facts = dict(source=source, statistics=summarize_lengths(sample).as_dict(), versions=compared.versions)
     facts |= dict(equality=equality, advantage=over, rows=rows, trials=trials)
-    figure = plot(rows, f"{options.pairs} pairs, float32, {options.threads} cores")
-    sweep.write(Path(options.output), facts, text, figure)
+    sweep.write(Path(options.output), facts, text, plot(rows))
 
 
 if __name__ == "__main__":

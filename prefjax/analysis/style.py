@@ -5,7 +5,7 @@ from typing import Any
 
 import matplotlib.figure
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 INK, GRAY, FAINT, EDGE = "#333333", "#8A8F98", "#D5D8DC", "#BBBBBB"
 BLUE, RED, GREEN, PINK = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
@@ -13,6 +13,7 @@ SKY, GOLD, PURPLE, BROWN = "#56B4E9", "#B8860B", "#6A3D9A", "#8C564B"
 COLORS = (BLUE, RED, GREEN, PINK, SKY, GOLD, PURPLE, INK, BROWN, GRAY)
 MARKERS = "osD^<PvXh8"  # the colour is not alone in telling kinds apart
 LEGEND: dict[str, Any] = dict(frameon=False, fontsize=9, handlelength=1.4, labelcolor=INK)
+LABEL: dict[str, Any] = dict(fontsize=8.5, color=INK)  # a number beside what it is of
 _GROUND = "white"  # said, or a dark page's own settings would put dark words on it
 
 # The same for plots that a notebook draws by itself: `plt.rcParams.update(px.analysis.style.NOTEBOOK)`.
@@ -61,16 +62,16 @@ def title(axis: Axes, text: str) -> None:
 
 
 def restrain(axis: Axes) -> None:
-    """Light spines and small labels; few ticks where a linear scale names none, whole ones where it counts steps."""
+    """Light spines and small labels; few ticks where nothing names them, whole ones where an axis counts steps."""
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["bottom", "left"]].set_color(EDGE)
     axis.tick_params(labelsize=8.5, labelcolor=INK, color=EDGE)
     axis.xaxis.label.set(fontsize=9, color=INK)
     axis.yaxis.label.set(fontsize=9, color=INK)
-    if axis.get_xscale() == "linear" and not isinstance(axis.xaxis.get_major_locator(), FixedLocator):
-        axis.xaxis.set_major_locator(MaxNLocator(6, integer=axis.get_xlabel().startswith("step")))
-    if axis.get_yscale() == "linear" and not isinstance(axis.yaxis.get_major_locator(), FixedLocator):
-        axis.yaxis.set_major_locator(MaxNLocator(5))
+    for side, few in ((axis.xaxis, 6), (axis.yaxis, 5)):
+        # The locator stays matplotlib's own, which names of bars, or another scale, replace.
+        if isinstance(locator := side.get_major_locator(), MaxNLocator):
+            locator.set_params(nbins=few, integer=side.get_label_text().startswith("step"))
 
 
 def describe(figure: matplotlib.figure.Figure) -> str:

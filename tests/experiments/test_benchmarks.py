@@ -13,9 +13,11 @@ import matplotlib.figure
 import numpy as np
 import pytest
 
+from docs import write_benchmarks
 from experiments.benchmarks import attention, grid, lengths, pipeline, responses, sweep, throughput, tune_attention
 from experiments.benchmarks.shapes import MODELS
 from experiments.benchmarks.training import BASELINE, Gains, Training, ideal_gains, place, total_work
+from prefjax.analysis import style
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.models import ModelConfig, init
 from prefjax.rows.arrays import LAYOUTS, Branches
@@ -50,6 +52,15 @@ def measured(training):
 def is_drawn(figure: matplotlib.figure.Figure, path):
     figure.savefig(path)
     return path.stat().st_size > 5000
+
+
+def test_the_plots_of_the_docs_are_those_of_their_results():
+    """In the one look of today: python -m docs.write_benchmarks"""
+    folders = (ROOT / "docs/benchmarks").iterdir()
+    assert set(write_benchmarks.PLOTS) == {folder.name for folder in folders if (folder / "plot.png").exists()}
+    for name in write_benchmarks.PLOTS:
+        stored = (ROOT / "docs/benchmarks" / name / "plot.png").read_bytes()
+        assert style.describe(write_benchmarks.draw(name)).encode() in stored, name
 
 
 @pytest.mark.slow
@@ -146,7 +157,7 @@ def test_tables_and_plots(measured, tmp_path):
     live = next(line for line in text.splitlines() if line.startswith("| shared_packed | live"))
     assert live.endswith("| 1.48x | 1.41x |")  # Tables 1 and 2 of the paper's README
     assert "paper" not in shown(data="mine.jsonl").table(rows)
-    figure = shown(title="title").plot(rows)
+    figure = shown(data="mine.jsonl").plot(rows)
     sweep.write(tmp_path, {"rows": rows}, text, figure)
     saved = json.loads((tmp_path / "result.json").read_text())
     assert saved["rows"] == json.loads(json.dumps(rows)) and saved["machine"]["jax"] == jax.__version__
