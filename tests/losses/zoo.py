@@ -16,6 +16,7 @@ SCORED = (
     "logp baseline_logp auxiliary_logp kl token_logp token_kl features".split()
 )  # what the policy's parameters move
 B, L = 6, 9
+_outcomes = {}
 # Values of options that are no numbers, or whose limits are special cases.
 CHOICES = {
     "ipo": [dict(tau=0.5, normalize="length")],
@@ -120,6 +121,7 @@ def value_and_gradients(name, fields, valid, wrt, **options):
     return losses, gradients
 
 
+@functools.cache
 def names(K):
     takes = lambda requires: requires.group_size == K or (requires.group_size is None and K >= requires.min_responses)
     return [name for name, objective in OBJECTIVES.items() if takes(objective.requires)]
@@ -141,9 +143,13 @@ def _batches(K, fields):
 
 
 def outcomes(K, fields, valid=None):
-    """All objectives for K on one batch: {name: (losses, gradients of all fields)}, in float32."""
+    """All objectives for K on one batch: {name: (losses, gradients of all fields)}, in float32; once for each batch,
+    which the tests of every objective ask for in turn."""
     valid = np.ones(fields["logp"].shape, bool) if valid is None else valid
-    return jax.tree.map(np.asarray, _program(K)(_batches(K, fields), valid))
+    batch = (K, valid.tobytes(), *((name, x.tobytes()) for name, x in fields.items()))
+    if batch not in _outcomes:
+        _outcomes[batch] = jax.tree.map(np.asarray, _program(K)(_batches(K, fields), valid))
+    return _outcomes[batch]
 
 
 @functools.cache
