@@ -200,7 +200,7 @@ def test_steps_after_the_first_are_traced_whole(start, steps, traced, monkeypatc
     """A run that ends before the last of them still leaves its trace."""
     monkeypatch.setattr("sys.stderr", io.StringIO())
     events = []
-    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder: events.append(f"start {folder}"))
+    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder, **options: events.append(f"start {folder}"))
     monkeypatch.setattr(loop.jax.profiler, "stop_trace", lambda: events.append("stop"))
     run(events, monkeypatch, start=start, steps=steps, profile=tmp_path, profile_steps=3)
     began, ended = events.index(f"start {tmp_path}"), events.index("stop")
@@ -212,7 +212,7 @@ def test_steps_after_the_first_are_traced_whole(start, steps, traced, monkeypatc
 
 def test_writing_a_trace_is_no_time_of_the_steps(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder: time.sleep(0.4))
+    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder, **options: time.sleep(0.4))
     monkeypatch.setattr(loop.jax.profiler, "stop_trace", lambda: time.sleep(0.4))
     _, lines = run([], monkeypatch, profile=tmp_path, profile_steps=1)
     step, split, values = lines[0]
@@ -221,7 +221,7 @@ def test_writing_a_trace_is_no_time_of_the_steps(monkeypatch, tmp_path):
 
 
 def test_no_trace_unless_asked_for(monkeypatch):
-    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder: pytest.fail("traced"))
+    monkeypatch.setattr(loop.jax.profiler, "start_trace", lambda folder, **options: pytest.fail("traced"))
     run([], monkeypatch)
     with pytest.raises(ValueError, match="train.profile_steps=-1"):
         LoopConfig(steps=1, profile_steps=-1)
