@@ -9,7 +9,7 @@ LOG-PROBS   reward accuracy; ranking accuracy of policy and reference, by whole 
             2403.13787).
 SAMPLES     --samples=N answers N held-out prompts by the policy and the reference (or takes the answers in the file
             that --against names, which experiments.generate wrote), and adds the KL of the policy's samples. The pairs
-            go to WORKDIR/evaluation.comparisons.jsonl.
+            go to WORKDIR/evaluation.comparisons.jsonl, at temperature 1 with the policy's log pi - log ref, nats.
 WIN RATE    --judge=module:function is called with (prompt, response_a, response_b) and gives P(a is better) in [0, 1];
             it sees every pair in both orders, and the two are averaged. Or --judgements=FILE of judgements already
             made: rows with `id` or `prompt`, and `winner` ("policy", "other", "tie") or `preference` of the policy in

@@ -130,19 +130,19 @@ def _all(argv: Sequence[str], names: Sequence[str]) -> int:
     for table_id in table_ids():
         module = load_table(table_id)
         folder = workdir / f"{table_id}{'' if values.tier == CPU else '-' + values.tier}"
-        config = get_config(table_id, module, values.tier)
         check = values.check and running.reference(table_id, module) is not None
-        request = running.Request(
-            table_id,
-            values.tier,
-            config,
-            folder,
-            Path(values.cache),
-            jobs=values.jobs,
-            check=check,
-            keep=values.keep_reference,
-        )
         try:
+            config = get_config(table_id, module, values.tier)
+            request = running.Request(
+                table_id,
+                values.tier,
+                config,
+                folder,
+                Path(values.cache),
+                jobs=values.jobs,
+                check=check,
+                keep=values.keep_reference,
+            )
             outcome = running.run_table(request, module)
         except NotRun as error:
             results.append(running.not_run(table_id, module, str(error)))

@@ -14,8 +14,9 @@ Such a file has
 
 and everything else (seeds, intervals, verdicts, Markdown, files, comparison with the reference run) is in harness.py,
 cells.py, running.py, verdicts.py and figures.py; enumerable.py and bandit.py are worlds in which rewards, KL and
-optima are exact sums. The paper's own statements are in `<paper>/paper.toml`, a known-good run of each table in
-`<paper>/reference/`, errata and deviations in `<paper>/NOTES.md`.
+optima are exact sums; language_model.py trains one by the commands, for tables whose reference run is of the size
+:long. The paper's own statements are in `<paper>/paper.toml`, a known-good run of each table in `<paper>/reference/`,
+errata and deviations in `<paper>/NOTES.md`.
 """
 
 import importlib

@@ -22,10 +22,11 @@ NOT_REPRODUCED = "NOT REPRODUCED"
 NOT_RUN = "NOT RUN"  # it needs data, weights or chips that are not here
 UNVERIFIED = "UNVERIFIED PAPER NUMBER"  # compared with a number that nobody has read in the paper yet
 VERDICTS = (EXACT, ORDER, SIGN, NOT_REPRODUCED, NOT_RUN, UNVERIFIED)
+SECONDS = "seconds"  # a metric of no setting: what a cell's parts took, though they were there before
 NOTHING = "—"  # a cell without a statement; the verdict of a row that is no claim's, a user's own
 
-CPU = "cpu"  # the size of a table's `PROTOCOL`
-SIZES = ("smoke", CPU, "long", "paper")  # of seconds, of the scoreboard, more of everything, what the paper ran
+CPU, LONG = "cpu", "long"  # CPU: the size of a table's `PROTOCOL`
+SIZES = ("smoke", CPU, LONG, "paper")  # of seconds, of the scoreboard, more of everything, what the paper ran
 
 
 class UsageError(ValueError):
@@ -120,9 +121,11 @@ class Table:
 
     shows    what of the paper it reproduces
     columns  the `Row.col`s to print
-    minutes  on two CPU cores, at the size :cpu
+    minutes  on two CPU cores, at the size of its reference run
     verdict  the word it gets while all its claims hold
     float64  whether its cells compute in float64
+    size     of its reference run: :cpu, or :long where a language model is trained, which then has no :cpu
+    over     what the printed intervals are over, which `Row.seed` numbers
     """
 
     shows: str
@@ -130,6 +133,8 @@ class Table:
     minutes: float
     verdict: str
     float64: bool = False
+    size: str = CPU
+    over: str = "seeds"
 
 
 @dataclass(frozen=True)
@@ -188,9 +193,13 @@ def get_config(table_id: str, module: ModuleType, size: str = CPU) -> ml_collect
 
     Raises:
         UsageError: there is no such size.
+        NotRun: it trains a language model, which takes longer than :cpu may.
     """
     if size not in SIZES:
         raise UsageError(f"{table_id} has the sizes {', '.join(f':{name}' for name in SIZES)}, got :{size}")
+    if size == CPU != module.TABLE.size:
+        asked = f"ask for {table_id}:{LONG}"
+        raise NotRun(f"it trains language models, {module.TABLE.minutes:g} minutes of two CPU cores: {asked}")
     return ml_collections.ConfigDict({**module.PROTOCOL, **({} if size == CPU else module.SIZES[size])})
 
 

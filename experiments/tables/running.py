@@ -11,7 +11,16 @@ import ml_collections
 
 from experiments.tables import load_table, verdicts
 from experiments.tables.cells import OWN, cells_of, rows_of
-from experiments.tables.harness import CPU, NOT_RUN, NotRun, Results, Setting, UsageError, get_config, load_paper
+from experiments.tables.harness import (
+    NOT_RUN,
+    SECONDS,
+    NotRun,
+    Results,
+    Setting,
+    UsageError,
+    get_config,
+    load_paper,
+)
 
 
 class Request(NamedTuple):
@@ -93,15 +102,15 @@ def run_table(request: Request, module: ModuleType) -> Outcome:
         if kept is None:
             raise UsageError(f"--check: {request.table_id} has no reference run")
         verdicts.require_same_config(request.config, kept)
-    if request.keep and (request.own or request.size != CPU):
-        raise UsageError("--keep_reference keeps a run at the size :cpu, without --rows")
+    if request.keep and (request.own or request.size != module.TABLE.size):
+        raise UsageError(f"--keep_reference keeps a run at the size :{module.TABLE.size}, without --rows")
     own = own_settings(request.table_id, module, request.own)
     start = time.monotonic()
     cells = cells_of(module, request.config, request.own, request.cache)
     cached = sum(cell.cached for cell in cells)
     rows = [row for part in rows_of(cells, request.jobs) for row in part]
     results = Results(rows)
-    seconds = time.monotonic() - start
+    seconds = sum(row.value for row in rows if row.metric == SECONDS) or time.monotonic() - start
     result = verdicts.summarize(request.table_id, module, request.config, results, seconds, own)
     verdicts.write(request.workdir, result, rows, module.plot(results))
     if request.keep:  # its commit is the one that will hold it
@@ -125,10 +134,10 @@ def committed(table_id: str) -> dict[str, Any]:
     if kept is not None:
         return kept
     try:
-        module.cells(get_config(table_id, module))
+        module.cells(get_config(table_id, module, module.TABLE.size))
     except NotRun as error:
         return not_run(table_id, module, str(error))
-    return not_run(table_id, module, f"no reference run yet: python -m experiments.run {table_id} --keep_reference")
+    return not_run(table_id, module, f"no reference run yet: {verdicts.command(module.__doc__)} --keep_reference")
 
 
 def read_own(text: str) -> list[str]:

@@ -74,6 +74,7 @@ def summarize(
             }
             for setting, verdict, reason in zip(settings, judgement.rows, judgement.reasons, strict=True)
         ],
+        **({"over": module.TABLE.over} if module.TABLE.over != "seeds" else {}),
         "docstring": inspect.getdoc(module),
         "figure": " ".join(inspect.getdoc(module.plot).split()),
         "config": config.to_dict(),
@@ -116,11 +117,17 @@ def header(docstring: str) -> str:
     return "\n\n".join(docstring.split("\n\n")[:2])
 
 
+def command(docstring: str) -> str:
+    """What a table's docstring says behind COMMAND."""
+    return docstring.partition("COMMAND")[2].partition("\n")[0].strip()
+
+
 def markdown_table(result: Mapping[str, Any]) -> str:
     """The table as Markdown whose columns line up in a terminal."""
     first = result["rows"][0]
     seeds = max(cell.get("seeds", 0) for cell in first["cells"].values())
-    names = [f"{col} ({seeds} seeds, 95 % CI)" if "seeds" in cell else col for col, cell in first["cells"].items()]
+    over = result.get("over", "seeds")
+    names = [f"{col} ({seeds} {over}, 95 % CI)" if "seeds" in cell else col for col, cell in first["cells"].items()]
     lines = [[*first["labels"], "shown", "paper", *names, "verdict"]]
     for row in result["rows"]:
         cells = [
@@ -182,7 +189,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
             "## Change one thing",
             "",
-            *(f"- `python -m experiments.run {result['id']} {flag}`: {what}" for flag, what in overrides(result)),
+            *(f"- `{command(result['docstring'])} {flag}`: {what}" for flag, what in overrides(result)),
             "",
         ]
     )

@@ -228,6 +228,7 @@ def _samples(
     config = GenerationConfig(SamplingOptions(options.temperature, max_new_tokens=options.max_new_tokens), seed=seed)
     ours = sample_each(policy, prompts, config)
     values: dict[str, Any] = {"against": options.against or "the reference"}
+    away = None
     if options.temperature == 1:
         away = sampled_kl(policy, reference.params, prompts, ours)
         values["sampled_kl"] = evaluation.clustered_mean(away, np.arange(len(away)))
@@ -236,7 +237,7 @@ def _samples(
     else:
         theirs = sample_each(reference, prompts, config)
         others = [response_text(policy.tokenizer, *said) for said in zip(prompts, theirs, strict=True)]
-    rows = side_by_side(policy, prompts, ours, others)
+    rows = side_by_side(policy, prompts, ours, others, away)
     if options.judge is not None:
         rows = judged(rows, options.judge)
         values["win_rate"] = win_rates(*(np.array([row[name] for row in rows]) for name in ("preference", "swapped")))

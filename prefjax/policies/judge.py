@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float32
 from tqdm import tqdm
 
 from prefjax.data.account import Rejection
@@ -18,15 +20,24 @@ Judge = Callable[[Any, str, str], float]
 
 
 def side_by_side(
-    policy: Policy, prompts: Sequence[Prompt], ours: Sequence[Response], others: Sequence[str | None]
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    ours: Sequence[Response],
+    others: Sequence[str | None],
+    away: Float32[np.ndarray, "n"] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for every prompt that the other model answered."""
+    """A row for every prompt that the other model answered.
+
+    Args:
+      away: log pi(y | x) - log ref(y | x) of the policy's responses, nats; the rows' `log_ratio`.
+    """
     rows = []
-    for prompt, response, other in zip(prompts, ours, others, strict=True):
+    for number, (prompt, response, other) in enumerate(zip(prompts, ours, others, strict=True)):
         if other is not None:
             row = {"id": prompt.id} if prompt.id is not None else {}
             own = response_text(policy.tokenizer, prompt, response)
-            rows.append(row | {"prompt": plain_text(prompt.text), "policy": own, "other": other})
+            row |= {"prompt": plain_text(prompt.text), "policy": own, "other": other}
+            rows.append(row if away is None else row | {"log_ratio": float(away[number])})
     return rows
 
 

@@ -137,6 +137,7 @@ def test_evaluation_by_subset_and_judge(workdir, tmp_path):
     wins = np.mean([0.5 + 0.5 * np.sign(len(row["policy"]) - len(row["other"])) for row in compared])
     assert values["win_rate"]["win_rate"]["value"] == wins and values["win_rate"]["win_rate"]["count"] == 5
     assert values["sampled_kl"]["count"] == 5
+    assert np.mean([row["log_ratio"] for row in compared]) == pytest.approx(values["sampled_kl"]["value"], rel=1e-5)
     page = output.with_suffix(".md").read_text()
     for said in ("## By source", "mean over subsets", "## Win rate against the reference", "experiments.evaluate"):
         assert said in page and said in done.stdout

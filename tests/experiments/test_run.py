@@ -299,7 +299,7 @@ def test_every_table_is_whole(table_id):
     assert len(verdicts.overrides(kept)) >= 3
     for flag, _ in verdicts.overrides(kept):
         if flag.startswith("--config."):
-            run._flags([table_id, flag], "out", harness.get_config(table_id, module))
+            run._flags([table_id, flag], "out", harness.get_config(table_id, module, module.TABLE.size))
     folder = running.reference_folder(table_id, module)
     assert (folder / "table.md").read_text() == verdicts.markdown(kept)
     assert kept["docstring"] == module.__doc__.strip(), "the table's docstring changed: make the reference run again"

@@ -1,0 +1,76 @@
+"""rDPO with a language model: three labels in ten exchanged (arXiv 2403.00409, abstract).
+
+COMMAND  python -m experiments.run rdpo.language_model:long
+TIME     to be measured
+RESULT   to be written
+
+MODEL    A byte-level decoder of 0.13 M parameters (2 layers of width 64), trained from nothing: not the paper's model,
+         and far below it. The world is the inn of prefjax/data/synthetic.py, with a gold reward of at most 3.05.
+PROTOCOL SFT (240 steps of 48 demonstrations), then 60 steps of 24 pairs at 6e-4, beta = 2, on 4,096 pairs with
+         Bradley-Terry labels of the gold reward, of which flip_labels(rate=0.3) exchanges three in ten; "DPO, clean":
+         none. rDPO is told the rate.
+COLUMNS  SFT: the gold reward of the SFT policy's answers. gold, proxy reward: of the arm's. wins: against SFT, by
+         either reward, a tie half. KL: to SFT, nats. Intervals are over held-out prompts, of one run of one seed.
+
+TRY      --config.num_seeds=3         other seeds, each with a stem of its own
+         --config.pairs=1024          fewer pairs
+         --config.steps=240           longer arms: the noise is learnt by heart
+"""
+
+from collections.abc import Iterator
+
+import matplotlib.figure
+import ml_collections
+
+from experiments.tables import language_model
+from experiments.tables.harness import LONG, ORDER, Claim, Results, Row, Table
+from experiments.tables.language_model import COLUMNS, Arm, ahead_of
+
+NOISE = "flip_labels(rate=0.3)"
+
+ARMS = {
+    "DPO, clean": Arm("dpo", loss={"beta": 2.0}),
+    "DPO": Arm("dpo", loss={"beta": 2.0}, methods=NOISE),
+    "rDPO": Arm("rdpo", loss={"beta": 2.0, "flip_rate": 0.3}, methods=NOISE),
+}
+TABLE = Table("The abstract's claim, by a language model", COLUMNS, 8.0, ORDER, size=LONG, over="answers")
+SETTINGS = language_model.settings(*ARMS)
+PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
+SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
+
+
+def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
+    yield from language_model.rows(config, cell, ARMS)
+
+
+CLAIMS = (
+    Claim(
+        "learns",
+        "the gold reward is above that of SFT (minus the lower end of the 95 % interval)",
+        lambda s: True,
+        language_model.above_sft,
+        0.0,
+        ORDER,
+    ),
+    Claim(
+        "noise_costs",
+        "exchanged labels cost DPO gold reward (minus the lower end of the 95 % interval)",
+        lambda s: s.key == "DPO, clean",
+        ahead_of("DPO"),
+        0.0,
+        ORDER,
+    ),
+    Claim(
+        "robust",
+        "rDPO earns more gold reward than DPO on exchanged labels (minus the lower end of the 95 % interval)",
+        lambda s: s.key == "rDPO",
+        ahead_of("DPO"),
+        0.0,
+        ORDER,
+    ),
+)
+
+
+def plot(results: Results) -> matplotlib.figure.Figure:
+    """Gold rewards of DPO with clean labels, and of DPO and rDPO with exchanged ones, beside that of the SFT policy."""
+    return language_model.plot(results, SETTINGS)
