@@ -107,7 +107,7 @@ def get_config(argument: str = "dpo") -> ConfigDict:
         mlp_width=256,
         tie_embeddings=False,
     )
-    config.optimizer = dict(learning_rate=6e-4, schedule="cosine", warmup_steps=10)
+    config.optimizer = dict(learning_rate=6e-4, schedule="cosine", warmup_ratio=0.08)
     if facts.requires.reward_head:  # a new head has far to go, and no policy to stay near to
         config.optimizer.learning_rate = 3e-3
     elif names <= {*DRIFTING}:
@@ -116,14 +116,13 @@ def get_config(argument: str = "dpo") -> ConfigDict:
 
     # The stage before. Its optimizer and train are its own, the rest is as above.
     config.sft = dict(
-        optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_steps=20, final_scale=0.05, b2=0.95),
+        optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_ratio=0.06, final_scale=0.05, b2=0.95),
         train=dict(steps=320, log_every=20, eval_every=160, checkpoint_every=160),
     )
     config.sampling = dict(max_new_tokens=64)
     if objective != argument:
         config.data.world.train_examples, config.data.world.eval_examples = 64, 16
         for stage in (config, config.sft):
-            stage.optimizer.warmup_steps = 1
             stage.train = dict(steps=4, log_every=1, eval_every=2)
         config.sampling = dict(prompts=4, max_new_tokens=16)
     return config

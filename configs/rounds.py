@@ -40,10 +40,10 @@ def get_config(argument: str = "dpo") -> ConfigDict:
         mlp_width=256,
         tie_embeddings=False,
     )
-    config.optimizer = dict(learning_rate=6e-4, schedule="cosine", warmup_steps=10)
+    config.optimizer = dict(learning_rate=6e-4, schedule="cosine", warmup_ratio=0.16)
     config.train = dict(steps=60, eval_every=30)
     config.sft = dict(
-        optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_steps=20, final_scale=0.05, b2=0.95),
+        optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_ratio=0.06, final_scale=0.05, b2=0.95),
         train=dict(steps=320, log_every=20, eval_every=160, checkpoint_every=160),
     )
     config.sampling = dict(max_new_tokens=64)
@@ -51,7 +51,6 @@ def get_config(argument: str = "dpo") -> ConfigDict:
     if objective != argument:
         config.data.world = dict(train_examples=64, eval_examples=16)
         for stage in (config, config.sft):
-            stage.optimizer.warmup_steps = 1
             stage.train = dict(steps=2, log_every=1)
         config.sampling = dict(prompts=4, max_new_tokens=16)
         # The gold reward of what such a policy says is always the same, so that nothing is preferred.

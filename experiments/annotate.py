@@ -15,7 +15,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.command import start_command
 from prefjax.data.account import Account
@@ -36,8 +36,6 @@ _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fe
 
 @StopRequest()
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     output = Path(_OUTPUT.value)
     if output.suffix != ".jsonl":
         raise app.UsageError(f"--output={output} must end in .jsonl")

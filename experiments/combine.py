@@ -10,7 +10,7 @@ tokenizer goes with the result, which `init_from` of a run, transformers and vLL
 vectors, arXiv 2212.04089).
 """
 
-from absl import flags, logging
+from absl import flags
 
 from experiments.command import start_command
 from prefjax.interrupts import StopRequest
@@ -27,8 +27,6 @@ _SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "Largest weights file in GB; a l
 
 @StopRequest()
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     used = combine(
         _BASE.value,
         [parse_vector(text) for text in _VECTORS.value],

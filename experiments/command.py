@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from experiments.elsewhere import hint
 
@@ -45,6 +45,8 @@ def start_command(main: Callable[[Sequence[str]], None], *, required: Sequence[s
     flags.DEFINE_bool("debug", False, "Tracebacks of errors that can be expected, too.")
 
     def run(words: Sequence[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # JAX tells of devices that are not there, Orbax of every save
         tell_errors(debug=flags.FLAGS.debug)
         try:
             if words[1:]:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 from experiments.command import start_command
 from prefjax.contrib import decompose
@@ -47,8 +47,6 @@ def differences(model: RewardModel, data: str) -> np.ndarray:
 
 @StopRequest()
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     model = open_reward_model(_WORKDIR.value)
     found = decompose(differences(model, _DATA.value), _COUNT.value)
     held_out = differences(model, _EVAL.value)

@@ -7,7 +7,7 @@ Of a run that trained a scalar reward model the folder is one for AutoModelForSe
 
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.command import start_command
 from prefjax.interrupts import StopRequest
@@ -28,8 +28,6 @@ _SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "Largest weights file in GB; a l
 
 @StopRequest()
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     workdir, options = Path(_WORKDIR.value), dict(dtype=_DTYPE.value, shard_bytes=int(_SHARD_GB.value * 1e9))
     run = open_run(workdir)
     name = "" if _STAGE.value == "preference" else _STAGE.value

@@ -25,7 +25,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from tqdm import tqdm
 
 from experiments.command import start_command
@@ -74,8 +74,6 @@ _MANUAL_DIR = flags.DEFINE_string("manual_dir", "", "Files of named datasets, fe
 
 @StopRequest()
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     config = _config()
     mesh = open_mesh(_MESH.value)
     told = dict(chat_template=_CHAT_TEMPLATE.value, chat_template_kwargs=_KWARGS.value, date=_DATE.value)

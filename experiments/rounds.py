@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from experiments.command import start_command
 from experiments.config_flag import define_config
@@ -34,8 +34,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; the same
 
 
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
     workdir = Path(_WORKDIR.value)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))

@@ -21,7 +21,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
-from absl import app, flags, logging
+from absl import app, flags
 
 from experiments.command import start_command
 from experiments.config_flag import define_config
@@ -29,6 +29,7 @@ from experiments.distributed_flag import define_distributed
 from prefjax.data.jsonl import write_rows
 from prefjax.interrupts import StopRequest
 from prefjax.policies.precompute import Scored, score_rows, score_stage
+from prefjax.training.batches import data_directory
 from prefjax.training.checkpoint import is_finished
 from prefjax.training.config import ReferenceConfig, StageConfig, objective_of
 from prefjax.training.processes import processes
@@ -57,8 +58,6 @@ def reference_source(run: RunConfig, workdir: Path) -> str:
 
 
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
     if _POLICY.value and not _OUTPUT.value:
         raise app.UsageError("--policy is read with --output only")
     with processes(_DISTRIBUTED.value), StopRequest():
@@ -72,7 +71,7 @@ def score_run() -> None:
         raise app.UsageError(f"objective {stage.objective} reads no reference: give a config of one that does, as dpo")
     cache = Path(_CACHE.value) if _CACHE.value else score_directory(stage, workdir)
     stage = dataclasses.replace(stage, reference=ReferenceConfig("precomputed", stage.reference.init_from))
-    data = Path(stage.data.directory or workdir / "data")
+    data = data_directory(stage.data, workdir)
     reference = score_stage(stage, data, cache, reference_source(run, workdir))
     for split, scored in reference.items():
         print(

@@ -1,6 +1,9 @@
 """Trains: the stages of a config one after the other, then samples and a report. Continues where it was stopped.
 
 python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/dpo --config.loss.beta=0.2
+
+A folder without a checkpoint is free for any run. One with a checkpoint is continued by the same command, and begun
+anew, with other options too, by --overwrite.
 """
 
 import shlex
@@ -8,7 +11,7 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import flags, logging
+from absl import flags
 
 from experiments.command import start_command
 from experiments.config_flag import define_config
@@ -18,16 +21,15 @@ from prefjax.options import stated
 from prefjax.policies.run_report import report_run
 from prefjax.state_files import naming, staying
 from prefjax.training.processes import Agreed, processes
-from prefjax.training.runs import record_config, run_config, train_run
+from prefjax.training.runs import clear_run, record_config, run_config, train_run
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything the run makes goes; the same one continues a run.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Deletes the run that the workdir holds, and begins anew there.")
 _DISTRIBUTED = define_distributed()
 
 
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
     with processes(_DISTRIBUTED.value), StopRequest() as stop, naming(_WORKDIR.value):
         train(stop)
 
@@ -37,6 +39,8 @@ def train(stop: StopRequest) -> None:
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR shares compiled programs between runs
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     run = run_config(values)
+    if _OVERWRITE.value:
+        clear_run(run, workdir)
     record_config(values, workdir)
     seconds: dict[str, float] = {}
     with staying(workdir):

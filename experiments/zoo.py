@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 import ml_collections
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from configs import quickstart
@@ -47,8 +47,6 @@ class _Stopped(Exception):
 
 
 def main(_) -> None:
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every step of every save at INFO
     known = (*OBJECTIVES, *COMPOSITIONS)
     stages_before = {name for name, one in OBJECTIVES.items() if one.requires.imitates}
     names = _OBJECTIVES.value or [name for name in known if name not in stages_before]
@@ -130,7 +128,6 @@ def objective_config(name: str) -> ml_collections.ConfigDict:
     config.update_from_flattened_dict(config_flags.get_override_values(flags.FLAGS["config"]))
     if _STEPS.value:
         config.train.steps = _STEPS.value
-        config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, _STEPS.value // 4)
     return config
 
 

@@ -42,7 +42,7 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
-TRAINED = ("--config.train.steps=2", "--config.optimizer.warmup_steps=1", "--config.sampling.prompts=4")
+TRAINED = ("--config.train.steps=2", "--config.sampling.prompts=4")
 SHORT = "--max_new_tokens=8"
 TUNED = (*TRAINED, "--config.train.epochs=0", "--config.sampling.max_new_tokens=8")
 
@@ -74,7 +74,7 @@ MINE = (
     " --config.data.train=preferences.jsonl.gz"
 )
 PREVIEW = (
-    "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
+    "python -m experiments.prepare --config=configs/quickstart.py:dpo --workdir=runs/mine"
     " --config.data.train=preferences.jsonl.gz --preview=3"
 )
 QUICKSTART = "python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/quickstart"
@@ -83,7 +83,7 @@ TABLE = ("--config.steps=2000", "--config.learning_rate=0.03", "--config.batch_s
 RUN = {
     QUICKSTART: Small(TINY, ["runs/quickstart/report.md", "runs/quickstart/sft/run.json"]),
     MINE: Small(TINY, ["runs/mine/report.md"]),
-    PREVIEW: Small(TINY, ["prepared/preview-train.html", "prepared/preview-eval.html"], "What about"),
+    PREVIEW: Small(TINY, ["runs/mine/data/preview-train.html", "runs/mine/data/preview-eval.html"], "What about"),
     "python -m experiments.evaluate --workdir=runs/mine --subset_field=source": Small(
         [], ["runs/mine/evaluation.json"], "By source", [MINE]
     ),
@@ -136,7 +136,7 @@ CHECKED = {
     "python -m experiments.benchmarks": _BENCHMARK,
     "python -m experiments.train --config=configs/papers.py": "needs a cluster; tests/experiments/test_cluster.py",
     "python -m experiments.rounds": _ROUNDS,
-    "python -m experiments.prepare --config=configs/quickstart.py:dpo --config.data.directory=prepared"
+    "python -m experiments.prepare --config=configs/quickstart.py:dpo --workdir=runs/mine"
     " --config.data.train=hh_rlhf/helpful-base:train": _DOWNLOADS,
     **{
         f"python -m experiments.{words}": _GALLERY

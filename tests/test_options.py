@@ -188,7 +188,10 @@ def test_what_an_option_cannot_be_is_said_before_data_is_read(tmp_path):
     with pytest.raises(ValueError, match="^config.sft: optimizer.clip_norm=-1.0: set it to at least 0"):
         run_config(values | {"sft": {"optimizer": {"clip_norm": -1}}})
     for optimizer, message in (
-        ({"warmup_steps": 7}, "optimizer.warmup_steps=7 is not below the 5 steps of the run: lower it or train longer"),
+        (
+            {"warmup_steps": 7, "warmup_ratio": 0.1},
+            "optimizer.warmup_steps=7 and optimizer.warmup_ratio=0.1 both say how long the warm-up is: set one of them",
+        ),
         ({"name": "sgd", "b1": 0.5}, "optimizer sgd takes no b1"),
         ({"final_scale": 0.5}, "optimizer.final_scale has no effect"),
     ):

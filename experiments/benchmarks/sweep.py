@@ -16,10 +16,10 @@ import matplotlib.axes
 import matplotlib.figure
 import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from experiments.command import start_command
 from prefjax.analysis import style
+from prefjax.data.progress import progress_bar
 from prefjax.training.provenance import machine
 
 Row = dict[str, Any]
@@ -150,10 +150,10 @@ def interleave(calls: Mapping[str, Callable[[], Any]], repeats: int, *, settle: 
         following call of milliseconds to twice its time, which no training step would see.
     """
     seconds = {name: Times() for name in calls}
-    with tqdm(total=repeats * len(calls), desc="timing", unit="call") as bar:
+    with progress_bar(shown=True, total=repeats * len(calls), desc="timing", unit="call") as bar:
         for _ in range(repeats):
             for name, call in calls.items():
-                bar.set_postfix_str(name)
+                bar.set_postfix_str(name, refresh=False)
                 if settle:
                     call()
                 began = time.perf_counter()

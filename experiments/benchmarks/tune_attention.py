@@ -21,10 +21,10 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 from absl import app, flags
-from tqdm import tqdm
 
 from experiments.benchmarks import sweep
 from experiments.benchmarks.attention import compiled, drawn
+from prefjax.data.progress import progress_bar
 from prefjax.models import attention
 from prefjax.models.attention import kernel_tiles
 from prefjax.models.attention.kernel_tiles import Blocks
@@ -120,7 +120,7 @@ class Tiles(sweep.Sweep):
     def cells(self, case):
         """Those that compile; AssertionError where one computes something else than plain XLA does."""
         proven, cells, self.refused = Proven(self.problem, self.chip), {}, []
-        for blocks in tqdm(self.tiles, desc="compiling", unit="tile"):
+        for blocks in progress_bar(self.tiles, shown=True, desc="compiling", unit="tile"):
             try:
                 cells[str(blocks)] = proven.check(proven.cell(blocks))
             except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from experiments.chaos import inputs, runs, several
 from experiments.chaos.tally import DIFFERENT, FAULT, FINE, REFUSED, Tally
 from prefjax.analysis.report import table
+from prefjax.data.progress import progress_bar
 from prefjax.training.provenance import machine
 
 OF_RUNS = {  # how many of each a whole one is
@@ -37,7 +36,7 @@ def chaos(names: Sequence[str], share: float, seed: int) -> Iterator[dict[str, A
     """
     kinds, faults = {}, []
     with tempfile.TemporaryDirectory() as folder:
-        for name in tqdm(names, unit="kind", disable=None):
+        for name in progress_bar(names, shown=True, desc="chaos", unit="kind"):
             started = time.monotonic()
             tally = _tally_of(name, Path(folder), seed, size_of(name, share))
             counts = {end: tally.count(end) for end in ENDS}

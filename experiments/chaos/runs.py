@@ -24,8 +24,8 @@ _TINY = (
     *("--config.model.num_layers=1", "--config.model.width=16", "--config.model.head_width=8"),
     *("--config.model.mlp_width=16", "--config.rows.tokens_per_step=2048", "--config.sampling.prompts=4"),
     *("--config.data.world.train_examples=64", "--config.data.world.eval_examples=16"),
-    *("--config.sft.train.steps=4", "--config.sft.optimizer.warmup_steps=1", "--config.sft.train.checkpoint_every=2"),
-    *("--config.train.steps=8", "--config.optimizer.warmup_steps=1", "--config.train.checkpoint_every=2"),
+    *("--config.sft.train.steps=4", "--config.sft.train.checkpoint_every=2"),
+    *("--config.train.steps=8", "--config.train.checkpoint_every=2"),
     *("--config.train.eval_every=4", "--config.train.log_every=2", "--config.sft.train.log_every=2"),
     "--config.sampling.max_new_tokens=8",
 )

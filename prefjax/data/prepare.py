@@ -355,8 +355,28 @@ def _options(config: DataConfig) -> dict[str, Any]:
     return facts
 
 
+def short_account(trees: PreparedTrees) -> str:
+    """What a run says of a split: a line of counts and lengths, then the stages at which something was found."""
+    manifest, stages = trees.manifest, Account.of(trees.manifest["account"]).stages
+    sizes = (
+        f"{name} {values['median']:.0f} (at most {values['max']:.0f})"
+        for name, values in manifest["lengths"]["lengths"].items()
+        if name in ("prompt", "response")
+    )
+    read = stages["read"].read
+    line = (
+        f"{len(trees)} trees from {read} records; tokens, median: {', '.join(sizes)}; sharing prompts saves "
+        f"{manifest['lengths']['token_saving']:.2f}x; all of it: {trees.directory / 'manifest.json'}"
+    )
+    found = [str(Account({name: stage})) for name, stage in stages.items() if stage.found]
+    return "\n".join([line, *found, *_day(trees)])
+
+
 def full_account(trees: PreparedTrees) -> str:
     """Counts by reason and length statistics of prepared trees, as text, and the day that their template was told."""
+    return "\n\n".join([trees.manifest["account_text"], *_day(trees), trees.manifest["lengths_text"]])
+
+
+def _day(trees: PreparedTrees) -> list[str]:
     told = trees.manifest["tokenizer"].get("date")
-    day = [f"the chat template reads the clock, and was told {told}: --config.data.date={told}"] if told else []
-    return "\n\n".join([trees.manifest["account_text"], *day, trees.manifest["lengths_text"]])
+    return [f"the chat template reads the clock, and was told {told}: --config.data.date={told}"] if told else []

@@ -89,7 +89,7 @@ def absent_devices(
 
 def abstract_state(setup: Setup, config: OptimizerConfig) -> TrainState:
     """The state that `init_state` makes on the setup's mesh, as shapes with shardings; without what is frozen."""
-    tx = make_optimizer(config, steps=config.warmup_steps + 1)  # the schedule's constants; no shape depends on them
+    tx = make_optimizer(config, steps=2 * config.warmup_steps + 1)  # the schedule's constants; no shape depends on them
 
     def make(key):
         params = init_params(setup, init(setup.model, key))

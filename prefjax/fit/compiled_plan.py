@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
+from prefjax.data.progress import progress_bar
 from prefjax.fit import plans as plans_lib
 from prefjax.fit.ahead import (
     COMPILERS,
@@ -89,12 +89,13 @@ def make_plans(
     devices = absent_devices(chip.platform, where.shape, chip=chip.name, megacore=chip.megacore, target=chip.target)
     plans, refused, easy = [], set(), set()
     searching = len(candidates) > 1
-    bar = tqdm(candidates, desc=where.name, unit="plan", disable=None if searching else True)
+    bar = progress_bar(candidates, shown=searching, desc=where.name, unit="plan")
     for config in bar:
         group = (config.mesh, config.accumulation)
         if searching and (group in refused or any(m == config.mesh and n < config.accumulation for m, n in easy)):
             continue
-        bar.set_postfix_str(f"{_axes(dataclasses.asdict(config.mesh))}, {config.accumulation}, {config.model.remat}")
+        what = f"{_axes(dataclasses.asdict(config.mesh))}, {config.accumulation}, {config.model.remat}"
+        bar.set_postfix_str(what, refresh=False)
         plan = make_plan(config, where, devices, trees, told, command)
         plans.append(plan)
         if not plan.fits:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from prefjax.data.account import Account, Rejection, collect
 from prefjax.data.formats import Columns
 from prefjax.data.jsonl import to_row
+from prefjax.data.progress import progress_bar
 from prefjax.data.records import Record
 from prefjax.policies.chunks import Chunk, write_chunks
 from prefjax.policies.rewards import open_reward_model
@@ -70,7 +70,7 @@ def annotate_file(
       identity: JSON-able facts on which the scores depend: the records' file, the scorer.
       about: further facts for the manifest: command, what became of the records so far.
     """
-    with tqdm(total=len(records), desc="scoring", unit="record", disable=None) as bar:
+    with progress_bar(shown=True, total=len(records), desc="scoring", unit="record") as bar:
 
         def make(start: int) -> Chunk:
             part = records[start : start + _SIZE]

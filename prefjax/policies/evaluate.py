@@ -25,7 +25,7 @@ from prefjax.policies.held_out import sample_each, sampled_kl, score_held_out
 from prefjax.policies.judge import Judge, answers_in, judged, side_by_side
 from prefjax.policies.open import open_policy, open_reference
 from prefjax.rows.store import PreparedTrees
-from prefjax.training.batches import evaluation_shape, load_trees, with_baselines
+from prefjax.training.batches import data_directory, evaluation_shape, load_trees, with_baselines
 from prefjax.training.checkpoint import load_parts, load_proof
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.evaluator import Evaluator
@@ -99,7 +99,7 @@ def subset_names(stage: StageConfig, workdir: Path, options: EvaluationOptions) 
     """
     data = dataclasses.replace(stage.data, eval=options.data or stage.data.eval)
     stage, field = dataclasses.replace(stage, data=data), options.subset_field
-    tokenizer, directory = tokenizer_of(data, stage.model), Path(data.directory or workdir / "data")
+    tokenizer, directory = tokenizer_of(data, stage.model), data_directory(data, workdir)
     trees = load_trees(stage, tokenizer, directory, "eval", say=False)
     requires = objective_of(stage).requires
     found = [record for record, _ in records_of(data, requires, tokenizer, directory, trees, columns=[field])]
@@ -132,7 +132,7 @@ def evaluate_stage(
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval=data))
     if config.reference.kind == "precomputed":
         config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="live", cache=""))
-    directory = Path(config.data.directory or Path(workdir) / "data")
+    directory = data_directory(config.data, workdir)
     trees = with_baselines(config, load_trees(config, tokenizer, directory, "eval"))
     proof = load_proof(workdir)
     if not data and proof is not None and proof.identity["held-out data"] != trees.content_hash:
@@ -168,7 +168,7 @@ def _evaluate_policy(
         stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=options.data))
     policy = open_policy(workdir, make_mesh(stage.mesh))
     reference = open_reference(workdir, policy)
-    directory = Path(stage.data.directory or workdir / "data")
+    directory = data_directory(stage.data, workdir)
     trees = load_trees(stage, policy.tokenizer, directory, "eval", say=False)
 
     def records_with(column: str) -> list[Record]:

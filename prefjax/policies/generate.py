@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from prefjax.data.encoding import decode_response
+from prefjax.data.progress import progress_bar
 from prefjax.data.prompts import Prompt, plain_text
 from prefjax.data.records import is_blank
 from prefjax.data.tokenizers import Tokenizer
@@ -136,7 +137,7 @@ def generate_file(
     if not prompts:
         raise ValueError("there are no prompts to answer")
     size = max(1, _BATCHES * config.batch // config.samples)
-    with tqdm(total=len(prompts) * config.samples, desc="sampling", unit="response", disable=None) as bar:
+    with progress_bar(shown=True, total=len(prompts) * config.samples, desc="sampling", unit="response") as bar:
 
         def make(start: int) -> Chunk:
             part = prompts[start : start + size]

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from prefjax.data.account import Rejection
+from prefjax.data.progress import progress_bar
 from prefjax.data.prompts import Prompt, plain_text
 from prefjax.data.readers import find_files, read_rows
 from prefjax.policies.generate import response_text
@@ -44,7 +44,7 @@ def side_by_side(
 def judged(rows: Iterable[dict[str, Any]], judge: Judge) -> list[dict[str, Any]]:
     """The rows with `preference` and `swapped`: P(the policy's response is better), shown first and shown second."""
     made = []
-    for row in tqdm(list(rows), desc="judging", unit="pair", disable=None):
+    for row in progress_bar(list(rows), shown=True, desc="judging", unit="pair"):
         texts = row["policy"], row["other"]
         first, second = float(judge(row["prompt"], *texts)), 1 - float(judge(row["prompt"], *texts[::-1]))
         made.append(row | {"preference": first, "swapped": second})

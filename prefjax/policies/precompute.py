@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from prefjax.data.jsonl import score_row
 from prefjax.data.prepare import records_of
+from prefjax.data.progress import progress_bar
 from prefjax.losses import Responses
 from prefjax.rows.arrays import Branches
 from prefjax.rows.store import PreparedTrees
@@ -85,7 +85,9 @@ def score_rows(
         other = None if policy is None else policy[split].table
         losses = None if other is None else record_losses(config, trees, branches, other, table)
         pairs = records_of(config.data, requires, tokenizer, data_directory, trees)
-        for row, (record, tree) in enumerate(tqdm(pairs, total=len(trees), desc=split, unit=" records", disable=None)):
+        for row, (record, tree) in enumerate(
+            progress_bar(pairs, shown=True, total=len(trees), desc=split, unit=" records")
+        ):
             count = len(tree.responses)
             columns = {
                 "split": split,

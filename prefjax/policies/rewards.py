@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from prefjax.data.account import Account, Rejection, collect
 from prefjax.data.encoding import encode, encode_prompt, end_id
 from prefjax.data.prepare import DataConfig
+from prefjax.data.progress import progress_bar
 from prefjax.data.records import Record, Text, is_blank
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.losses.reward_models import preference_scores
@@ -169,7 +169,7 @@ def response_table(
         values = read(setup, params, rows).astype(jnp.float32)
         return jnp.where(rows.valid[..., None], values, jnp.nan)
 
-    bar = tqdm(total=len(trees), desc="scoring responses", unit=" prompts", disable=None)
+    bar = progress_bar(shown=True, total=len(trees), desc="scoring responses", unit=" prompts")
     with bar:
         shape = shape_once(trees, setup.mesh)
         return over_trees(lambda rows: of_rows(params, rows), setup.mesh, trees, shape, bar=bar)

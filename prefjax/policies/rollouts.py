@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float32, Int32, Key
 from tqdm import tqdm
 
+from prefjax.data.progress import progress_bar
 from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig, Prompts, SamplingOptions, sample
 from prefjax.rows.arrays import Rows
@@ -64,7 +65,7 @@ def sample_responses(
     Args:
       draws: (prompt number, sample number) of each response. With `seed` it decides the random numbers, so a response
         stays the same whatever it is sampled together with. None: (0, 0), (1, 0), ...
-      bar: counts responses; None shows one on a terminal.
+      bar: counts responses; None: one of its own.
 
     Raises:
       ValueError: an empty prompt, or a mesh whose tensor axis does not divide the model's key heads.
@@ -81,7 +82,7 @@ def sample_responses(
     place = lambda x: x
     if mesh is not None:
         place = functools.partial(jax.device_put, device=row_sharding(mesh))
-    bar = bar if bar is not None else tqdm(total=len(prompts), desc="sampling", unit="response", disable=None)
+    bar = bar if bar is not None else progress_bar(shown=True, total=len(prompts), desc="sampling", unit="response")
     responses: list[Response] = [None] * len(prompts)
     for indices, rows, width in _plan(model, [len(p) for p in prompts], options.max_new_tokens, batch, mesh):
         padded = np.full((rows, width), pad_id, np.int32)
@@ -140,10 +141,10 @@ def score_trees(
     of policy parameters; 0 where a tree has fewer than K. Shapes are rounded up, so that few programs are compiled.
 
     Args:
-      progress: what a bar on the terminal calls it; empty: no bar.
+      progress: what a bar calls it; empty: no bar.
     """
     score = _scorer(model, mesh, head_chunk)
-    bar = tqdm(total=len(trees), desc=progress, unit="prompt", disable=None if progress else True)
+    bar = progress_bar(shown=bool(progress), total=len(trees), desc=progress, unit="prompt")
     shape = shape_once(trees, mesh, tokens_per_step=tokens_per_step)
     with bar:
         return over_trees(lambda rows: [score(one, rows) for one in params], mesh, trees, shape, bar=bar)

@@ -12,7 +12,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from prefjax.data.prepare import full_account, prepare
+from prefjax.data.prepare import DataConfig, full_account, prepare, short_account
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.requirements import Requirements
 from prefjax.rows.arrays import Branches, Rows, RowShape
@@ -38,10 +38,16 @@ _FORECAST_STEPS = 200
 _MERGED_AT_MOST = 100_000_000  # tokens of prompts and branches that are merged only to be counted: 400 MB
 
 
+def data_directory(data: DataConfig, workdir: str | Path) -> Path:
+    """Where a run keeps its prepared trees."""
+    return Path(data.directory or Path(workdir) / "data")
+
+
 def load_trees(
-    config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str, *, say: bool = True
+    config: StageConfig, tokenizer: Tokenizer, directory: Path, split: str, *, say: bool = True, full: bool = False
 ) -> PreparedTrees:
-    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record if `say`.
+    """Prepared trees of one split, found in `directory` or made there. Prints what happened to every record if `say`,
+    with tables of lengths if `full`.
 
     Of several processes the first prepares; the others wait and find its trees, so they must share `directory`.
     """
@@ -52,9 +58,12 @@ def load_trees(
     if jax.process_count() > 1 and jax.process_index() == 0:
         multihost_utils.sync_global_devices(f"prepared {split}")
     if say:
-        print(f"[{split}] {trees.manifest['source']}\n{full_account(trees)}\n", flush=True)
+        account = f"\n{full_account(trees)}\n" if full else f": {short_account(trees)}"
+        print(f"[{split}] {trees.manifest['source']}{account}", flush=True)
         if repeated := trees.repeated:
-            print(f"{repeated} of {len(trees)} records are equal to an earlier one, so they count twice\n", flush=True)
+            print(
+                f"[{split}] {repeated} of {len(trees)} records are equal to an earlier one: counted twice", flush=True
+            )
     return trees
 
 

@@ -165,7 +165,7 @@ def require_same(workdir: Path, there: Any, now: Any, path: str = "") -> None:
     if changed:
         raise ValueError(
             f"{workdir} holds a run with another config ({'; '.join(changed)}). Give the same options to continue it, "
-            "or a new --workdir"
+            "a new --workdir, or --overwrite, with which experiments.train deletes that run and begins anew"
         )
 
 

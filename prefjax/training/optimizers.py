@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules: optax chains from one frozen config."""
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,10 @@ class OptimizerConfig:
     name: str = option("adamw", "the optimiser", choices=_OWN_OPTIONS)
     learning_rate: float = option(1e-6, "at its peak, after the warm-up", at_least=0)
     schedule: str = option("constant", "after the warm-up", choices=("constant", "linear", "cosine"))
-    warmup_steps: int = option(0, "steps of a linear warm-up from 0", at_least=0)
+    warmup_steps: int = option(0, "steps of a linear warm-up from 0, of which half the run is the most", at_least=0)
+    warmup_ratio: float = option(
+        0.0, "the same as a share of the run's steps, rounded up; 0: `warmup_steps` says", at_least=0, at_most=0.5
+    )
     final_scale: float = option(
         0.0, "share of the peak that linear and cosine decay to at the last step", at_least=0, at_most=1
     )
@@ -47,20 +51,28 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_ranges(self, "optimizer")
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"optimizer.warmup_steps={self.warmup_steps} and optimizer.warmup_ratio={self.warmup_ratio} both say "
+                "how long the warm-up is: set one of them to 0"
+            )
+
+
+def warmup_of(config: OptimizerConfig, steps: int) -> tuple[int, int]:
+    """Steps of warm-up in a run of so many steps, and how many the options ask for: half of the run is the most."""
+    share = math.ceil(round(config.warmup_ratio * steps, 6))  # 0.07 * 100 is a little above 7
+    asked = config.warmup_steps or share
+    return min(asked, steps // 2), asked
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by step: warm-up from 0, then the schedule down to `final_scale` at `steps`.
 
     Raises:
-      ValueError: warm-up as long as the run, or a `final_scale` that nothing reads.
+      ValueError: a `final_scale` that nothing reads.
     """
-    peak, decay_steps = config.learning_rate, steps - config.warmup_steps
-    if decay_steps <= 0:
-        raise ValueError(
-            f"optimizer.warmup_steps={config.warmup_steps} is not below the {steps} steps of the run: lower it or "
-            "train longer"
-        )
+    warmup_steps, _ = warmup_of(config, steps)
+    peak, decay_steps = config.learning_rate, steps - warmup_steps
     if config.schedule == "constant":
         if config.final_scale:
             raise ValueError("optimizer.final_scale has no effect on schedule='constant': set it to 0, or take another")
@@ -69,10 +81,10 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
         after = optax.linear_schedule(peak, peak * config.final_scale, decay_steps)
     else:
         after = optax.cosine_decay_schedule(peak, decay_steps, config.final_scale)
-    if not config.warmup_steps:
+    if not warmup_steps:
         return after
-    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    warmup = optax.linear_schedule(0.0, peak, warmup_steps)
+    return optax.join_schedules([warmup, after], [warmup_steps])
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:

@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 from tqdm import tqdm
 
+from prefjax.data.progress import progress_bar
 from prefjax.rows.arrays import Rows, RowShape
 from prefjax.rows.steps import InOrder, sampled, simulate
 from prefjax.rows.store import SelectedTrees, TreeSource
@@ -95,7 +96,9 @@ def reference_table(
         cache.begin_set(facts)
     steps = simulate(sampled(trees, shape, InOrder())).steps
     part = max(1, _PART_STEPS * len(trees) // steps)
-    bar = tqdm(total=len(trees), initial=int(done.sum()), desc="scoring the reference", unit=" prompts", disable=None)
+    bar = progress_bar(
+        shown=True, total=len(trees), initial=int(done.sum()), desc="scoring the reference", unit=" prompts"
+    )
     with bar:
         for start in range(0, len(trees), part):
             own = slice(start, start + part)

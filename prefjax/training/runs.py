@@ -7,17 +7,20 @@ objective are stages alike. The last one lies in the run's own folder.
 import dataclasses
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.experimental import multihost_utils
 
 from prefjax.models import huggingface
 from prefjax.models.families import NUMERICS
 from prefjax.options import build, check_ranges, deciding, merged, option, stated
 from prefjax.state_files import read_object, staying, write_whole
+from prefjax.training.batches import data_directory
 from prefjax.training.checkpoint import load_proof, require_same
 from prefjax.training.config import StageConfig
 from prefjax.training.optimizers import make_optimizer
@@ -54,6 +57,9 @@ Some of this is there only once the run got so far, or was asked for it.
     python -m experiments.evaluate --workdir=FOLDER           held-out metrics, also of another file
     python -m experiments.export --workdir=FOLDER --output=D  a Hugging Face folder
 """
+# What of it a run that begins anew deletes; data, scores and compiled programs are found by what they are made of.
+_OF_A_RUN = ("checkpoints", "run.json", "config.json", "code-*.patch", "metrics.jsonl", "tensorboard", "wandb")
+_OF_A_RUN += ("wandb.json", "report.md", "plot.png", "result.json", "overview.*", "evaluation.*", "profile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +174,9 @@ def _earlier_stage(name: str, given: Mapping[str, Any], values: Mapping[str, Any
 
 
 def _check_optimizer(name: str, config: StageConfig) -> None:
-    """Says what of an optimiser's options contradicts the others, or the run's length, before anything is read. A
-    length in epochs is known only after that."""
+    """Says what of an optimiser's options contradicts the others, before anything is read."""
     try:
-        make_optimizer(config.optimizer, config.train.steps or config.optimizer.warmup_steps + 1)
+        make_optimizer(config.optimizer, config.train.steps or 1)
     except ValueError as error:
         raise ValueError(f"config.{name}: {error}" if name else str(error)) from error
 
@@ -249,6 +254,25 @@ def record_config(values: Mapping[str, Any], workdir: str | Path) -> None:
     write_whole(workdir / "README.md", FOLDER)
 
 
+def clear_run(run: RunConfig, workdir: str | Path) -> None:
+    """Deletes what another run left in the workdir and in the folders of its stages, so that one can begin anew there.
+    Of several processes all call it, and the first one deletes.
+
+    Raises:
+      ValueError: the run starts from what would be deleted.
+    """
+    folders = [Path(workdir), *(Path(workdir) / name for name in EARLIER)]
+    for source in (source for _, own in run.stages for source in (own.init_from, own.reference.init_from)):
+        if source and Path(source).resolve() in [folder.resolve() for folder in folders]:
+            raise ValueError(f"--overwrite would delete {source}, which the run starts from: give another --workdir")
+    record = Path(workdir) / "config.json"
+    if jax.process_index() == 0 and record.is_file() and "objective" in read_object(record):
+        for path in (path for folder in folders for name in _OF_A_RUN for path in folder.glob(name)):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the run before is deleted")
+
+
 def train_run(
     run: RunConfig,
     workdir: str | Path,
@@ -266,7 +290,7 @@ def train_run(
       ValueError: a stage cannot use its data; no stage has trained then.
     """
     workdir = Path(workdir)
-    data = Path(run.stage.data.directory or workdir / "data")
+    data = data_directory(run.stage.data, workdir)
     for name, config in run.stages:
         _check_optimizer(name, config)
     for _, config in run.stages[1:]:  # what is wrong with their data is said before the first stage trains

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, UInt64
-from tqdm import tqdm
 
+from prefjax.data.progress import progress_bar
 from prefjax.models.families import architecture
 from prefjax.rows.arrays import Branches
 from prefjax.rows.store import TreeSource
@@ -63,7 +63,7 @@ def sequence_keys(trees: TreeSource, branches: Branches) -> tuple[UInt64[np.ndar
     """([n, N] 64-bit hash of the tokens of prompt and branch, [n, N] whether the branch is there), in slot order."""
     present = trees.lengths.branches(branches) > 0
     keys = np.zeros(present.shape, np.uint64)
-    for row in tqdm(range(len(trees)), desc="hashing sequences", unit=" prompts", disable=None, delay=2):
+    for row in progress_bar(range(len(trees)), shown=True, desc="hashing sequences", unit=" prompts"):
         tree = trees[row]
         prompt = hashlib.blake2b(np.array([len(tree.prompt), *tree.prompt], "<i4").tobytes(), digest_size=8)
         slots = dict(enumerate(tree.responses))

@@ -33,7 +33,7 @@ from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.evaluator import Evaluator
 from prefjax.training.feed import DeviceFeed, to_devices
 from prefjax.training.mesh import make_mesh, parameter_shardings, row_shards
-from prefjax.training.optimizers import make_optimizer
+from prefjax.training.optimizers import make_optimizer, warmup_of
 from prefjax.training.parameters import complete_model, context_of, read_policy, tokenizer_of
 from prefjax.training.reference import open_scores, reference_table
 from prefjax.training.score_cache import set_facts
@@ -115,6 +115,7 @@ def run_stage(
     evaluator = Evaluator(setup, held_out.trees, held_out.shape, reference=eval_table)
 
     steps = config.train.steps or forecast(config, train.trees, train.shape, None, before).steps
+    _say_warmup(config, steps)
     state = init_state(setup, begin.policy, make_optimizer(config.optimizer, steps), reference=begin.reference)
     checkpointer = Checkpointer(
         workdir / "checkpoints",
@@ -261,6 +262,17 @@ def _identity(config: StageConfig, train: Split, held_out: Split, start: Start) 
         "tokenizer": train.prepared.manifest["tokenizer"]["fingerprint"],
         **start.hashes,
     }
+
+
+def _say_warmup(config: StageConfig, steps: int) -> None:
+    """Where it is shorter than asked."""
+    warmup, asked = warmup_of(config.optimizer, steps)
+    if warmup < asked:
+        option = "steps" if config.optimizer.warmup_steps else "ratio"
+        print(
+            f"warm-up: {warmup} of {steps} steps, not {asked} (optimizer.warmup_{option}): half of a run is the most",
+            flush=True,
+        )
 
 
 def _say_continued(workdir: Path, proof: Proof, steps: int) -> None:

@@ -17,7 +17,7 @@ from experiments.config_flag import complete
 from prefjax.losses import OBJECTIVES
 from prefjax.options import deciding
 from prefjax.training.checkpoint import Checkpointer
-from prefjax.training.runs import record_config, run_config
+from prefjax.training.runs import clear_run, record_config, run_config
 from tests.compilation import COMPILED, QUICK
 from tests.started import Started
 
@@ -26,8 +26,7 @@ TINY = [
     *("--config.model.num_layers=1", "--config.model.width=16", "--config.model.head_width=8"),
     *("--config.model.mlp_width=16", "--config.rows.tokens_per_step=2048"),
     *("--config.data.world.train_examples=64", "--config.data.world.eval_examples=16"),
-    *("--config.sft.train.steps=3", "--config.sft.optimizer.warmup_steps=1"),
-    *("--config.train.steps=4", "--config.optimizer.warmup_steps=1", "--config.sampling.prompts=4"),
+    *("--config.sft.train.steps=3", "--config.train.steps=4", "--config.sampling.prompts=4"),
     *("--config.sampling.max_new_tokens=8", "--config.train.log_every=1", "--config.sft.train.log_every=1"),
 ]
 # One device per process (eight simulated ones would only slow these small runs down), compiled quickly.
@@ -256,9 +255,24 @@ def test_what_decides_may_not_change_once_a_stage_has_a_checkpoint(tmp_path):
         change(train__log_every=3, sft__train__steps=999, mesh=dict(fsdp=4), loss__beta=7.0).to_dict(), tmp_path
     )
     assert json.loads((tmp_path / "config.json").read_text())["loss"] == {"beta": 7.0}
-    with pytest.raises(ValueError, match=r"config.sft.seed: 0 there, 3 now\)"):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(ValueError, match=r"config.sft.seed: 0 there, 3 now\).* a new --workdir, or --overwrite"):
         record_config(change(seed=3).to_dict(), tmp_path)
     assert "seed" not in json.loads((tmp_path / "config.json").read_text())
+    clear_run(run_config(change(seed=3).to_dict()), tmp_path)
+    assert not (tmp_path / "sft" / "checkpoints").exists() and (tmp_path / "data").is_dir()
+    record_config(change(seed=3).to_dict(), tmp_path)
+
+
+def test_overwriting_spares_what_the_run_starts_from_and_folders_that_hold_no_run(tmp_path):
+    other = run_config(change(sft={}, init_from=str(tmp_path / "sft")).to_dict())
+    with pytest.raises(ValueError, match="--overwrite would delete .*sft, which the run starts from"):
+        clear_run(other, tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    clear_run(run_config(change().to_dict()), tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    clear_run(run_config(change().to_dict()), tmp_path)
+    assert (tmp_path / "checkpoints").exists() and (tmp_path / "config.json").exists()
 
 
 @pytest.mark.slow
@@ -270,7 +284,7 @@ def test_prepare_says_what_happened(tmp_path):
     options = [
         "--config=configs/quickstart.py:dpo",
         f"--config.data.train={file}",
-        f"--config.data.directory={tmp_path}",
+        f"--workdir={tmp_path}",
         "--preview=1",
     ]
     done = run("prepare", *options)
@@ -285,7 +299,7 @@ def test_prepare_says_what_happened(tmp_path):
         "[[yes 0<eos>]]",
     ):
         assert said in done.stdout, said
-    (manifest,) = tmp_path.glob("train-*/manifest.json")
+    (manifest,) = tmp_path.glob("data/train-*/manifest.json")
     assert json.loads(manifest.read_text())["account"]["read"]["dropped"]
     again = run("prepare", *options)
     assert again.stdout == done.stdout, "found again, not made again"

@@ -19,6 +19,7 @@ from prefjax.losses import OBJECTIVES
 from prefjax.options import REQUIRED, build, stated, walk
 from prefjax.policies.rounds import RoundsConfig
 from prefjax.training.config import StageConfig, objective_of
+from prefjax.training.optimizers import warmup_of
 from prefjax.training.runs import SamplingConfig, record_config, run_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +65,8 @@ WITH = {
     "model.rope_scaling.original_length": ("model.rope_scaling.kind=llama3", *LLAMA3),
     "model.rope_scaling.kind": LLAMA3,
     "model.rope_scaling.factor": ("model.rope_scaling.kind=linear",),
+    "optimizer.warmup_steps": ("optimizer.warmup_ratio=0",),
+    "optimizer.warmup_ratio": ("optimizer.warmup_steps=0",),
     "train.steps": ("train.epochs=0",),
     "train.epochs": ("train.steps=0",),
     "rows.order": (),  # rows.window cannot be set besides
@@ -286,7 +289,7 @@ def test_files_state_only_what_differs_from_the_defaults():
 def test_a_smoke_run_is_four_steps_of_anything(file):
     full, smoke = (as_it_is(file, word) for word in ("dpo", "dpo,smoke"))
     assert [stage.config.train.steps for stage in smoke.stages] == [4] * len(full.stages)
-    assert all(stage.config.optimizer.warmup_steps == 1 for stage in smoke.stages)
+    assert all(warmup_of(stage.config.optimizer, 4) == (1, 1) for stage in smoke.stages)
     assert (smoke.stage.loss, smoke.stage.rows, smoke.stage.objective) == (full.stage.loss, full.stage.rows, "dpo")
     assert smoke.sampling.prompts == 4
 

@@ -133,7 +133,7 @@ def test_the_same_data_twice_is_said(tmp_path, capsys):
     config = _config("dpo", DataConfig(train=str(tmp_path / "train.jsonl"), eval=str(tmp_path / "eval.jsonl")))
     train, held_out = load_splits(config, ByteTokenizer(), tmp_path / "data")
     output = capsys.readouterr().out
-    assert "\n2 of 7 records are equal to an earlier one, so they count twice\n" in output
+    assert "\n[train] 2 of 7 records are equal to an earlier one: counted twice\n" in output
     assert "[eval] 1 of 3 records have a prompt that the training data has too" in output
     assert held_out.facts()["prompts_in_training"] == 1 and "prompts_in_training" not in train.facts()
     write_rows(tmp_path / "copy.jsonl", _pairs(5) + _pairs(2))

@@ -16,7 +16,7 @@ from prefjax.training import loop
 from prefjax.training.feed import to_devices
 from prefjax.training.mesh import MeshConfig, make_mesh, optimizer_shardings, parameter_shardings
 from prefjax.training.metrics import Metrics, response_metrics
-from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from prefjax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule, warmup_of
 from prefjax.training.scoring import Reference, Scores, assemble
 from prefjax.training.step import init_state, jit_train_step, make_eval_step, make_train_step
 from tests.training.examples import LONGEST, MODEL, REPRESENTATIVES, branches_for, rows_for, setup_for, tiered, trees
@@ -354,7 +354,8 @@ def test_schedules_and_optimizer_options():
     assert [float(schedule(step)) for step in (0, 2, 4, 8, 12)] == pytest.approx([0, 1, 2, 1.5, 1])
     refused = [
         (dict(schedule="step"), "optimizer.schedule='step': choose one of constant"),
-        (dict(warmup_steps=10), "warmup_steps=10"),
+        (dict(warmup_steps=1, warmup_ratio=0.1), "warmup_steps=1 and .*warmup_ratio=0.1 both say"),
+        (dict(warmup_ratio=0.6), "optimizer.warmup_ratio=0.6: set it to at least 0 and at most 0.5"),
         (dict(final_scale=0.1), "final_scale has no effect"),
         (dict(name="lion"), "optimizer.name='lion': choose one of adamw"),
         (dict(name="sgd", weight_decay=0.1), "sgd takes no weight_decay"),
@@ -363,6 +364,25 @@ def test_schedules_and_optimizer_options():
     for change, message in refused:
         with pytest.raises(ValueError, match=message):
             make_optimizer(OptimizerConfig(**change), 10)
+
+
+@pytest.mark.parametrize(
+    "option, steps, expected",
+    [
+        (dict(warmup_ratio=0.07), 100, (7, 7)),  # in floating point the product is above 7
+        (dict(warmup_ratio=0.08), 120, (10, 10)),
+        (dict(warmup_ratio=0.1), 1, (0, 1)),
+        (dict(warmup_steps=20), 41, (20, 20)),
+        (dict(warmup_steps=20), 7, (3, 20)),
+        (dict(), 10, (0, 0)),
+    ],
+)
+def test_a_warm_up_takes_at_most_half_of_the_run(option, steps, expected):
+    config = OptimizerConfig(learning_rate=2.0, schedule="constant", **option)
+    assert warmup_of(config, steps) == expected
+    schedule = make_schedule(config, steps)
+    rates = [float(schedule(step)) for step in range(steps)]
+    assert rates[expected[0] :] == [2.0] * (steps - expected[0]) and (rates[0] == 0) == bool(expected[0])
 
 
 def test_weight_decay_leaves_norms_alone():
