@@ -113,11 +113,12 @@ def get_config(argument: str = "dpo") -> ConfigDict:
     elif names <= {*DRIFTING}:
         config.optimizer.learning_rate = 5e-5
     config.train = dict(steps=120, eval_every=30, checkpoint_every=60)
+    config.train.eval_samples = 0 if facts.requires.reward_head else 3
 
     # The stage before. Its optimizer and train are its own, the rest is as above.
     config.sft = dict(
         optimizer=dict(learning_rate=4e-3, schedule="cosine", warmup_ratio=0.06, final_scale=0.05, b2=0.95),
-        train=dict(steps=320, log_every=20, eval_every=160, checkpoint_every=160),
+        train=dict(steps=320, log_every=20, eval_every=160, checkpoint_every=160, eval_samples=0),
     )
     config.sampling = dict(max_new_tokens=64)
     if objective != argument:

@@ -33,14 +33,16 @@ from prefjax.data.account import Account
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.prompts import Prompt, encode_prompts, read_prompts
 from prefjax.interrupts import StopRequest
-from prefjax.models import SamplingOptions
+from prefjax.models import SamplingOptions, hub
 from prefjax.models.huggingface import is_checkpoint
 from prefjax.policies.generate import GenerationConfig, facts_of, generate_file, machine_of, respond, rows_of
 from prefjax.policies.open import open_mesh, open_policy
 from prefjax.policies.scorers import SCORERS, Scorer, load_scorer
 from prefjax.training.parameters import Policy
 
-_MODEL = flags.DEFINE_string("model", None, "A run's --workdir (or its sft folder), or a Hugging Face folder.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "A run's --workdir (or its sft folder), a Hugging Face folder or hf:owner/name."
+)
 _PROMPT = flags.DEFINE_string("prompt", "", "One prompt, answered on the terminal.")
 _PROMPTS = flags.DEFINE_string("prompts", "", "Files of prompts, preference data, or named datasets.")
 _OUTPUT = flags.DEFINE_string("output", "", "The .jsonl or .jsonl.gz file to write.")
@@ -133,7 +135,7 @@ def _is_chat(policy: Policy) -> bool:
 
 
 def _templated(policy: Policy) -> bool:
-    return policy.tokenizer.has_chat_template and is_checkpoint(_MODEL.value)
+    return policy.tokenizer.has_chat_template and is_checkpoint(hub.local(_MODEL.value))
 
 
 def _chat_policy(policy: Policy) -> EncodingPolicy:

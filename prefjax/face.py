@@ -81,7 +81,8 @@ def load(source: str | Path, **options: Any) -> Policy:
     """A policy that was trained, or comes from elsewhere: `.params` and what belongs to them.
 
     Args:
-      source: a run's --workdir, the folder of one of its stages (WORKDIR/sft), or a Hugging Face folder.
+      source: a run's --workdir, the folder of one of its stages (WORKDIR/sft), a Hugging Face folder, or
+        "hf:owner/name", which is downloaded.
       options: as of `prefjax.policies.open_policy`: mesh, dtype, chat_template, chat_template_kwargs, date.
     """
     return open_policy(source, **options)

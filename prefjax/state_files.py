@@ -65,6 +65,16 @@ def read_object(path: str | Path) -> dict[str, Any]:
     return values
 
 
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file that has one a line; empty where there is none. What is no whole one is left out, as
+    the last line of a process that was killed."""
+    rows = []
+    for line in Path(path).read_bytes().splitlines() if Path(path).is_file() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
+
+
 def read_or_put_aside(path: Path) -> dict[str, Any]:
     """The JSON object of a file that is begun anew where it is damaged: then, and where there is none, an empty one."""
     try:

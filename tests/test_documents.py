@@ -392,12 +392,14 @@ WITH = {
     "--config.lora.quantize=nf4": ["lora.rank=16"],
     "--config.loss.dpo.beta=2.0": ["objective=0.8*dpo + 0.2*bco_pair + 1.0*sft"],
     "--config.loss.max_dpo_simpo.dpo.beta=1.0": ["objective=dpo + max(dpo, 0.5*simpo)"],
+    "--config.init_from=hf:HuggingFaceTB/SmolLM2-135M-Instruct": ["sft={}"],
 }
 
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("text", dict.fromkeys(fields_alone()))
-def test_field_of_a_config_arrives(file, text, my_losses):
+def test_field_of_a_config_arrives(file, text, my_losses, monkeypatch):
+    monkeypatch.setattr("prefjax.models.hub.local", str)  # downloads nothing
     given = [word.removeprefix("--config.") for word in shlex.split(text)]
     run = run_config(parse(file, "dpo", *NEEDED.get(file, ()), *WITH.get(text, ()), *given)["config"].value.to_dict())
     for path, value in fields_of(text).items():

@@ -77,9 +77,9 @@ def test_these_options_may_change_when_a_run_is_continued():
         *(f"data.{name}" for name in ("train", "eval", "tokenizer", "directory", "tfds_dir", "manual_dir", "workers")),
         *(
             f"train.{name}"
-            for name in ("steps", "epochs", "log_every", "eval_every", "checkpoint_every", "keep_checkpoints")
+            for name in ("steps", "epochs", "log_every", "eval_every", "eval_samples", "checkpoint_every")
         ),
-        *("train.profile_steps", "train.writers", "train.skip_non_finite"),
+        *("train.keep_checkpoints", "train.profile_steps", "train.writers", "train.skip_non_finite"),
         *(f"sampling.{name}" for name in ("prompts", "max_new_tokens", "temperature")),
         "rounds.count",
     }
@@ -182,7 +182,7 @@ def test_what_an_option_cannot_be_is_said_before_data_is_read(tmp_path):
         dataclasses.replace(example(StageConfig), loss={"beta": -0.1})
     values = {"objective": "dpo", "loss": {}, "data": {"train": "nowhere.jsonl"}, "rows": {}, "train": {"steps": 5}}
     values |= {"model": dataclasses.asdict(EXAMPLES[ModelConfig]), "optimizer": {}}
-    for start, fix in (("owner/model", "`hf download owner/model"), (str(tmp_path), "")):
+    for start, fix in (("owner/model", "--config.init_from=hf:owner/model downloads"), (str(tmp_path), "")):
         with pytest.raises(ValueError, match=f"^config.init_from='{start}' is neither .*{fix}"):
             run_config(values | {"model": {}, "init_from": start})
     with pytest.raises(ValueError, match="^config.sft: optimizer.clip_norm=-1.0: set it to at least 0"):

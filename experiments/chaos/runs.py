@@ -27,7 +27,7 @@ _TINY = (
     *("--config.sft.train.steps=4", "--config.sft.train.checkpoint_every=2"),
     *("--config.train.steps=8", "--config.train.checkpoint_every=2"),
     *("--config.train.eval_every=4", "--config.train.log_every=2", "--config.sft.train.log_every=2"),
-    "--config.sampling.max_new_tokens=8",
+    *("--config.sampling.max_new_tokens=8", "--config.train.eval_samples=0"),
 )
 # Compiling is most of what such runs do.
 _QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"

@@ -62,9 +62,10 @@ def _prompts_in_training(run: Run, share: float) -> str | None:
     splits = run.record.get("data")
     if splits is None:
         return None
-    facts = {"prompts_in_training": 0, "trees": 0} | splits.get("eval", {})
+    facts = {"prompts_in_training": 0, "records_in_training": 0, "trees": 0} | splits.get("eval", {})
     odd = facts["prompts_in_training"] > share * facts["trees"]
-    return f"{facts['prompts_in_training']} of {facts['trees']} held-out records" if odd else ""
+    whole = f", {facts['records_in_training']} of them with the same responses" * bool(facts["records_in_training"])
+    return f"{facts['prompts_in_training']} of {facts['trees']} held-out records{whole}" if odd else ""
 
 
 def _finite(run: Run, _: float) -> str | None:
@@ -76,7 +77,7 @@ def _finite(run: Run, _: float) -> str | None:
 
 
 def _learning_rate(run: Run, share: float) -> str | None:
-    rates = run.values("learning_rate", "train")[:-1]  # a schedule may end at 0
+    rates = run.values("learning_rate", "train")[1:-1]  # a warm-up begins at 0, and a schedule may end there
     if not len(rates):
         return None
     zero = int(np.sum(rates == 0))
@@ -262,11 +263,11 @@ CHECKS = (
     Check(
         "learning rate",
         0.1,
-        "the learning rate is 0 at more than {} of the logged steps, the last one aside",
+        "the learning rate is 0 at more than {} of the logged steps, the first and the last one aside",
         "A schedule that ended before the run trains nothing.",
         "",
         _learning_rate,
-        needs="two logged lines of training",
+        needs="three logged lines of training",
     ),
     Check(
         "training loss",

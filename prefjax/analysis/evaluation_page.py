@@ -28,6 +28,11 @@ _MEANING = {
 def evaluation_page(values: Mapping[str, Any], *, title: str, command: str) -> str:
     """Markdown of what `experiments.evaluate` gathers: see there for the keys; those that are absent are left out."""
     parts = [f"# {title}", f"On {values['data']}. Intervals are 95 %. Repeat with\n\n```\n{command}\n```"]
+    if (seen := values.get("seen", {})).get("prompts_in_training"):
+        parts.append(
+            f"**{seen['prompts_in_training']} of the {seen['records']} records have a prompt that was trained on, "
+            f"{seen['records_in_training']} with the same responses**: what they say is no news of unseen prompts."
+        )
     if "accuracy" in values:
         parts += _of_log_probs(values)
     if values.get("subsets") is not None:

@@ -42,6 +42,13 @@ def _malformed(run: Run, points: float) -> str | None:
     return f"malformed samples rose from {before:.1%} to {after:.1%} of {count}" if odd else ""
 
 
+def _text_at_all(run: Run, share: float) -> str | None:
+    before, after = (run.result.get(f"garbled_{name}") for name in ("start", "trained"))
+    if before is None or after is None:
+        return None
+    return f"{before:.0%} of samples are malformed before training, {after:.0%} after" if after > share else ""
+
+
 def _unfinished(run: Run, share: float) -> str | None:
     unfinished = run.result.get("unfinished")
     if unfinished is None or run.kl is None:
@@ -94,6 +101,16 @@ CHECKS = (
         "The policy pays for reward with text that is none: too far from the reference, or data that teach it.",
         "one-sided z-test of two shares at 5 %; the least rise is this project's",
         _malformed,
+        needs="samples with a gold reward that knows malformed text",
+    ),
+    Check(
+        "samples that are text",
+        0.5,
+        "more than {} of the trained model's samples are malformed, whatever their share was before",
+        "There is no policy to speak of: rewards, win rates and KL compare noise with noise. Train the stage before "
+        "for longer, or start from a model that can write.",
+        "",
+        _text_at_all,
         needs="samples with a gold reward that knows malformed text",
     ),
     Check(

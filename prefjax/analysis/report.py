@@ -16,9 +16,10 @@ from prefjax.analysis.plots import run_figure
 from prefjax.analysis.results import RunResults, Samples, Summary, summarize
 from prefjax.analysis.runs import Run, read_record
 from prefjax.analysis.statistics import FEW, Mean, Share
-from prefjax.state_files import write_whole
+from prefjax.state_files import read_lines, write_whole
 
 _EXAMPLES = 7
+_EVALUATIONS = 5  # of the answers while training
 _LONGEST_TEXT = 240  # characters of an example; longer texts are cut in the middle
 _FINAL_METRICS = (
     *("loss", "reward_accuracy", "margin", "chosen_logp_change", "rejected_logp_change"),
@@ -37,11 +38,12 @@ def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.
     write_whole(directory / "result.json", text + "\n")
     path = directory / "report.md"
     run = Run(results.objective, results.metrics, results.config, read_record(directory), result)
-    path.write_text(_markdown(results, summary, run, plot), encoding="utf-8")
+    text = _markdown(results, summary, run, plot, read_lines(directory / "samples.jsonl"))
+    path.write_text(text, encoding="utf-8")
     return path
 
 
-def _markdown(results: RunResults, summary: Summary, run: Run, plot: str) -> str:
+def _markdown(results: RunResults, summary: Summary, run: Run, plot: str, answers: Sequence[Mapping[str, Any]]) -> str:
     samples = results.samples
     parts = [
         f"# {_headline(results, summary)}",
@@ -51,7 +53,9 @@ def _markdown(results: RunResults, summary: Summary, run: Run, plot: str) -> str
         plot,
         "## What is odd\n\n" + notes_text(run, take_notes(run)),
         "" if samples is None else _examples(results.start, samples),
+        _answers(answers) if answers else "",
         "## Last values of the curves\n\n" + _final_metrics(results.metrics),
+        *(f"## {name} data\n\n```\n{account}\n```" for name, account in results.accounts.items()),
         "## Run\n\n" + table(("part", "wall time"), _times(results.seconds)),
         table(("machine", ""), results.machine.items()),
         table(("option", "value"), ((f"`{name}`", f"`{value}`") for name, value in results.config.items())),
@@ -147,6 +151,22 @@ def _examples(start: str, samples: Samples) -> str:
 def _example_indices(samples: Samples) -> list[int]:
     count = len(samples.prompts)
     return sorted({int(i) for i in np.linspace(0, count - 1, min(_EXAMPLES, count)).round()})
+
+
+def _answers(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A row a prompt, a column an evaluation, of many some evenly spaced; rows: step, prompt, response."""
+    steps = sorted({row["step"] for row in rows})
+    shown = np.linspace(0, len(steps) - 1, min(_EVALUATIONS, len(steps))).round().astype(int)
+    steps = [steps[i] for i in sorted(set(shown.tolist()))]
+    said = {(row["prompt"], row["step"]): row["response"] for row in rows}
+    lines = []
+    for prompt in dict.fromkeys(row["prompt"] for row in rows):
+        cells = [_cell_text(said.get((prompt, step), "")) for step in steps]
+        same = [before == after for before, after in zip(cells, cells[1:], strict=False)]
+        rest = ["the same" if one else cell for one, cell in zip(same, cells[1:], strict=True)]
+        lines.append((_cell_text(prompt), cells[0], *rest))
+    heading = "## Answers while training\n\nThe most likely tokens, at evaluations (`samples.jsonl` has all).\n\n"
+    return heading + table(("prompt", *(f"step {step}" for step in steps)), lines)
 
 
 def _final_metrics(metrics: Sequence[Mapping[str, Any]]) -> str:

@@ -87,6 +87,7 @@ class RunResults:
     metrics         lines of the preference stage's metrics file (`read_metrics`)
     heldout_pairs   number of pairs behind the evaluation's reward_accuracy; 0 when there are none
     samples         None when nothing was sampled
+    accounts        split -> what became of its records, and their lengths, as text
     rewards         of a run that trained a reward model, which samples nothing; None of a policy
     """
 
@@ -101,6 +102,7 @@ class RunResults:
     heldout_pairs: int = 0
     samples: Samples | None = None
     rewards: Rewards | None = None
+    accounts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

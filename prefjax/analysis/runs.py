@@ -18,7 +18,15 @@ METRICS = "metrics.jsonl"
 _ASIDE = {"seed", "data.directory", "reference.cache"} | {
     f"{stage}train.{name}"
     for stage in ("", "sft.")
-    for name in ("log_every", "eval_every", "checkpoint_every", "keep_checkpoints", "profile_steps", "writers")
+    for name in (
+        "log_every",
+        "eval_every",
+        "eval_samples",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "profile_steps",
+        "writers",
+    )
 }
 
 

@@ -356,7 +356,7 @@ def _options(config: DataConfig) -> dict[str, Any]:
 
 
 def short_account(trees: PreparedTrees) -> str:
-    """What a run says of a split: a line of counts and lengths, then the stages at which something was found."""
+    """What a run says of a split: a line of counts and lengths, then the stages at which something was dropped."""
     manifest, stages = trees.manifest, Account.of(trees.manifest["account"]).stages
     sizes = (
         f"{name} {values['median']:.0f} (at most {values['max']:.0f})"
@@ -364,12 +364,16 @@ def short_account(trees: PreparedTrees) -> str:
         if name in ("prompt", "response")
     )
     read = stages["read"].read
+    noticed = sum((stage.found for stage in stages.values()), collections.Counter[str]())
+    for stage in stages.values():
+        noticed -= stage.dropped
+    counts = "".join(f"; {count} {reason}" for reason, count in noticed.most_common())
     line = (
         f"{len(trees)} trees from {read} records; tokens, median: {', '.join(sizes)}; sharing prompts saves "
-        f"{manifest['lengths']['token_saving']:.2f}x; all of it: {trees.directory / 'manifest.json'}"
+        f"{manifest['lengths']['token_saving']:.2f}x{counts}; all of it: {trees.directory / 'manifest.json'}"
     )
-    found = [str(Account({name: stage})) for name, stage in stages.items() if stage.found]
-    return "\n".join([line, *found, *_day(trees)])
+    dropped = [str(Account({name: stage})) for name, stage in stages.items() if stage.dropped]
+    return "\n".join([line, *dropped, *_day(trees)])
 
 
 def full_account(trees: PreparedTrees) -> str:

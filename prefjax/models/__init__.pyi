@@ -1,6 +1,7 @@
 from . import attention as attention
 from . import decoder as decoder
 from . import families as families
+from . import hub as hub
 from . import huggingface as huggingface
 from . import logprobs as logprobs
 from . import lora as lora

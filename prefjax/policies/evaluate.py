@@ -24,13 +24,13 @@ from prefjax.policies.generate import GenerationConfig, response_text
 from prefjax.policies.held_out import sample_each, sampled_kl, score_held_out
 from prefjax.policies.judge import Judge, answers_in, judged, side_by_side
 from prefjax.policies.open import open_policy, open_reference
-from prefjax.rows.store import PreparedTrees
-from prefjax.training.batches import data_directory, evaluation_shape, load_trees, with_baselines
+from prefjax.rows.store import PreparedTrees, open_trees
+from prefjax.training.batches import data_directory, evaluation_shape, in_training, load_trees, with_baselines
 from prefjax.training.checkpoint import load_parts, load_proof
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.evaluator import Evaluator
 from prefjax.training.mesh import make_mesh
-from prefjax.training.parameters import Policy, on_mesh, read_policy, tokenizer_of
+from prefjax.training.parameters import Policy, on_mesh, read_json, read_policy, tokenizer_of
 from prefjax.training.runs import stage_of
 from prefjax.training.stage import make_setup, open_start
 from prefjax.training.step import init_params, initial_carried
@@ -87,7 +87,8 @@ def evaluate_run(
         raise ValueError(f"{workdir} holds a reward model: it has no samples to judge, nor log-probs by subset")
     names = subset_names(stage, workdir, options) if options.subset_field else None
     metrics = evaluate_stage(stage, workdir, start, data=options.data)
-    values = {"data": options.data or "held-out", "metrics": metrics}
+    values = {"data": options.data or "held-out", "seen": seen_in_training(stage, workdir, options.data)}
+    values["metrics"] = metrics
     return values if rewards else values | _evaluate_policy(stage, workdir, options, comparisons, names)
 
 
@@ -112,6 +113,23 @@ def subset_names(stage: StageConfig, workdir: Path, options: EvaluationOptions) 
         f"--subset_field={field}: {len(lacking)} of {len(found)} records have no such column, as {lacking[0]}; there "
         f"are {', '.join(there)}{f': did you mean {near}?' if near and near != field else ''}"
     )
+
+
+def seen_in_training(stage: StageConfig, workdir: Path, data: str = "") -> dict[str, int]:
+    """Of the data that a run is evaluated on: "records", and as `in_training` counts them; empty where the training
+    data are no longer where run.json says.
+
+    Args:
+      data: a preference file; empty takes the run's own held-out set.
+    """
+    folder = Path(read_json(str(workdir), "run.json").get("data", {}).get("train", {}).get("directory", workdir))
+    if not (folder / "manifest.json").is_file():
+        return {}
+    if data:
+        stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=data))
+    tokenizer = tokenizer_of(stage.data, stage.model)
+    trees = load_trees(stage, tokenizer, data_directory(stage.data, workdir), "eval", say=False)
+    return {"records": len(trees), **in_training(trees, open_trees(folder))}
 
 
 def evaluate_stage(

@@ -6,7 +6,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from prefjax.data.prepare import DataConfig
-from prefjax.models import decoder, huggingface
+from prefjax.models import decoder, hub, huggingface
 from prefjax.options import build
 from prefjax.state_files import read_object
 from prefjax.training.config import StageConfig
@@ -36,7 +36,7 @@ def open_policy(
     config: StageConfig | None = None,
 ) -> Policy:
     """The policy of a run's newest checkpoint, of the stage that a run's folder holds (WORKDIR/sft), or of a Hugging
-    Face folder.
+    Face folder, or model of the hub, "hf:owner/name".
 
     Args:
       mesh: where parameters lie; None cuts them over all devices of this process.
@@ -50,7 +50,7 @@ def open_policy(
       FileNotFoundError: the run has no checkpoint.
       ValueError: it is none of these, or the run trained a reward model.
     """
-    source, mesh = str(source), open_mesh() if mesh is None else mesh
+    source, mesh = hub.local(source), open_mesh() if mesh is None else mesh
     if source and huggingface.is_checkpoint(source):
         if dtype is None:
             stored = read_object(Path(source) / "config.json")

@@ -12,14 +12,16 @@ import numpy as np
 
 from prefjax.analysis import Gold, Rewards, RunResults, Samples, read_metrics
 from prefjax.analysis.runs import flatten
-from prefjax.data.prepare import SYNTHETIC, DataConfig
+from prefjax.data.prepare import SYNTHETIC, DataConfig, full_account
 from prefjax.data.synthetic import GARBLED_REWARD, World
 from prefjax.models import SamplingOptions
 from prefjax.models.lora import LoraConfig
 from prefjax.policies.rewards import RewardModel
 from prefjax.policies.rollouts import Sampler, sample_responses, sequence_logps
+from prefjax.rows.store import open_trees
 from prefjax.rows.trees import token_ids
 from prefjax.training import provenance
+from prefjax.training.parameters import read_json
 from prefjax.training.runs import RunConfig
 from prefjax.training.stage import StageResult
 
@@ -117,7 +119,16 @@ def run_results(
         metrics=metrics,
         heldout_pairs=round(result.eval_metrics.get("pairs", 0)),
         samples=samples,
+        accounts=_accounts(workdir),
     )
+
+
+def _accounts(workdir: Path) -> dict[str, str]:
+    """What became of the records of both splits, as long as their prepared trees are there."""
+    splits = {"Training": "train", "Held-out": "eval"}
+    data = read_json(str(workdir), "run.json").get("data", {})
+    folders = {name: Path(data[split]["directory"]) for name, split in splits.items() if split in data}
+    return {name: full_account(open_trees(at)) for name, at in folders.items() if (at / "manifest.json").is_file()}
 
 
 def _text_of(result: StageResult) -> Callable[[np.ndarray], str]:

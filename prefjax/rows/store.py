@@ -102,9 +102,14 @@ class PreparedTrees:
         return PreparedTrees, (self.directory,)
 
     @property
+    def keys(self) -> UInt64[np.ndarray, "n"]:
+        """Of each tree the first 64 bits of its digest, which speaks of all that it holds."""
+        return np.ascontiguousarray(self._digests[:, :8]).view(np.uint64)[:, 0]
+
+    @property
     def repeated(self) -> int:
         """How many trees are equal to an earlier one in all that they hold."""
-        return len(self) - len(np.unique(np.ascontiguousarray(self._digests[:, :8]).view(np.uint64)))
+        return len(self) - len(np.unique(self.keys))
 
     def __len__(self) -> int:
         return self.manifest["examples"]

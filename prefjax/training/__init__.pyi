@@ -4,6 +4,7 @@ from . import config as config
 from . import evaluator as evaluator
 from . import feed as feed
 from . import fingerprints as fingerprints
+from . import greedy_samples as greedy_samples
 from . import loop as loop
 from . import mesh as mesh
 from . import metrics as metrics

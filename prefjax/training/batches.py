@@ -76,6 +76,13 @@ def beyond_context(trees: TreeSource, context: int | None) -> dict[str, int]:
     return {"beyond_context": beyond, "longest": int(longest.max())} if beyond else {}
 
 
+def in_training(trees: PreparedTrees, training: PreparedTrees) -> dict[str, int]:
+    """How many trees have a prompt of the training data, and how many are in it as they are; empty without any."""
+    prompts = int(np.isin(trees.prompt_hashes, training.prompt_hashes).sum())
+    records = int(np.isin(trees.keys, training.keys).sum())
+    return {"prompts_in_training": prompts, "records_in_training": records} if prompts else {}
+
+
 def with_baselines(config: StageConfig, trees: TreeSource, *, training: bool = False) -> TreeSource:
     """The trees with KTO's mismatched responses where the objective reads them, else as they are.
 

@@ -96,7 +96,8 @@ class ReferenceConfig:
     )
     init_from: str = option(
         "",
-        "the reference: workdir of a run, or a Hugging Face folder; empty: the policy training starts from",
+        "the reference: workdir of a run, or a Hugging Face folder, or hf:owner/name; empty: the policy training "
+        "starts from",
         decides=False,
     )
     cache: str = option("", "folder of score tables that runs may share; empty: inside the workdir", decides=False)
@@ -157,8 +158,8 @@ class StageConfig:
     reward_head: RewardHead = option(RewardHead(), "of objectives that train a reward model")
     init_from: str = option(
         "",
-        "where training starts: workdir of a run, or a Hugging Face folder, whose architecture `model` then has; "
-        "empty: fresh parameters from `seed`",
+        "where training starts: workdir of a run, or a Hugging Face folder, whose architecture `model` then has, or "
+        "hf:owner/name[@revision], which is downloaded; empty: fresh parameters from `seed`",
         decides=False,
     )
     value_network: str = option(
@@ -203,6 +204,8 @@ class StageConfig:
                 "pair, but an auxiliary response follows the bare prompt and is scored whole: no data provides it, "
                 "call the loss by yourself"
             )
+        if self.train.eval_samples and requires.reward_head:
+            raise ValueError(f"train.eval_samples has no effect: {name} trains a reward model, which answers nothing")
         if requires.imitates:
             return  # it takes the data of the stage after it
         data = self.data.format

@@ -32,6 +32,13 @@ class LoopConfig:
         at_least=0,
         decides=False,
     )
+    eval_samples: int = option(
+        0,
+        "the first so many held-out prompts, which each evaluation answers greedily, in up to 64 tokens, to "
+        "samples.jsonl and the report; 0: none",
+        at_least=0,
+        decides=False,
+    )
     checkpoint_every: int = option(0, "steps between checkpoints; 0: at the end only", at_least=0, decides=False)
     keep_checkpoints: int = option(2, "the newest ones that are kept", at_least=1, decides=False)
     profile_steps: int = option(
@@ -109,6 +116,7 @@ class Parts:
     train_step   (state, rows) -> (state, metrics)
     feed         rows on the devices
     evaluation   metrics of the held-out set for a state
+    answer       what else is done with a state where it is evaluated, by step
     should_stop  asked after every step; True saves and returns early
     trace        folder where the traces of `LoopConfig.profile_steps` go; the host waits before and after them
     """
@@ -116,6 +124,7 @@ class Parts:
     train_step: Callable[[TrainState, Rows], tuple[TrainState, Metrics]]
     feed: DeviceFeed
     evaluation: Callable[[TrainState], Mapping[str, float]]
+    answer: Callable[[int, TrainState], None]
     writer: Writer
     checkpointer: Checkpointer
     should_stop: Callable[[int], bool]
@@ -195,6 +204,7 @@ def run(
 def _evaluate(parts: Parts, state: TrainState, step: int, progress: Progress) -> Mapping[str, float]:
     with at_once():
         values = parts.evaluation(state)
+        parts.answer(step, state)
     if not math.isfinite(values.get("loss", 0.0)):
         raise NonFiniteLossError(_advice(step, "the held-out loss", parts.checkpointer))
     parts.writer.write(step, "eval", values)

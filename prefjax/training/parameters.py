@@ -15,7 +15,7 @@ from prefjax.data.prepare import DataConfig
 from prefjax.data.records import Message
 from prefjax.data.tokenizers import TemplateError, Tokenizer, load_tokenizer
 from prefjax.losses import objective
-from prefjax.models import ModelConfig, init, lora
+from prefjax.models import ModelConfig, hub, init, lora
 from prefjax.models.huggingface import is_checkpoint, read_params
 from prefjax.state_files import read_object
 from prefjax.training.checkpoint import load_params, load_proof
@@ -61,14 +61,14 @@ def read_policy(source: str, model: ModelConfig, mesh: Mesh, *, seed: int = 0) -
     """A policy's parameters on the mesh, adapters merged into what they lie on.
 
     Args:
-      source: a run's workdir, or a Hugging Face folder; empty: fresh parameters.
+      source: a run's workdir, or a Hugging Face folder or model; empty: fresh parameters.
       seed: of fresh parameters.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: the folder holds another architecture than `model`; names the fields. Or a reward model.
     """
-    key = jax.random.key(seed)
+    source, key = hub.local(source), jax.random.key(seed)
     fresh = functools.partial(init, model)
     shapes = jax.eval_shape(fresh, key)
     shardings = parameter_shardings(mesh, shapes)

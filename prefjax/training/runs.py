@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
-from prefjax.models import huggingface
+from prefjax.models import hub, huggingface
 from prefjax.models.families import NUMERICS
 from prefjax.options import build, check_ranges, deciding, merged, option, stated
 from prefjax.state_files import read_object, staying, write_whole
@@ -42,6 +42,7 @@ Some of this is there only once the run got so far, or was asked for it.
 | `run.json` | data and its hashes, reference, first loss; each session's command, time, machine, versions, commit |
 | `code-*.patch` | what the code had besides that commit: `git checkout COMMIT && git apply FILE` |
 | `metrics.jsonl` | a line for each time metrics were logged; names, formulas and units: `prefjax/training/metrics.py` |
+| `samples.jsonl` | answers to the same prompts at every evaluation (`train.eval_samples`) |
 | `tensorboard/`, `wandb/`, `wandb.json` | the same for other tools; the id of the run at Weights & Biases |
 | `report.md`, `plot.png`, `result.json` | the finished run on a page, its picture, its numbers |
 | `overview.md`, `overview.png`, `overview.json` | curves and what is odd about them, by `experiments.report` |
@@ -58,8 +59,8 @@ Some of this is there only once the run got so far, or was asked for it.
     python -m experiments.export --workdir=FOLDER --output=D  a Hugging Face folder
 """
 # What of it a run that begins anew deletes; data, scores and compiled programs are found by what they are made of.
-_OF_A_RUN = ("checkpoints", "run.json", "config.json", "code-*.patch", "metrics.jsonl", "tensorboard", "wandb")
-_OF_A_RUN += ("wandb.json", "report.md", "plot.png", "result.json", "overview.*", "evaluation.*", "profile")
+_OF_A_RUN = ("checkpoints", "run.json", "config.json", "code-*.patch", "metrics.jsonl", "samples.jsonl", "tensorboard")
+_OF_A_RUN += ("wandb", "wandb.json", "report.md", "plot.png", "result.json", "overview.*", "evaluation.*", "profile")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,7 @@ class RunConfig:
 def run_config(values: Mapping[str, Any]) -> RunConfig:
     """Checks and freezes a nested mapping of options, as `config.json` of a run holds them.
 
+    What starts from a model of the hub, "hf:owner/name", starts from the folder that it is downloaded to.
     Where training starts from a Hugging Face folder, or from a run that did, the architecture is the folder's, and so
     is the tokenizer if `data.tokenizer` is empty. None is as if an option were not there. An earlier stage of which
     nothing is said does not exist; what one that exists does not say is as in the run's own.
@@ -118,8 +120,8 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     Raises:
       ValueError: names the field that is unknown, missing, of the wrong type, or that the objective does not take.
     """
-    earlier = {name: given for name in EARLIER if (given := stated(values.get(name)))}
-    values = {name: value for name, value in values.items() if name not in EARLIER}
+    earlier = {name: _here(given) for name in EARLIER if (given := stated(values.get(name)))}
+    values = _here({name: value for name, value in values.items() if name not in EARLIER})
     sampling = values.pop("sampling", {})
     first = next(iter(earlier.values()), values)
     start = first.get("init_from") or values.get("init_from") or ""
@@ -145,16 +147,26 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     return RunConfig((*stages, Stage("", own)), build(SamplingConfig, sampling, "config.sampling"))
 
 
+def _here(stage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of a stage with folders in place of models of the hub."""
+
+    def found(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        source = options.get("init_from")
+        return {**options, "init_from": hub.local(source)} if isinstance(source, str) else options
+
+    reference = stage.get("reference")
+    return found({**stage, "reference": found(reference)} if isinstance(reference, Mapping) else stage)
+
+
 def _no_start(start: str) -> str:
     """Why there is nothing to train from, and how to have it."""
     if not start:
         return "config.init_from is empty: give --config.init_from=FOLDER, a Hugging Face folder or a run's --workdir"
-    name = start.rpartition("/")[2]
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", start) and not Path(start).parent.is_dir()
-    fetch = f"`hf download {start} --local-dir {name}`, then --config.init_from={name}" if is_id else "fetch it first"
+    name = start if is_id else "owner/name"
     return (
         f"config.init_from={start!r} is neither a run's workdir nor a Hugging Face folder here (there is no "
-        f"config.json), and nothing is downloaded: {fetch}, or correct the path"
+        f"config.json): correct the path, or --config.init_from=hf:{name} downloads a model of the hub"
     )
 
 
@@ -209,9 +221,9 @@ def origin(source: str) -> str | None:
     """The Hugging Face folder that a policy goes back to, through the runs between; None: it began from a seed.
 
     Args:
-      source: a Hugging Face folder, a run's workdir or the folder of one of its stages, or "".
+      source: a Hugging Face folder or model, a run's workdir or the folder of one of its stages, or "".
     """
-    path = Path(source)
+    path = Path(source := hub.local(source))
     if source and path.name in EARLIER and not (path / "config.json").is_file():
         path = path.parent
     if not source or not (path / "config.json").is_file():

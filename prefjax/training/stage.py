@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +24,7 @@ from prefjax.training.batches import (
     evaluation_shape,
     forecast,
     host_rows,
+    in_training,
     load_trees,
     training_batching,
     training_shape,
@@ -32,6 +34,7 @@ from prefjax.training.checkpoint import Checkpointer, Proof, load_proof, paramet
 from prefjax.training.config import StageConfig, objective_of
 from prefjax.training.evaluator import Evaluator
 from prefjax.training.feed import DeviceFeed, to_devices
+from prefjax.training.greedy_samples import GreedySamples
 from prefjax.training.mesh import make_mesh, parameter_shardings, row_shards
 from prefjax.training.optimizers import make_optimizer, warmup_of
 from prefjax.training.parameters import complete_model, context_of, read_policy, tokenizer_of
@@ -61,14 +64,14 @@ class StageResult:
 
 class Split(NamedTuple):
     """One split of a stage's data: trees as prepared, as trained on (with mismatched baselines they are others), and
-    the static shape of their rows; `context` is what the policy was made for, `in_training` how many trees have a
-    prompt that the training data has too."""
+    the static shape of their rows; `context` is what the policy was made for, `in_training` what the training data has
+    of it too."""
 
     prepared: PreparedTrees
     trees: TreeSource
     shape: RowShape
     context: int | None
-    in_training: int = 0
+    in_training: Mapping[str, int] = MappingProxyType({})
 
     def facts(self) -> dict[str, Any]:
         """What it was read from and where it lies."""
@@ -81,7 +84,7 @@ class Split(NamedTuple):
             "tokenizer": manifest["tokenizer"],
             "end_ids": manifest["end_ids"],
             **beyond_context(self.trees, self.context),
-            **({"prompts_in_training": self.in_training} if self.in_training else {}),
+            **self.in_training,
         }
 
 
@@ -141,6 +144,7 @@ def run_stage(
             train_step=make_train_step(setup),
             feed=feed,
             evaluation=lambda state: evaluator(state.params, state.frozen, state.carried),
+            answer=_answering(config, setup, tokenizer, (train, held_out), workdir, start_step),
             writer=writer,
             checkpointer=checkpointer,
             should_stop=should_stop,
@@ -174,13 +178,15 @@ def load_splits(
     trees = [with_baselines(config, own, training=own is prepared[0]) for own in prepared]
     shapes = training_shape(config, trees[0], before), evaluation_shape(config, trees[1])
     train, held_out = (Split(*own, context_of(config.init_from)) for own in zip(prepared, trees, shapes, strict=True))
-    held_out = held_out._replace(in_training=int(np.isin(trees[1].prompt_hashes, trees[0].prompt_hashes).sum()))
+    held_out = held_out._replace(in_training=in_training(prepared[1], prepared[0]))
     if not say:
         return train, held_out
     if held_out.in_training:
+        prompts, whole = held_out.in_training.values()
         print(
-            f"[eval] {held_out.in_training} of {len(held_out.trees)} records have a prompt that the training data has "
-            "too, so they do not measure what is new: leave these out, or data.eval empty, which holds prompts out",
+            f"[eval] {prompts} of {len(held_out.trees)} records have a prompt that the training data has too, {whole} "
+            "with the same responses, so they do not measure what is new: leave these out, or data.eval empty, which "
+            "holds prompts out",
             flush=True,
         )
     for name, split in (("train", train), ("eval", held_out)):
@@ -251,6 +257,28 @@ def _reference_tables(
             facts=set_facts(held_out.prepared.manifest),
         ),
     )
+
+
+def _answering(
+    config: StageConfig,
+    setup: Setup,
+    tokenizer: Tokenizer,
+    splits: tuple[Split, Split],
+    workdir: Path,
+    start_step: int,
+) -> Callable[[int, TrainState], None]:
+    """What answers `train.eval_samples` prompts by the policy of a state."""
+    train, held_out = splits
+    samples = GreedySamples(
+        setup,
+        held_out.trees,
+        tokenizer,
+        train.prepared.manifest["end_ids"],
+        count=config.train.eval_samples,
+        workdir=workdir,
+        resume_step=start_step,
+    )
+    return lambda step, state: samples(step, plain_policy(setup, state)) if samples else None
 
 
 def _identity(config: StageConfig, train: Split, held_out: Split, start: Start) -> dict[str, Any]:

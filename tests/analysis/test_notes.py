@@ -45,6 +45,7 @@ ODD = {
     ),
     "margin": dict(eval_chosen_logp_change=lambda x: 40 * x, eval_rejected_logp_change=lambda x: -70 * x),
     "malformed samples": dict(result={"garbled_trained": 0.15}),
+    "samples that are text": dict(result={"garbled_start": 1.0, "garbled_trained": 1.0}),
     "unfinished samples": dict(result={"unfinished": 11}),
     "number of samples": dict(result={"kl": KL | {"count": 19}, "unfinished": 1}),
     "number of held-out pairs": dict(eval_pairs=lambda x: 19.0),
@@ -54,7 +55,7 @@ ODD = {
 def test_a_healthy_run_has_nothing_odd_and_everything_was_checked():
     notes = take_notes(healthy())
     assert not notes.odd and not notes.unmeasured and notes.fine == CHECKS
-    assert notes_text(healthy(), notes) == "`a`: nothing odd. 23 of 23 checks could be made."
+    assert notes_text(healthy(), notes) == "`a`: nothing odd. 24 of 24 checks could be made."
 
 
 def test_the_table_of_oddities_is_complete():
@@ -129,7 +130,7 @@ def test_a_run_that_measured_little_is_no_healthy_run():
     assert [check.name for check in notes.fine] == ["finite numbers", "accuracy against chance", "vanished loss"]
     assert not notes.odd
     text = notes_text(run, notes)
-    assert text.startswith("`a`: nothing odd in what was measured. 3 of 23 checks could be made; not measured: ")
+    assert text.startswith("`a`: nothing odd in what was measured. 3 of 24 checks could be made; not measured: ")
     assert "training loss, gradient norm, saturation, speed (for want of 8 logged lines of training" in text
     assert all(check.name in text for check in notes.unmeasured)
     assert len(take_notes(Run("b", [])).unmeasured) == len(CHECKS)
@@ -162,6 +163,12 @@ PATHOLOGICAL = {
         SAMPLED | {"garbled_start": 5 / 170, "garbled_trained": 13 / 170, "gold_trained": KL | {"count": 170}},
         {"malformed samples": "malformed samples rose from 2.9% to 7.6% of 170"},
     ),
+    "noise before and after": (
+        metrics(),
+        {},
+        SAMPLED | {"garbled_start": 1.0, "garbled_trained": 1.0},
+        {"samples that are text": "100% of samples are malformed before training, 100% after"},
+    ),
     "two truncated samples": (
         metrics(),
         {},
@@ -170,9 +177,9 @@ PATHOLOGICAL = {
     ),
     "evaluated on the training file": (
         metrics(),
-        {"data": {"train": {"trees": 60}, "eval": {"trees": 60, "prompts_in_training": 60}}},
+        {"data": {"train": {"trees": 60}, "eval": {"trees": 60, "prompts_in_training": 60, "records_in_training": 60}}},
         {},
-        {"held-out prompts": "60 of 60 held-out records"},
+        {"held-out prompts": "60 of 60 held-out records, 60 of them with the same responses"},
     ),
     "a held-out set of two": (
         metrics(eval_pairs=lambda x: 2.0),

@@ -33,7 +33,7 @@ def test_a_finished_run_on_a_page(tmp_path):
         *("`a`", "200", "0.4100", "80.0% (76.3% to 83.3%)", "3.00", "−0.50", "−3.50", "3.00 ± 0.50", "2.00 ± 0.10"),
         *(f"{2 + np.sin(200):.3g}", "1000"),
     ]
-    assert "`a`: nothing odd. 23 of 23 checks could be made." in text
+    assert "`a`: nothing odd. 24 of 24 checks could be made." in text
     assert "| `a` | dpo | finished | 2 | abc1234567 and changes | 8 x cpu |" in text
     assert "## What differs" not in text and "## Seeds" not in text
     [run] = facts["runs"]

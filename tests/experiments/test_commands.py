@@ -16,6 +16,7 @@ from configs import quickstart
 from experiments.config_flag import complete
 from prefjax.losses import OBJECTIVES
 from prefjax.options import deciding
+from prefjax.state_files import read_lines
 from prefjax.training.checkpoint import Checkpointer
 from prefjax.training.runs import clear_run, record_config, run_config
 from tests.compilation import COMPILED, QUICK
@@ -28,6 +29,7 @@ TINY = [
     *("--config.data.world.train_examples=64", "--config.data.world.eval_examples=16"),
     *("--config.sft.train.steps=3", "--config.train.steps=4", "--config.sampling.prompts=4"),
     *("--config.sampling.max_new_tokens=8", "--config.train.log_every=1", "--config.sft.train.log_every=1"),
+    "--config.train.eval_samples=0",
 ]
 # One device per process (eight simulated ones would only slow these small runs down), compiled quickly.
 ENVIRONMENT = os.environ | {
@@ -58,7 +60,7 @@ def train(objective, workdir, *options, **how):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, train("dpo", workdir, "--config.loss.beta=0.2", **ALONE)
+    return workdir, train("dpo", workdir, "--config.loss.beta=0.2", "--config.train.eval_samples=2", **ALONE)
 
 
 ALONE = {"JAX_COMPILATION_CACHE_DIR": ""}  # what it compiles goes to its own folder, as everybody's does
@@ -71,7 +73,10 @@ def test_train_reports(finished):
     result = json.loads((workdir / "result.json").read_text())
     assert result["config"]["loss.beta"] == 0.2
     assert "gold reward" in (workdir / "report.md").read_text()
-    assert "--config.loss.beta=0.2" in (workdir / "report.md").read_text()
+    page = (workdir / "report.md").read_text()
+    assert "--config.loss.beta=0.2" in page and "| prompt | step 0 | step 4 |" in page
+    assert [row["step"] for row in read_lines(workdir / "samples.jsonl")] == [0, 0, 4, 4]
+    assert all(f"## {split} data" in page and "fewer by sharing" in page for split in ("Training", "Held-out"))
 
 
 @pytest.mark.slow

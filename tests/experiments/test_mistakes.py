@@ -104,11 +104,19 @@ MISTAKES = {
     "no model": ([FINETUNE, "--config.data.train=pairs.jsonl"], "init_from is empty: give --config.init_from=FOLDER"),
     "a model that is not here": (
         [FINETUNE, "--config.init_from=SmolLM2", "--config.data.train=pairs.jsonl"],
-        "init_from='SmolLM2' is neither .* fetch it first, or correct the path",
+        "init_from='SmolLM2' is neither .*: correct the path, or --config.init_from=hf:owner/name downloads a model",
     ),
     "a model of the hub": (
         [FINETUNE, "--config.init_from=HuggingFaceTB/SmolLM2", "--config.data.train=pairs.jsonl"],
-        "`hf download HuggingFaceTB/SmolLM2 --local-dir SmolLM2`, then --config.init_from=SmolLM2",
+        "correct the path, or --config.init_from=hf:HuggingFaceTB/SmolLM2 downloads a model of the hub",
+    ),
+    "a model of the hub without its owner": (
+        [FINETUNE, "--config.init_from=hf:SmolLM2", "--config.data.train=pairs.jsonl"],
+        "'hf:SmolLM2': write hf:owner/name, or hf:owner/name@revision",
+    ),
+    "two lengths of the warm-up": (
+        [QUICKSTART, "--config.optimizer.warmup_steps=5"],
+        "warmup_steps=5 and optimizer.warmup_ratio=0.08 both say how long the warm-up is: set one of them to 0",
     ),
     "no data": ([QUICKSTART, "--config.data.train="], "data.train is empty: give --config.data.train=FILE"),
     "a file that is not here": ([QUICKSTART, "--config.data.train=mine.jsonl"], "no file mine.jsonl: correct the path"),

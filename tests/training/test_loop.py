@@ -84,6 +84,7 @@ def run(
         train_step=train_step,
         feed=Feed(),
         evaluation=lambda state: {"loss": held_out},
+        answer=lambda step, state: None,
         writer=lines,
         checkpointer=Checkpoints(events),
         should_stop=lambda step: False,

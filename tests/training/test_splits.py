@@ -134,8 +134,9 @@ def test_the_same_data_twice_is_said(tmp_path, capsys):
     train, held_out = load_splits(config, ByteTokenizer(), tmp_path / "data")
     output = capsys.readouterr().out
     assert "\n[train] 2 of 7 records are equal to an earlier one: counted twice\n" in output
-    assert "[eval] 1 of 3 records have a prompt that the training data has too" in output
-    assert held_out.facts()["prompts_in_training"] == 1 and "prompts_in_training" not in train.facts()
+    assert "[eval] 1 of 3 records have a prompt that the training data has too, 1 with the same responses" in output
+    assert held_out.facts()["prompts_in_training"] == held_out.facts()["records_in_training"] == 1
+    assert "prompts_in_training" not in train.facts()
     write_rows(tmp_path / "copy.jsonl", _pairs(5) + _pairs(2))
     twice = DataConfig(train=f"{tmp_path / 'train.jsonl'} + {tmp_path / 'copy.jsonl'}")
     with pytest.raises(ValueError, match="copy.jsonl is a copy of .*train.jsonl, so its records would count twice"):
