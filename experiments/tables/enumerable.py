@@ -136,6 +136,17 @@ def labelled(
     )
 
 
+def gap_responses(
+    world: World, theta: Float[Array, "D"], prompt: Int[Array, "N"], response: Int[Array, "N 2"], **fields: Array
+) -> Responses:
+    """What an objective of the gap log pi(a|x) - log pi(b|x) alone receives of pairs: log-probs without log Z(x), which
+    cancels in the gap, so that the two responses are scored and not all Y. Responses have one token."""
+    at = prompt[:, None], response
+    reference = jnp.asarray(world.reference_logp)[at]
+    logp = reference + jnp.asarray(world.features)[at] @ theta
+    return Responses(logp=logp, reference_logp=reference, length=jnp.ones_like(logp), **fields)
+
+
 def check_own(name: str, gives: frozenset[str] = frozenset({"reference_logp", "length", "target"})) -> Objective:
     """An objective of a user, by its name or module:function, if it is one of pairs and reads no more than is given.
 

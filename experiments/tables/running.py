@@ -1,6 +1,7 @@
 """One table from its config to its files: cells, rows, verdicts, and the comparison with its reference run."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,19 +106,28 @@ def run_table(request: Request, module: ModuleType) -> Outcome:
     if request.keep and (request.own or request.size != module.TABLE.size):
         raise UsageError(f"--keep_reference keeps a run at the size :{module.TABLE.size}, without --rows")
     own = own_settings(request.table_id, module, request.own)
-    start = time.monotonic()
+    start, spent = time.monotonic(), _processor_seconds()
     cells = cells_of(module, request.config, request.own, request.cache)
     cached = sum(cell.cached for cell in cells)
     rows = [row for part in rows_of(cells, request.jobs) for row in part]
     results = Results(rows)
-    seconds = sum(row.value for row in rows if row.metric == SECONDS) or time.monotonic() - start
-    result = verdicts.summarize(request.table_id, module, request.config, results, seconds, own)
+    told = sum(row.value for row in rows if row.metric == SECONDS)
+    result = verdicts.summarize(
+        request.table_id, module, request.config, results, told or time.monotonic() - start, own
+    )
+    if not told:
+        result["processor_seconds"] = round(_processor_seconds() - spent, 1)
     verdicts.write(request.workdir, result, rows, module.plot(results))
     if request.keep:  # its commit is the one that will hold it
         kept_result = {**result, "environment": {**result["environment"], "git_commit": None}}
         verdicts.write(reference_folder(request.table_id, module), kept_result, None, module.plot(results))
     found = verdicts.differences(result, kept) if kept is not None else None
     return Outcome(result, cached, len(cells), found)
+
+
+def _processor_seconds() -> float:
+    """What this process and those of its children that ended have used of all cores."""
+    return sum(os.times()[:4])
 
 
 def not_run(table_id: str, module: ModuleType, reason: str) -> dict[str, Any]:

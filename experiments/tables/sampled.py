@@ -116,11 +116,7 @@ def fit_pair_paths(
     def train(world, data):
         def loss(theta, batch, **options):
             (prompt, response), fields = batch
-            at = prompt[:, None], response
-            reference = world.reference_logp[at]
-            logp = reference + world.features[at] @ theta
-            r = Responses(logp=logp, reference_logp=reference, length=jnp.ones_like(logp), **fields)
-            return jnp.mean(own.loss(r, **options))
+            return jnp.mean(own.loss(enumerable.gap_responses(world, theta, prompt, response, **fields), **options))
 
         def total(thetas, batch):  # options are numbers of Python, so their runs cannot be one vectorised call
             parts = (jax.tree.map(lambda array, i=i: array[:, i], batch) for i in range(len(values)))

@@ -17,6 +17,7 @@ python -m experiments.run --all --tier=cpu        # all, into results/, and this
 EXACT: equals what is known without running. ORDER: the paper's ordering holds. SIGN: its direction holds, its size
 does not. NOT REPRODUCED: it does not, or cannot. NOT RUN: it needs what is not here. UNVERIFIED PAPER NUMBER: compared
 with a number that nobody has read in the paper yet. A table's verdict is that of its claims; single rows may differ.
+Seconds are the processor's, all cores together; of runs that were made before these were counted, the clock's.
 """
 
 
@@ -49,8 +50,9 @@ def _line(result: Mapping[str, Any]) -> list[Any]:
     said = ", ".join(f"{count} {verdict}" for verdict, count in rows.most_common()) or NOTHING
     paper = result["paper"]
     source = f"[{paper['name']}](https://arxiv.org/abs/{paper['arxiv']})" if paper["arxiv"] else paper["name"]
-    seconds = f"{result['seconds']:.0f}" if "seconds" in result else NOTHING
-    return [f"`{result['id']}`", source, result["shows"], result["verdict"], said, seconds]
+    seconds = result.get("processor_seconds", result.get("seconds"))
+    spent = NOTHING if seconds is None else f"{seconds:.0f}"
+    return [f"`{result['id']}`", source, result["shows"], result["verdict"], said, spent]
 
 
 def _red(results: Sequence[Mapping[str, Any]]) -> list[str]:

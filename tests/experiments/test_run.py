@@ -223,7 +223,11 @@ def test_keep_reference_and_the_scoreboard(toy, tmp_path, capsys):
     (tmp_path / "results/toy.table/result.json").unlink()
     assert run.main(["--list"]) == 0
     assert re.match(r"toy.table +NOT REPRODUCED \(0 s\) +Toy, arXiv", capsys.readouterr().out)
-    page = scoreboard.page([running.committed("toy.table")])
+    kept = running.committed("toy.table")
+    assert 0 <= kept["processor_seconds"] < 60
+    counted = scoreboard.page([{**kept, "processor_seconds": 7.4, "seconds": 99.0}])
+    assert re.search(r"^\| `toy.table` .* \| 7 \|$", counted, re.MULTILINE)
+    page = scoreboard.page([kept])
     assert "| EXACT | 1 | 0 |" in page and "| NOT REPRODUCED | 1 | 1 |" in page
     assert "- `toy.table`, other: the other is true: here 0.5, bound 0.01." in page
 

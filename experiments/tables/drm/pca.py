@@ -46,7 +46,8 @@ SETTINGS = (
     *(Setting({"raters": f"of axis {k}", "of": head}, ACCURACY) for k in range(len(HEADS)) for head in (HEADS[k], ONE)),
 )
 PROTOCOL = {"width": 16, "pairs": 200_000, "held_out": 50_000, "scale": 0.5, "num_seeds": 5}
-SIZES = {"smoke": {"num_seeds": 2}, "long": {"num_seeds": 50}, "paper": {}}
+SMOKE = {"width": 8, "pairs": 100_000, "held_out": 20_000, "num_seeds": 2}
+SIZES = {"smoke": SMOKE, "long": {"num_seeds": 50}, "paper": {}}
 
 
 def cells(config: ml_collections.ConfigDict) -> list[str]:

@@ -1,7 +1,7 @@
 """rDPO's claim on noisy labels: which losses keep learning when labels flip (arXiv 2403.00409).
 
 COMMAND  python -m experiments.run rdpo.noise
-TIME     3 min on two CPU cores
+TIME     1 min on two CPU cores
 RESULT   At a flip rate of 0.4 rDPO attains more reward than DPO, and DPO more than cDPO, which hardly leaves the
          reference; without noise all three are one. KTO and hinge-norm, which do not know the rate, attain no less. The
          distance gone differs as much as the reward: read both columns.
@@ -48,9 +48,10 @@ BETA = 0.1
 STRENGTH = {"dpo": "beta", "rdpo": "beta", "cdpo": "beta", "ipo": "tau", "rso_hinge": "gamma", "kto": "beta"}
 KNOWS = {"rdpo": "flip_rate", "cdpo": "label_smoothing"}  # the option that is the flip rate
 LOSSES = (*STRENGTH, "slic")
+OF_GAP = ("dpo", "rdpo", "cdpo", "ipo", "rso_hinge")  # in which log Z(x) cancels
 METRIC = "at the end"
 
-TABLE = Table("The abstract's claim (its tables were not found)", ("RLHF optimum", "reward", "KL"), 3.0, ORDER, True)
+TABLE = Table("The abstract's claim (its tables were not found)", ("RLHF optimum", "reward", "KL"), 1.0, ORDER, True)
 SETTINGS = tuple(Setting({"loss": loss, "flip rate": rate}, METRIC) for loss in LOSSES for rate in RATES)
 PROTOCOL = {
     "prompts": 64,
@@ -88,7 +89,7 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     losses = [own.with_options({knows: rate}) for rate in RATES] if knows else [own]
     given = [_data(config, seed) for seed in range(config.num_seeds)]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *given)
-    thetas = np.asarray(jax.jit(jax.vmap(_trainer(config, losses)))(stacked))
+    thetas = np.asarray(jax.jit(jax.vmap(_trainer(config, losses, cell in OF_GAP)))(stacked))
     for (i, rate), (seed, (world, *_)) in itertools.product(enumerate(RATES), enumerate(given)):
         logp = enumerable.listed_policy(world, thetas[seed, i])
         values = {
@@ -112,7 +113,7 @@ def _data(config: ml_collections.ConfigDict, seed: int) -> tuple[World, Pairs, n
     return world, pairs, first[:, None] ^ flipped, rng.integers(config.pairs, size=(config.steps, config.batch_size))
 
 
-def _trainer(config: ml_collections.ConfigDict, losses: list[Objective]) -> Callable[..., jax.Array]:
+def _trainer(config: ml_collections.ConfigDict, losses: list[Objective], of_gap: bool) -> Callable[..., jax.Array]:
     """What `_data` gives -> theta [rates, D] at the end. One loss for all rates, or one for each."""
 
     def train(given):
@@ -122,8 +123,10 @@ def _trainer(config: ml_collections.ConfigDict, losses: list[Objective]) -> Call
             (prompt, response), first = batch
 
             def mean_loss(own, theta, first):
-                logp = enumerable.log_policy(world, theta)
                 ordered = jnp.where(first[:, None], response, response[:, ::-1])
+                if of_gap:
+                    return jnp.mean(own.loss(enumerable.gap_responses(world, theta, prompt, ordered)))
+                logp = enumerable.log_policy(world, theta)
                 return jnp.mean(own.loss(enumerable.labelled(world, logp, prompt, ordered)))
 
             if len(losses) == 1:
