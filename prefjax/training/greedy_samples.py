@@ -71,7 +71,8 @@ class GreedySamples:
         for row, prompt in enumerate(self._prompts):
             tokens[row, : len(prompt)], lengths[row] = prompt, len(prompt)
         place = lambda array: jax.device_put(array, row_sharding(setup.mesh))
-        asked = Prompts(place(tokens), place(lengths), jax.random.split(jax.random.key(0), rows))
+        keys = jax.jit(jax.vmap(jax.random.key))(place(np.arange(rows)))  # of which the most likely token needs none
+        asked = Prompts(place(tokens), place(lengths), keys)
         options = SamplingOptions(temperature=0.0, max_new_tokens=LONGEST)
         how = dict(stop_ids=self._end_ids, pad_id=tokenizer.pad_id, mesh=setup.mesh)
         made = multihost_utils.process_allgather(sample(setup.model, params, asked, options, **how), tiled=True)
