@@ -95,7 +95,7 @@ def views(records: Sequence[Record]) -> Iterator[tuple[str, list[Record]]]:
     ranked = [record for record in records if record.kind == "ranked"]
     if any(len(record.responses) > 2 for record in ranked):
         yield "all pairs", adapt(ranked, Requirements(2), rankings="all")[0]
-    rows = [*_turns([record for record in records if record.kind == "pair" and record.is_chat])]
+    rows = [*turns([record for record in records if record.kind == "pair" and record.is_chat])]
     if any(sum("alternatives" in turn for turn in row["messages"]) > 1 for row in rows):
         yield "every turn", _read(rows)
     if rows := [*_steps([record for record in ranked if set(record.targets) <= {0.0, 1.0}])]:
@@ -107,7 +107,8 @@ def _read(rows: Iterable[dict[str, Any]]) -> list[Record]:
     return [item for item in items if isinstance(item, Record)]
 
 
-def _turns(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+def turns(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    """Pairs of chats as dialogues with an alternative at every answer: rows of the shape `messages`."""
     for record, other in zip(records, [*records[1:], *records[:1]], strict=True):
         messages = [turn.as_dict() for turn in record.prompt]
         for turn in messages:

@@ -1,5 +1,7 @@
 """Trees of the synthetic inn, scored by gold reward: dialogues in which guests stay, and answers in steps."""
 
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,14 +38,17 @@ def dialogues(world: World, n: int, *, split: str = "train", turns: int = TURNS)
 def dialogue_demonstrations(
     world: World, n: int, *, split: str = "train", turns: int = TURNS
 ) -> Iterator[dict[str, Any]]:
-    """n records {prompt, completion} for SFT: base draws at any of the turns of such dialogues, each as often."""
+    """n records {prompt, completion} for SFT: base draws at every turn of such dialogues, one after the other."""
 
-    def one(rng: np.random.Generator, prompt: str) -> dict[str, Any]:
-        for _ in range(rng.integers(turns)):
-            prompt += f"{world.sample_response(rng, prompt)}\n{FOLLOW_UPS[rng.integers(len(FOLLOW_UPS))]}\n"
-        return {"prompt": prompt, "completion": world.sample_response(rng, prompt)}
+    def one(rng: np.random.Generator, prompt: str) -> list[dict[str, Any]]:
+        made = []
+        for _ in range(turns):
+            made.append({"prompt": prompt, "completion": world.sample_response(rng, prompt)})
+            prompt += f"{made[-1]['completion']}\n{FOLLOW_UPS[rng.integers(len(FOLLOW_UPS))]}\n"
+        return made
 
-    return world.records(f"dialogue demonstrations{turns}", n, split, one)
+    whole = world.records(f"dialogue demonstrations{turns}", math.ceil(n / turns), split, one)
+    return itertools.islice(itertools.chain.from_iterable(whole), n)
 
 
 def solutions(world: World, n: int, *, split: str = "train") -> Iterator[dict[str, Any]]:

@@ -283,6 +283,7 @@ SMALLEST = {
     "attention": ["--lengths=640", "--repeats=1"],
     "grid": ["--model=tiny", "--prompts=16", "--responses=8", "--repeats=1"],
     "responses": ["--model=tiny", "--responses=2", "--prompts=1", "--prompt_length=12", "--repeats=1"],
+    "live_tiles": ["--lengths=640", "--repeats=1"],
     "remat": ["--model=tiny", "--prompts=1", "--repeats=1"],
     "preparing": ["--records=60", "--words=6", "--workers=1"],
     "tune_attention": ["--interpret=cuda", "--dtype=float32", "--rows=1", "--length=640", "--query_heads=2"]

@@ -6,6 +6,7 @@ import runpy
 
 import numpy as np
 
+from docs import draw_mask
 from experiments.benchmarks import factors, sweep
 from experiments.benchmarks.factors import Trie, views
 from prefjax.data.readers import read_records
@@ -41,6 +42,15 @@ def test_a_trie_holds_every_beginning_once():
 def test_scored_or_not_a_token_is_the_same():
     one, other = tree("ab", "cd"), tree("ab", "cd")
     assert factors.factors([one, TokenTree(other.prompt, (~other.responses[0],), other.targets)])["nodes"] == 4
+
+
+def test_the_picture_of_a_deep_tree_holds_what_its_page_says(tmp_path):
+    counts = factors.factors(draw_mask.dialogue()[1])
+    text = " ".join((ROOT / "docs/trees.md").read_text().split())
+    assert f"with a word a token: {counts['nodes']} tokens, where every response" in text
+    assert f"apart takes {counts['separate']}, and every record with its prompt once {counts['shared']}." in text
+    draw_mask.draw_dialogue(tmp_path / "mask.png")
+    assert (tmp_path / "mask.png").stat().st_size > 20_000
 
 
 def test_real_rankings_have_these_views(real_data):

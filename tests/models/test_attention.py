@@ -11,6 +11,7 @@ from prefjax.models import attention
 from prefjax.models.attention import tiles as attention_tiles
 from prefjax.rows.layout import lay_out_forest
 from prefjax.training.mesh import MeshConfig, make_mesh
+from tests.rows.forests import merged_mask
 
 
 def random_row(rng, length):
@@ -52,14 +53,16 @@ def test_visible_until_is_the_segment_ancestor_rule(seed):
 @pytest.mark.parametrize("length", [127, 384])
 def test_live_tiles_are_exact(length):
     rng = np.random.default_rng(length)
-    rows = np.stack([random_row(rng, length)[0] for _ in range(3)])
+    rows = np.stack(
+        [random_row(rng, length)[0] for _ in range(3)] + [merged_mask(length, seed)[0] for seed in range(5)]
+    )
     tiles = attention_tiles.live_tiles(jnp.array(rows))
     block, blocks = attention_tiles.BLOCK, -(-length // attention_tiles.BLOCK)
-    dense = np.zeros((3, blocks * block, blocks * block), bool)
+    dense = np.zeros((8, blocks * block, blocks * block), bool)
     dense[:, :length, :length] = attention.visible(jnp.array(rows))
     pad = np.arange(length, blocks * block)
     dense[:, pad, pad] = True
-    live = dense.reshape(3, blocks, block, blocks, block).any((2, 4))
+    live = dense.reshape(8, blocks, block, blocks, block).any((2, 4))
     found = np.zeros(live.size, bool)
     found[np.asarray(tiles.index[: int(tiles.count[0])])] = True
     np.testing.assert_array_equal(found.reshape(live.shape), live)

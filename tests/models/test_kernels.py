@@ -20,6 +20,7 @@ from prefjax.models.attention import kernel_tiles, kernels
 from prefjax.rows.layout import lay_out_forest
 from prefjax.training.mesh import MeshConfig, make_mesh
 from tests.models.test_attention import random_row
+from tests.rows.forests import merged_mask
 
 PLATFORMS = kernel_tiles.PLATFORMS
 CUSTOM_CALL = {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}
@@ -133,7 +134,9 @@ def brute_force_tiles(visible_until, positions, found):
 def test_lists_hold_exactly_the_live_tiles(monkeypatch, platform, length):
     if length == 512:
         monkeypatch.setitem(kernel_tiles.BLOCKS, "tpu", kernel_tiles.Blocks(query=128, key=256, rows=512))
-    visible_until, positions = (np.asarray(x) for x in inputs(length, 1, 1)[4:])
+    merged = zip(*(merged_mask(length, seed) for seed in range(3)), strict=True)
+    pairs = zip(inputs(length, 1, 1)[4:], merged, strict=True)
+    visible_until, positions = (np.concatenate([x, np.stack(more)]) for x, more in pairs)
     listed = kernel_tiles.list_tiles(jnp.array(visible_until), jnp.array(positions), platform=platform, kind=platform)
     dense = brute_force_tiles(visible_until, positions, listed)
     for tiles, expected in zip((listed.by_query, listed.by_key), dense, strict=True):

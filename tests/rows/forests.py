@@ -60,6 +60,15 @@ def merged_row(trees: list[TokenTree], branches: Branches = BRANCHES) -> Rows:
     return build_rows([trees], RowShape("merged", 1, total, total, len(trees), branches, entries=total))
 
 
+def merged_mask(length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(visible_until, positions), each [length], of a row with as many deep trees as it holds, and padding."""
+    rows = merged_row(related_trees(length // 10, seed=seed))
+    used = int((rows.segment_ids[0] > 0).sum())
+    alone = np.arange(used, length, dtype=np.int32)
+    until, positions = rows.visible_until[0, :used], rows.positions[0, :used]
+    return np.concatenate([until, alone + 1]), np.concatenate([positions, 0 * alone])
+
+
 def by_entry(rows: Rows) -> Rows:
     """Targets and predictors of every entry, as the layouts that merge nothing have them."""
     if rows.entries is None:

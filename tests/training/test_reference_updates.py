@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from prefjax.data.prepare import DataConfig, WorldOptions
 from prefjax.models import init
 from prefjax.models.lora import LoraConfig
 from prefjax.policies.evaluate import evaluate_stage
@@ -74,10 +75,12 @@ def test_a_value_head_on_the_trunk_is_not_the_references():
 
 
 def test_stopped_and_resumed_is_bit_for_bit_the_same(tmp_path):
-    """With numbers that the objective carries too."""
+    """With numbers that the objective carries, and units of merged rows of which three are held back for step 4."""
     config = dataclasses.replace(
         DPO,
         objective="beta_dpo",
+        data=DataConfig(world=WorldOptions(train_examples=32, eval_examples=6, trees="dialogues")),
+        rows=dataclasses.replace(DPO.rows, layout="merged"),
         train=LoopConfig(steps=8, log_every=1),
         reference=ReferenceConfig(update_every=3, update_rate=0.5),
     )
