@@ -8,7 +8,17 @@ from typing import Any
 
 import matplotlib.figure
 
-from experiments.benchmarks import attention, factors, grid, pipeline, responses, throughput, trl
+from experiments.benchmarks import (
+    attention,
+    correlation,
+    factors,
+    grid,
+    live_tiles,
+    pipeline,
+    responses,
+    throughput,
+    trl,
+)
 from prefjax.analysis import style
 
 FOLDER = Path(__file__).parent / "benchmarks"
@@ -21,9 +31,11 @@ def _speeds(found: Mapping[str, Any]) -> matplotlib.figure.Figure:
 # What a command of experiments.benchmarks draws of its result.json.
 PLOTS = {
     "attention": lambda found: attention.Attention.plot(None, found["rows"]),
+    "correlation": lambda found: correlation.plot(found["rows"]),
     "factors": lambda found: factors.plot(found["rows"]),
     "grid": lambda found: grid.Grid.plot(None, found["cells"]),
     "hh": _speeds,
+    "live_tiles": lambda found: live_tiles.LiveTiles.plot(None, found["rows"]),
     "long_prompt": _speeds,
     "long_prompt_split": _speeds,
     "pipeline": lambda found: pipeline.plot(found["rows"]),

@@ -142,6 +142,7 @@ CHECKED = {
         f"python -m experiments.{words}": _GALLERY
         for words in (
             *(f"train --config=configs/quickstart.py:{name}" for name in ("kto", "dro", "bt", "pl_dpo", "rso_sigmoid")),
+            "train --config=configs/quickstart.py:dpo --workdir=runs/dialogues",
             "train --config=configs/finetune.py:dpo --workdir=runs/full",
             "train --config=configs/finetune.py:dpo,lora",
             "generate --model=runs/reward/sft",
@@ -180,6 +181,7 @@ LEFT = {
     "--share=0.1": "of experiments.chaos",
     "--preview=3": "of experiments.prepare, whole in docs/getting_started.md",
     "--debug": "tests/experiments/test_command.py",
+    "python -m docs.draw_mask": "tests/experiments/test_factors.py draws the larger picture",
     "python -m docs.write_chaos chaos": "tests/experiments/test_chaos.py compares its page",
     "--seed": "of experiments.chaos",
     "--only=kills,signals": "of experiments.chaos",
@@ -294,7 +296,9 @@ def test_every_command_and_flag_of_the_documents_is_named_here_and_nothing_else(
     modules = {text.split()[2] for text in (*RUN, *(command for command, _ in ALONE.values()))}
     assert {text.split()[2] for text in said if is_bare(text)} <= modules
     benchmarks = {text.split()[2].removeprefix("experiments.benchmarks.") for text in said if ".benchmarks." in text}
-    assert benchmarks <= {*SMALLEST, "accelerator", "factors", "pipeline", "throughput", "trl"}, _BENCHMARK
+    assert benchmarks <= {*SMALLEST, "accelerator", "correlation", "factors", "pipeline", "throughput", "trl"}, (
+        _BENCHMARK
+    )
 
 
 def test_every_flag_alone_is_tried():

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, on sizes too small to mean anything."""
 
 import functools
+import itertools
 import json
 import re
 import runpy
@@ -14,11 +15,24 @@ import numpy as np
 import pytest
 
 from docs import write_benchmarks
-from experiments.benchmarks import attention, grid, lengths, pipeline, responses, sweep, throughput, tune_attention
+from experiments.benchmarks import (
+    attention,
+    correlation,
+    grid,
+    lengths,
+    pipeline,
+    responses,
+    sweep,
+    throughput,
+    tune_attention,
+)
 from experiments.benchmarks.shapes import MODELS
 from experiments.benchmarks.training import BASELINE, Gains, Training, ideal_gains, place, total_work
+from experiments.command import start_command
 from prefjax.analysis import style
+from prefjax.data import synthetic_trees
 from prefjax.data.encoding import EncodingPolicy
+from prefjax.data.synthetic import World
 from prefjax.models import ModelConfig, init
 from prefjax.rows.arrays import LAYOUTS, Branches
 from prefjax.rows.lengths import summarize_lengths
@@ -325,6 +339,40 @@ def test_command(name, tmp_path, monkeypatch):
         assert shape_of(new) == shape_of(old)
         old, new = ((folder / "table.md").read_text().split("\n\n")[-1] for folder in (kept, tmp_path))
         assert new.splitlines()[:2] == old.splitlines()[:2]
+
+
+def test_correlation_command(tmp_path, monkeypatch):
+    """Both orders give the step the same pairs, as many at a time, and units take fewer tokens; nothing is trained."""
+    rows, seen = list(synthetic_trees.dialogues(World(), 24, turns=2)), []
+
+    def step(state, rows):
+        seen.append(rows.example_id[rows.example_id >= 0])
+        return state, None
+
+    monkeypatch.setattr(correlation, "sources", lambda data, count: [("inn", rows)])
+    monkeypatch.setattr(correlation.px, "make_train_step", lambda setup: step)
+    monkeypatch.setattr(correlation, "Evaluator", lambda *_: lambda *_: {"reward_accuracy": len(seen), "loss": 0.5})
+    sizes = ["--dialogues=8", "--seeds=2", "--pairs=5", "--longest=128"]
+    with as_program(["correlation", "--data=unread", f"--output={tmp_path}", *sizes], monkeypatch):
+        correlation.define_flags()
+        start_command(correlation.main)
+    result = json.loads((tmp_path / "result.json").read_text())
+    by = {(row["order"], row["seed"]): row for row in result["rows"]}
+    assert len(by) == 4 and (tmp_path / "plot.png").stat().st_size > 5000
+    steps = iter(seen)
+    given = {key: list(itertools.islice(steps, row["steps"])) for key, row in by.items()}
+    assert not list(steps)
+    for seed in (0, 1):
+        units, random = given["units", seed], given["random", seed]
+        assert [len(one) for one in units] == [len(one) for one in random]
+        assert (
+            sorted(np.concatenate(units)) == sorted(np.concatenate(random)) == list(range(by["units", seed]["pairs"]))
+        )
+        assert by["units", seed]["tokens"] < by["random", seed]["tokens"]
+    kept = json.loads((ROOT / "docs/benchmarks/correlation/result.json").read_text())
+    assert shape_of(result) == shape_of(kept)
+    table = sweep.table(correlation.COLUMNS, correlation.lines(kept["rows"]))
+    assert table in (ROOT / "docs/trees.md").read_text()
 
 
 @pytest.mark.slow
