@@ -7,9 +7,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import experiments
-
-_ROOT = Path(experiments.__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _OURS = ("experiments", "prefjax")
 _DRAWS_ONLY = "experiments.tables.figures"  # makes pictures of numbers, and no number
 

@@ -1,8 +1,9 @@
 """IPO with a language model: how far it goes from the reference, against DPO (arXiv 2310.12036, section 5).
 
 COMMAND  python -m experiments.run ipo.language_model:long
-TIME     to be measured
-RESULT   to be written
+TIME     19 min of wall time beside other programs, at a load of 20 on two cores; 36 to 67 s of CPU an arm
+RESULT   Both learn, by 0.43 and 0.47 of gold reward; that IPO stays nearer to SFT cannot be told after 60 steps, when
+         neither is near IPO's target of 2 nats.
 
 MODEL    A byte-level decoder of 0.13 M parameters (2 layers of width 64), trained from nothing: not the paper's model,
          and far below it. The world is the inn of prefjax/data/synthetic.py, with a gold reward of at most 3.05.
@@ -22,14 +23,14 @@ import matplotlib.figure
 import ml_collections
 
 from experiments.tables import language_model
-from experiments.tables.harness import LONG, ORDER, Claim, Results, Row, Table
+from experiments.tables.harness import LONG, NOT_REPRODUCED, ORDER, Claim, Results, Row, Table
 from experiments.tables.language_model import COLUMNS, Arm
 
 ARMS = {
     "DPO": Arm("dpo", loss={"beta": 2.0}),
     "IPO": Arm("ipo", loss={"tau": 0.25}),
 }
-TABLE = Table("The comparison with DPO, by a language model", COLUMNS, 7.0, ORDER, size=LONG, over="answers")
+TABLE = Table("The comparison with DPO, by a language model", COLUMNS, 19.0, NOT_REPRODUCED, size=LONG, over="answers")
 SETTINGS = language_model.settings(*ARMS)
 PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
 SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
@@ -41,18 +42,20 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
 
 CLAIMS = (
     Claim(
+        "nearer",
+        "the paper's IPO is held near the reference where DPO is not; after 60 steps neither is near IPO's target "
+        "of 2 nats, so no difference of their KL can be told (lower end of the 95 % interval of DPO's minus its "
+        "own)",
+        lambda s: s.key == "IPO",
+        lambda results, s: language_model.lead(results, "DPO", s.key, "KL")[0],
+        0.0,
+        NOT_REPRODUCED,
+    ),
+    Claim(
         "learns",
         "the gold reward is above that of SFT (minus the lower end of the 95 % interval)",
         lambda s: True,
         language_model.above_sft,
-        0.0,
-        ORDER,
-    ),
-    Claim(
-        "nearer",
-        "IPO stays nearer to SFT than DPO (minus the lower end of the 95 % interval of DPO's KL minus its own)",
-        lambda s: s.key == "IPO",
-        lambda results, s: -language_model.lead(results, "DPO", s.key, "KL")[0],
         0.0,
         ORDER,
     ),

@@ -1,8 +1,10 @@
 """KTO with a language model: single labelled answers against pairs (arXiv 2402.01306, section 4.2).
 
 COMMAND  python -m experiments.run kto.language_model:long
-TIME     to be measured
-RESULT   to be written
+TIME     21 min of wall time beside other programs, at a load of 20 on two cores; 36 to 67 s of CPU an arm
+RESULT   Not reproduced at these settings, which are those of DPO. KTO goes sixteen times as far (KL 3.8 nats against
+         0.2) and the reward model likes it better, but 29 of its 128 answers leave the grammar (SFT: 7), so the gold
+         reward does not rise; DPO's does, by 0.43.
 
 MODEL    A byte-level decoder of 0.13 M parameters (2 layers of width 64), trained from nothing: not the paper's model,
          and far below it. The world is the inn of prefjax/data/synthetic.py, with a gold reward of at most 3.05.
@@ -23,14 +25,14 @@ import matplotlib.figure
 import ml_collections
 
 from experiments.tables import language_model
-from experiments.tables.harness import LONG, ORDER, Claim, Results, Row, Table
+from experiments.tables.harness import LONG, NOT_REPRODUCED, ORDER, Claim, Results, Row, Table
 from experiments.tables.language_model import COLUMNS, Arm
 
 ARMS = {
     "DPO": Arm("dpo", loss={"beta": 2.0}),
     "KTO": Arm("kto", loss={"beta": 2.0}),
 }
-TABLE = Table("The comparison with DPO, by a language model", COLUMNS, 7.0, ORDER, size=LONG, over="answers")
+TABLE = Table("The comparison with DPO, by a language model", COLUMNS, 21.0, NOT_REPRODUCED, size=LONG, over="answers")
 SETTINGS = language_model.settings(*ARMS)
 PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
 SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
@@ -44,18 +46,28 @@ CLAIMS = (
     Claim(
         "learns",
         "the gold reward is above that of SFT (minus the lower end of the 95 % interval)",
-        lambda s: True,
+        lambda s: s.key == "DPO",
         language_model.above_sft,
         0.0,
         ORDER,
     ),
     Claim(
-        "matches",
-        "no lead of DPO over KTO in gold reward can be told (lower end of the 95 % interval of it)",
+        "kto_learns",
+        "the paper's KTO learns as well as DPO; here its gold reward is not above that of SFT, as far as can be "
+        "told (lower end of the 95 % interval)",
         lambda s: s.key == "KTO",
-        lambda results, s: language_model.lead(results, "DPO", s.key, "gold reward")[0],
+        lambda results, s: -language_model.above_sft(results, s),
         0.0,
-        ORDER,
+        NOT_REPRODUCED,
+    ),
+    Claim(
+        "matches",
+        "the paper's KTO matches or passes DPO; with DPO's settings here it goes far and garbles answers, and DPO "
+        "leads in gold reward (minus the lower end of the 95 % interval)",
+        lambda s: s.key == "KTO",
+        lambda results, s: -language_model.lead(results, "DPO", s.key, "gold reward")[0],
+        0.0,
+        NOT_REPRODUCED,
     ),
 )
 

@@ -1,8 +1,9 @@
 """Prefix sharing with a language model: the same losses on the way, the same policy (arXiv 2410.20305, abstract).
 
 COMMAND  python -m experiments.run prefix.convergence:long
-TIME     to be measured
-RESULT   to be written
+TIME     23 min of wall time beside other programs, at a load of 20 on two cores; 36 to 67 s of CPU an arm
+RESULT   The training losses of the two layouts are the same within 4e-5 of the first one at every step, and the
+         policies give the same 128 answers.
 
 MODEL    A byte-level decoder of 0.13 M parameters (2 layers of width 64), trained from nothing: not the paper's model,
          and far below it. The world is the inn of prefjax/data/synthetic.py, with a gold reward of at most 3.05.
@@ -32,7 +33,7 @@ ARMS = {
     "two rows a pair": Arm("dpo", loss={"beta": 2.0}, layout="pairs"),
     "shared, packed": Arm("dpo", loss={"beta": 2.0}),
 }
-TABLE = Table("No effect on convergence, by a language model", COLUMNS, 7.0, EXACT, size=LONG, over="answers")
+TABLE = Table("No effect on convergence, by a language model", COLUMNS, 23.0, EXACT, size=LONG, over="answers")
 SETTINGS = language_model.settings(*ARMS)
 PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
 SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}

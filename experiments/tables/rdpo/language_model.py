@@ -1,8 +1,8 @@
 """rDPO with a language model: three labels in ten exchanged (arXiv 2403.00409, abstract).
 
 COMMAND  python -m experiments.run rdpo.language_model:long
-TIME     to be measured
-RESULT   to be written
+TIME     not measured, some 5 min of CPU
+RESULT   no reference run yet
 
 MODEL    A byte-level decoder of 0.13 M parameters (2 layers of width 64), trained from nothing: not the paper's model,
          and far below it. The world is the inn of prefjax/data/synthetic.py, with a gold reward of at most 3.05.
@@ -33,7 +33,7 @@ ARMS = {
     "DPO": Arm("dpo", loss={"beta": 2.0}, methods=NOISE),
     "rDPO": Arm("rdpo", loss={"beta": 2.0, "flip_rate": 0.3}, methods=NOISE),
 }
-TABLE = Table("The abstract's claim, by a language model", COLUMNS, 8.0, ORDER, size=LONG, over="answers")
+TABLE = Table("The abstract's claim, by a language model", COLUMNS, 25.0, ORDER, size=LONG, over="answers")
 SETTINGS = language_model.settings(*ARMS)
 PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
 SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
