@@ -1,7 +1,7 @@
 """What is told apart easily is learned first, and unlearned fast (arXiv 2403.18742).
 
 COMMAND  python -m experiments.run dynamics.distinguishability
-TIME     15 s on two CPU cores
+TIME     30 s on two CPU cores
 RESULT   The farther apart the clusters of a behaviour are, the faster DPO learns it, alone and beside another. Where
          features learn too, flipped labels are learned sooner from the aligned policy, though in the end no better;
          with features frozen both starts are the same.
@@ -9,7 +9,7 @@ RESULT   The farther apart the clusters of a behaviour are, the faster DPO learn
 PROTOCOL A prompt is a point of 32 dimensions from one of two Gaussian clusters of deviation 1, whose means are
          `separation` apart; in one of them response 0 is the chosen one, in the other response 1. The policy is
          softmax(head V x): with features frozen V = 1 and only the head is trained, else both are. DPO at beta = 0.1
-         on 1,000 prompts, gradient descent on all of them at rate 1, 500 steps; 5 seeds. Mixed: 500 prompts of each of
+         on 1,000 prompts, gradient descent on all of them at rate 1, 500 steps; 10 seeds. Mixed: 500 prompts of each of
          two behaviours, whose clusters are 4 and 1 apart along directions of their own. Flipped: all labels exchanged,
          from the reference or from the policy that DPO made of it, which then is the reference.
          float64.
@@ -50,7 +50,7 @@ SETTINGS = (
     *(Setting({"about": f"{SOON}, {x}", "of": start}, STEPS) for x in FLIPPED for start in STARTS),
     *(Setting({"about": f"{about}, at the end", "of": start}, LOSS) for about in (TRAINED, FROZEN) for start in STARTS),
 )
-PROTOCOL = {"width": 32, "prompts": 1_000, "beta": 0.1, "learning_rate": 1.0, "steps": 500, "num_seeds": 5}
+PROTOCOL = {"width": 32, "prompts": 1_000, "beta": 0.1, "learning_rate": 1.0, "steps": 500, "num_seeds": 10}
 SIZES = {"smoke": {"prompts": 400, "steps": 200, "num_seeds": 2}, "long": {"num_seeds": 100}, "paper": {}}
 
 
