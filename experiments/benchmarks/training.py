@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from experiments.benchmarks.sweep import Cell
 from prefjax.fit import flops
-from prefjax.losses import OBJECTIVES
+from prefjax.losses import objective as objective_of
 from prefjax.models import ModelConfig, init
 from prefjax.rows.arrays import Branches, Rows, RowShape
 from prefjax.rows.layout import attach_reference, build_rows
@@ -130,7 +130,7 @@ def total_work(trees: Sequence[TokenTree], layout: str) -> flops.Work:
 
 
 class Gains(NamedTuple):
-    """What sharing prompts saves: ratios of sums over the trees, separate / shared."""
+    """What sharing saves: ratios of sums over the trees, before / after."""
 
     tokens: float
     flops: float
@@ -142,9 +142,13 @@ class Gains(NamedTuple):
 
 def ideal_gains(model: ModelConfig, trees: Sequence[TokenTree], layout: str = "shared_packed") -> Gains:
     """S_tokens and S_FLOPs. A step is a multiple of a forward pass, so the ratio holds with any reference."""
-    separate, shared = total_work(trees, "pairs"), total_work(trees, layout)
+    return work_saved(model, total_work(trees, "pairs"), total_work(trees, layout))
+
+
+def work_saved(model: ModelConfig, before: flops.Work, after: flops.Work) -> Gains:
+    """Tokens and FLOPs of one over those of the other."""
     forward = lambda work: float(flops.forward_flops(model, work))
-    return Gains(float(separate.tokens / shared.tokens), forward(separate) / forward(shared))
+    return Gains(float(before.tokens / after.tokens), forward(before) / forward(after))
 
 
 class Training:
@@ -167,7 +171,7 @@ class Training:
     def setup(self, objective: str, reference: str, accumulation: int = 1) -> Setup:
         return Setup(
             model=self.model,
-            objective=OBJECTIVES[objective],
+            objective=objective_of(objective),
             reference=reference,
             accumulation=accumulation,
             mesh=self.mesh,
@@ -229,7 +233,7 @@ class Training:
 def gradient_cell(model: ModelConfig, params: Any, tree: TokenTree, layout: str) -> Cell:
     """Compiles DPO's gradient on one pair: policy forward and backward, neither reference nor optimiser."""
     branches = branches_of([tree])
-    setup = Setup(model=model, objective=OBJECTIVES["dpo"], reference="precomputed")
+    setup = Setup(model=model, objective=objective_of("dpo"), reference="precomputed")
     rows = lay_out([tree], place([tree], layout, branches))
     rows = jax.device_put(attach_reference(rows, np.zeros((1, 2), np.float32)))
 

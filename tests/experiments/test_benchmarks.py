@@ -20,6 +20,7 @@ from experiments.benchmarks import (
     correlation,
     grid,
     lengths,
+    merging,
     pipeline,
     responses,
     sweep,
@@ -33,6 +34,7 @@ from prefjax.analysis import style
 from prefjax.data import synthetic_trees
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.synthetic import World
+from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import ModelConfig, init
 from prefjax.rows.arrays import LAYOUTS, Branches
 from prefjax.rows.lengths import summarize_lengths
@@ -293,11 +295,35 @@ def test_responses(training, tmp_path):
     assert "| 8 |" in compared.table(rows) and is_drawn(compared.plot(rows), tmp_path / "plot.png")
 
 
+def test_steps_of_a_file_hold_whole_rankings_dialogues_and_solutions(tmp_path):
+    """Pairs of rankings with ties, of a dialogue's turns and of steps; nothing of a ranking without a better one."""
+    say = lambda role, content: {"role": role, "content": content}
+    chat = lambda k: [say("user", f"{k}, hi"), say("assistant", "Hello"), say("user", "Bye")]
+    rows = [{"prompt": chat(k), "chosen": f"Bye {k}", "rejected": "No"} for k in range(3)]
+    rows += [{"prompt": f"q{k}", "completions": ["a\nb", "c\nd", "e", "f"], "scores": [1, 0, 0, 0]} for k in (0, 1)]
+    rows += [{"prompt": "none", "completions": ["a", "b", "c"], "scores": [1, 1, 1]}]
+    (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    what = ByteTokenizer(), EncodingPolicy(), 3, merging.VIEWS
+    found = {case.view: case for case in merging.cases_of(str(tmp_path / "mixed.jsonl"), *what)}
+    assert {view: len(case.pairs) for view, case in found.items()} == {
+        **{"all pairs": 3, "every turn": 4, "every step": 3, "records": 3}
+    }
+    (ranking,) = found["all pairs"].rankings
+    assert ranking.weight == pytest.approx(3 / 3) and len(merging.exploded(ranking)) == 3
+    same = {tree.prompt.tobytes() for tree in found["all pairs"].pairs}
+    assert same == {ranking.prompt.tobytes()} and not found["every turn"].rankings
+    assert [tree.example_id for tree in found["every turn"].pairs] == [0, 1, 2, 3]
+    assert [len(own) for own in merging.together(found["every turn"].pairs)] == [2, 2]
+    with pytest.raises(ValueError, match="pairs=99, but only 6 are there"):
+        merging.cases_of(str(tmp_path / "mixed.jsonl"), *what[:2], 99, ["all pairs"])
+
+
 SMALLEST = {
     "attention": ["--lengths=640", "--repeats=1"],
     "grid": ["--model=tiny", "--prompts=16", "--responses=8", "--repeats=1"],
     "responses": ["--model=tiny", "--responses=2", "--prompts=1", "--prompt_length=12", "--repeats=1"],
     "live_tiles": ["--lengths=640", "--repeats=1"],
+    "merging": ["--data=gsm8k_like", "--model=tiny", "--pairs=6", "--repeats=1"],
     "remat": ["--model=tiny", "--prompts=1", "--repeats=1"],
     "preparing": ["--records=60", "--words=6", "--workers=1"],
     "tune_attention": ["--interpret=cuda", "--dtype=float32", "--rows=1", "--length=640", "--query_heads=2"]

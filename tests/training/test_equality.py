@@ -154,12 +154,11 @@ TOGETHER = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [TOGETHER, "dro", "gpm"])
-def test_merged_rows_agree(name):
-    """Prompts that recur or continue others' responses, and responses that begin alike: each token once a row."""
+def test_merged_rows_agree():
+    """With accumulation, coupled terms among them; every objective by itself: tests/training/test_merged.py."""
     examples = related_trees(18, seed=1, responses=2, vocabulary=VOCABULARY - 1, longest=LONGEST)
     examples.sort(key=lambda tree: tree.prompt.tolist())  # so that those of a row have something in common
-    setup = setup_for(name, head_chunk=48)
+    setup = setup_for(TOGETHER, head_chunk=48)
     expected = outcome(setup, rows_for(setup, "pairs", examples))
     setup = dataclasses.replace(setup, accumulation=2, model=dataclasses.replace(setup.model, attention="tiled"))
     rows = rows_for(setup, "merged", examples, rows=2)
