@@ -1,7 +1,7 @@
 """What is told apart easily is learned first, and unlearned fast (arXiv 2403.18742).
 
 COMMAND  python -m experiments.run dynamics.distinguishability
-TIME     30 s on two CPU cores
+TIME     15 s on two CPU cores
 RESULT   The farther apart the clusters of a behaviour are, the faster DPO learns it, alone and beside another. Where
          features learn too, flipped labels are learned sooner from the aligned policy, though in the end no better;
          with features frozen both starts are the same.
