@@ -1,8 +1,10 @@
 """RSO with a language model: pairs of people, SFT samples, rejection samples (arXiv 2309.06657, Tables 1 and 2).
 
 COMMAND  python -m experiments.run rso.language_model:long
-TIME     not measured, some 5 min of CPU
-RESULT   no reference run yet
+TIME     23 min of wall time beside other programs, at a load of 20 on two cores; 36 to 67 s of CPU an arm
+RESULT   Not reproduced in gold reward: pairs of samples, ranked by the reward model, raise its own reward far more than
+         direct pairs do (0.47 and 0.43 against 0.14), and no more gold reward can be told. Rejection samples go
+         farthest from SFT.
 
 MODEL    A byte-level decoder of 0.13 M parameters (2 layers of width 64), trained from nothing: not the paper's model,
          and far below it. The world is the inn of prefjax/data/synthetic.py, with a gold reward of at most 3.05.
@@ -24,15 +26,15 @@ import matplotlib.figure
 import ml_collections
 
 from experiments.tables import language_model
-from experiments.tables.harness import LONG, ORDER, Claim, Results, Row, Table
-from experiments.tables.language_model import COLUMNS, Arm, ahead_of
+from experiments.tables.harness import LONG, NOT_REPRODUCED, ORDER, Claim, Results, Row, Table
+from experiments.tables.language_model import COLUMNS, Arm, not_ahead_of
 
 ARMS = {
     "direct": Arm("dpo", loss={"beta": 2.0}),
     "sft-sample-rank": Arm("dpo", "sft-sample-rank", {"beta": 2.0}),
     "rso-sample-rank": Arm("dpo", "rso-sample-rank", {"beta": 2.0}),
 }
-TABLE = Table("Tables 1 and 2, by a language model", COLUMNS, 25.0, ORDER, size=LONG, over="answers")
+TABLE = Table("Tables 1 and 2, by a language model", COLUMNS, 23.0, NOT_REPRODUCED, size=LONG, over="answers")
 SETTINGS = language_model.settings(*ARMS)
 PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
 SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
@@ -46,27 +48,28 @@ CLAIMS = (
     Claim(
         "learns",
         "the gold reward is above that of SFT (minus the lower end of the 95 % interval)",
-        lambda s: True,
+        lambda s: s.key == "direct",
         language_model.above_sft,
         0.0,
         ORDER,
     ),
     Claim(
         "sft_beats_direct",
-        "pairs of SFT samples earn more gold reward than direct pairs (minus the lower end of the 95 % interval)",
+        "the paper's pairs of SFT samples win more than direct ones; here they raise the reward of the model that "
+        "ranks them, and no lead in gold reward can be told (lower end of the 95 % interval)",
         lambda s: s.key == "sft-sample-rank",
-        ahead_of("direct"),
+        not_ahead_of("direct"),
         0.0,
-        ORDER,
+        NOT_REPRODUCED,
     ),
     Claim(
         "rso_beats_sft",
-        "pairs of rejection samples earn more gold reward than of SFT samples (minus the lower end of the 95 % "
-        "interval)",
+        "the paper's rejection samples win more than SFT samples; here no lead in gold reward can be told, and "
+        "they go farther from SFT (lower end of the 95 % interval)",
         lambda s: s.key == "rso-sample-rank",
-        ahead_of("sft-sample-rank"),
+        not_ahead_of("sft-sample-rank"),
         0.0,
-        ORDER,
+        NOT_REPRODUCED,
     ),
 )
 
