@@ -16,15 +16,17 @@ import socket
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from configs.papers import RECIPES
 from experiments.tables import table_ids
 from prefjax.analysis import CHECKS
+from prefjax.data.datasets import DATASETS
 from prefjax.data.tokenizer_files import write_tokenizer
 from prefjax.losses import OBJECTIVES
 from prefjax.models import ModelConfig, init
@@ -34,6 +36,7 @@ from tests.documents import PAGES, ROOT, blocks, commands, flag_names, flags_alo
 from tests.experiments.test_benchmarks import SMALLEST
 from tests.experiments.test_commands import ENVIRONMENT, TINY
 from tests.experiments.test_flags import NEEDED, parse
+from tests.one_process import OneProcess
 
 
 def free_port() -> int:
@@ -64,6 +67,10 @@ class Small:
     after: Sequence[str] = ()
 
 
+BRIEF = (
+    *("--config.train.steps=2", "--config.train.epochs=0", "--config.rows.tokens_per_step=2048"),
+    *("--config.train.eval_samples=0", "--config.sampling.prompts=0"),
+)
 ANALYZE = "python -m experiments.analyze"
 FINETUNE = (
     "python -m experiments.train --config=configs/finetune.py:dpo --workdir=runs/tuned"
@@ -79,6 +86,19 @@ PREVIEW = (
 )
 QUICKSTART = "python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/quickstart"
 RSO = 'python -m experiments.curate --data=samples.jsonl --output=pairs.jsonl --methods="rso(count=8, beta=0.5)"'
+OF_THE_FOLDER = "--config.init_from=SmolLM2-135M-Instruct --config.data.train=preferences.jsonl.gz"
+TUNE = "python -m experiments.train --config=configs/finetune.py:"
+JUDGE = f"{TUNE}bt --workdir=runs/judge {OF_THE_FOLDER}"
+QUICK = "python -m experiments.train --config=configs/quickstart.py:"
+REWARD = f"{QUICK}bt --workdir=runs/reward"
+CANDIDATES = (
+    'python -m experiments.generate --model=runs/reward/sft --prompts="runs/reward/data/synthetic-pairs-train-*.jsonl"'
+    " --output=candidates.jsonl --samples_per_prompt=9 --max_new_tokens=64 --scorer=reward:runs/reward"
+)
+CURATED = 'python -m experiments.curate --data=candidates.jsonl --output=rso.jsonl --methods="rso(count=8, beta=0.5)"'
+# Other objectives and ways to train: from an SFT stage that is there, without samples.
+LEAST = [*(flag for flag in TINY if "sft" not in flag), "--config.sampling.prompts=0"]
+FROM_SFT = [*LEAST, "--config.sft={}", "--config.init_from=runs/quickstart/sft"]
 TABLE = ("--config.steps=2000", "--config.learning_rate=0.03", "--config.batch_size=256", "--config.num_seeds=3")
 RUN = {
     QUICKSTART: Small(TINY, ["runs/quickstart/report.md", "runs/quickstart/sft/run.json"]),
@@ -120,6 +140,20 @@ RUN = {
     "python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/noisy"
     ' --config.data.methods="flip_labels(rate=0.2) | subset(share=0.5, seed=1)"': Small(TINY, ["runs/noisy/report.md"]),
     RSO: Small([], ["pairs.jsonl", "pairs.jsonl.account.json"]),
+    f"{QUICK}kto --workdir=runs/kto": Small(FROM_SFT, ["runs/kto/report.md"], "", [QUICKSTART]),
+    f"{QUICK}dro --workdir=runs/dro": Small(FROM_SFT, ["runs/dro/report.md"], "", [QUICKSTART]),
+    f"{QUICK}pl_dpo --workdir=runs/rankings": Small(FROM_SFT, ["runs/rankings/report.md"], "", [QUICKSTART]),
+    REWARD: Small(TINY, ["runs/reward/report.md"]),
+    CANDIDATES: Small([SHORT], ["candidates.jsonl"], "rows in", [REWARD]),
+    CURATED: Small([], ["rso.jsonl", "rso.jsonl.account.json"], "rso", [CANDIDATES]),
+    f"{QUICK}rso_sigmoid --workdir=runs/rso --config.sft={{}} --config.init_from=runs/reward/sft"
+    " --config.data.train=rso.jsonl --config.data.eval=synthetic": Small(LEAST, ["runs/rso/report.md"], "", [CURATED]),
+    f"{TUNE}dpo --workdir=runs/full {OF_THE_FOLDER}": Small(BRIEF, ["runs/full/report.md"]),
+    f"{TUNE}dpo,lora --workdir=runs/lora {OF_THE_FOLDER}": Small(BRIEF, ["runs/lora/report.md"]),
+    f"{TUNE}dpo,lora --workdir=runs/qlora {OF_THE_FOLDER} --config.lora.quantize=nf4": Small(
+        BRIEF, ["runs/qlora/report.md"]
+    ),
+    JUDGE: Small(BRIEF, ["runs/judge/report.md"]),
 }
 # Flags that stand by themselves and are no field of a config: the command whose words they go after.
 ALONE = {
@@ -127,7 +161,6 @@ ALONE = {
 }
 _COMPILES = "takes minutes and compilers for absent chips; tests/experiments/test_plan.py runs it where they are"
 _BENCHMARK = "takes minutes; tests/experiments runs it small"
-_GALLERY = "minutes each, and the same command as others here but for its objective, method or file"
 _ROUNDS = "takes minutes; tests/policies/test_rounds.py does small ones"
 _DOWNLOADS = "downloads a dataset; tests/data/test_datasets.py builds each from invented files"
 CHECKED = {
@@ -138,17 +171,7 @@ CHECKED = {
     "python -m experiments.rounds": _ROUNDS,
     "python -m experiments.prepare --config=configs/quickstart.py:dpo --workdir=runs/mine"
     " --config.data.train=hh_rlhf/helpful-base:train": _DOWNLOADS,
-    **{
-        f"python -m experiments.{words}": _GALLERY
-        for words in (
-            *(f"train --config=configs/quickstart.py:{name}" for name in ("kto", "dro", "bt", "pl_dpo", "rso_sigmoid")),
-            "train --config=configs/quickstart.py:dpo --workdir=runs/dialogues",
-            "train --config=configs/finetune.py:dpo --workdir=runs/full",
-            "train --config=configs/finetune.py:dpo,lora",
-            "generate --model=runs/reward/sft",
-            "curate --data=candidates.jsonl",
-        )
-    },
+    "python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/dialogues": "as runs/quickstart",
 }
 GENERATE = "python -m experiments.generate --model=runs/mine --prompt=hi"
 CHECKED_ALONE = {
@@ -220,10 +243,14 @@ def is_bare(text):
 
 @dataclass
 class Workshop:
-    """A folder with all that the documents' words assume, where each command runs once."""
+    """A folder with all that the documents' words assume, where each command runs once, all in one process."""
 
     folder: Path
-    ran: set
+    process: OneProcess
+    ran: set[str] = field(default_factory=set)
+
+    def command(self, text: str) -> subprocess.CompletedProcess:
+        return self.process.run(shlex.split(text.partition(" -m ")[2]))
 
     def bash(self, words: str) -> subprocess.CompletedProcess:
         environment = ENVIRONMENT | {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}"}
@@ -237,10 +264,10 @@ class Workshop:
         if "runs/other" in text:
             shutil.copytree(self.folder / "runs/mine", self.folder / "runs/other")
         words = " ".join([text, *(f"'{flag}'" for flag in small.flags)])
-        done = self.bash(words)
+        done = self.command(words)
         self.ran.add(text)
         helps = "--help" in text
-        assert (done.returncode == 0) != helps, f"{words}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+        assert (done.returncode == 0) != helps, f"{words}\n{done.stdout[-3000:]}"
         for path in small.makes:
             assert (self.folder / path).exists(), f"{words}\nmade no {path}"
         assert small.says in done.stdout, f"{words}\ndoes not say {small.says!r}\n{done.stdout[-3000:]}"
@@ -284,7 +311,8 @@ def workshop(tmp_path_factory):
     )
     np.savez(folder / "embeddings.npz", embedding=rng.normal(size=(64, 2, 8)).astype(np.float32))
     write_model(folder / "SmolLM2-135M-Instruct")
-    return Workshop(folder, set())
+    with OneProcess(folder, ENVIRONMENT) as process:
+        yield Workshop(folder, process)
 
 
 def test_every_command_and_flag_of_the_documents_is_named_here_and_nothing_else():
@@ -337,42 +365,15 @@ def test_processes_by_the_words_of_their_page(workshop):
     assert done.returncode == 0 and done.stdout.count("report: ") == 1, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-# Reads command lines from stdin; each runs as `python -m` runs it, up to where all flags are read and checked.
-CHECK = """
-import json, runpy, sys
-from absl import app, flags  # the flags of absl.app stay
-for argv in json.load(sys.stdin):
-    before = set(flags.FLAGS)
-    sys.argv = [*argv, "--only_check_args"]
-    try:
-        runpy.run_module(argv[0], run_name="__main__")
-        code = "it ran"
-    except SystemExit as ended:
-        code = ended.code
-    except Exception as error:
-        code = repr(error)
-    if code:
-        sys.exit(f"{argv}: {code}")
-    for flag in set(flags.FLAGS) - before:
-        delattr(flags.FLAGS, flag)
-    flags.FLAGS.unparse_flags()
-"""
-
-
 def test_commands_that_cannot_run_here_accept_their_flags(workshop):
     # Commands of the recipes are of one form, and tests/experiments/test_cluster.py loads each.
     words = {text for _, text in commands() if is_checked(text) and ("papers.py:" not in text or "prefix_hh" in text)}
     words |= {f"{command} {flag}" for flag, command in CHECKED_ALONE.items()}
-    lines = [shlex.split(text.partition(" -m ")[2]) for text in sorted(words)]
-    done = subprocess.run(
-        [sys.executable, "-c", CHECK],
-        input=json.dumps(lines),
-        cwd=workshop.folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    # absl takes that flag before a process runs its first command, so this is another one.
+    with OneProcess(workshop.folder, ENVIRONMENT) as process:
+        for text in sorted(words):
+            done = process.run([*shlex.split(text.partition(" -m ")[2]), "--only_check_args"])
+            assert done.returncode == 0, f"{text}\n{done.stdout[-3000:]}"
 
 
 def fields_alone() -> list[str]:
@@ -435,7 +436,18 @@ def test_every_page_has_its_place_in_the_navigation_of_the_site():
     """mkdocs.yml names each page of docs/; the whole site is built in tests/test_site.py."""
     named = set(re.findall(r"^ +- [^:]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
     pages = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
-    assert {page for page in pages if not page.startswith(("zoo/", "benchmarks/"))} == named
+    assert {page for page in pages if not page.startswith(("benchmarks/", "rso/", "zoo/"))} == named
+
+
+def test_counts_that_the_documents_say():
+    ours = [one for one in OBJECTIVES.values() if one.apply.__module__.startswith("prefjax.")]  # tests add some
+    counts = {"objectives": ours, "checks": CHECKS, "named datasets": list(DATASETS), "recipes": RECIPES}
+    said = set()
+    for page in (*PAGES, "CHANGELOG.md"):
+        for number, what in re.findall(rf"\b(\d+) \[?({'|'.join(counts)})\b", (ROOT / page).read_text()):
+            assert int(number) == len(counts[what]), f"{page}: {number} {what}"
+            said.add(what)
+    assert said == set(counts)
 
 
 def test_every_check_of_a_report_has_its_advice():

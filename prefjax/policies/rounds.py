@@ -5,16 +5,18 @@ with its data beside it, and a page. What a phase finished is recorded in `phase
 is not done again; what was killed in the middle goes on where it was, as the phase itself does.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax import monitoring
 
 from prefjax.data.curation import curate_file
 from prefjax.data.formats import RecordFormat
@@ -38,6 +40,8 @@ from prefjax.training.parameters import read_policy
 from prefjax.training.runs import EARLIER, RunConfig, record_config, run_config
 from prefjax.training.stage import run_stage
 
+# What JAX says it took; tracing comes on top.
+_COMPILING = tuple(f"/jax/core/compile/{name}_duration" for name in ("jaxpr_to_mlir_module", "backend_compile"))
 SAMPLES, SCORED, CHOSEN, MEASURED = "samples.jsonl", "scored.jsonl", "chosen.jsonl", "measured.json"
 
 
@@ -163,15 +167,31 @@ class Phases:
             return self.done[name]
         print(f"== {title}", flush=True)
         started = time.perf_counter()
-        with staying(self.folder), naming(path):
+        with staying(self.folder), naming(path), _compiling() as compiled:
             facts = work(path)
-        seconds = round(time.perf_counter() - started, 3)
-        self.record(name, {"file": file, "sha256": sha256(path), "seconds": seconds, **facts})
+        took = {"seconds": round(time.perf_counter() - started, 3), "compiling": round(sum(compiled), 3)}
+        self.record(name, {"file": file, "sha256": sha256(path), **took, **facts})
         return self.done[name]
 
     def record(self, name: str, facts: dict[str, Any]) -> None:
         self.done[name] = facts
         write_whole(self.path, json.dumps(self.done, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[list[float]]:
+    """Seconds of every program that is lowered and compiled inside, or read from where compiled ones are kept."""
+    seconds: list[float] = []
+
+    def note(event: str, duration: float, **_: object) -> None:
+        if event in _COMPILING:
+            seconds.append(duration)
+
+    monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield seconds
+    finally:
+        monitoring.unregister_event_duration_listener(note)
 
 
 def sha256(path: Path) -> str:

@@ -72,12 +72,13 @@ def _data(done: Sequence[Done]) -> str:
     """What each round was trained on, with the hashes of its files."""
     from prefjax.analysis.report import table
 
-    header = ("round", "prompts", "responses", "blank", "scored", "chosen", "files (sha256)", "seconds")
+    counted = ("prompts", "responses", "blank", "scored", "chosen")
+    header = ("round", *counted, "files (sha256)", "seconds (of them compiling)")
     rows = []
     for round_, phases in enumerate(done[1:], 1):
         made, files = phases["generate"], [phases[name] for name in ("generate", "annotate", "select")]
         hashes = "<br>".join(f"[{one['file']}](round{round_}/{one['file']}) `{one['sha256'][:12]}`" for one in files)
-        seconds = "<br>".join(f"{name} {one['seconds']:.1f}" for name, one in phases.items())
+        seconds = "<br>".join(f"{name} {one['seconds']:.1f} ({one['compiling']:.1f})" for name, one in phases.items())
         counts = (made["prompts"], made["responses"], made.get("blank", 0), phases["annotate"]["rows"])
         rows.append((round_, *counts, phases["select"]["rows"], hashes, seconds))
     return (

@@ -145,6 +145,7 @@ def test_each_file_is_made_of_the_one_before(whole):
         for name, phase in phases.items():
             assert sha256(whole / f"round{number}" / phase["file"]) == phase["sha256"] and f"{name} " in page
         assert phases["measure"]["kl"]["value"] > 0.1 and phases["measure"]["gold"]["value"] == -4
+    assert numbers["start"]["measure"]["compiling"] > 0 == numbers["rounds"][0]["select"]["compiling"]
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert (whole / link).is_file()
     assert "kl" not in numbers["start"]["measure"] and "# 2 rounds of dpo" in page and "    the command" in page
@@ -207,7 +208,7 @@ def test_killed_after_and_in_every_phase_it_becomes_the_same(whole, tmp_path, fa
             assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
     here, there = (json.loads((folder / "rounds.json").read_text()) for folder in (workdir, whole))
     for phase in (phase for one in (here, there) for own in (one["start"], *one["rounds"]) for phase in own.values()):
-        phase.pop("seconds")
+        assert 0 <= phase.pop("compiling") < phase.pop("seconds")
         phase.pop("sha256")  # of chosen.jsonl and others above; run.json names its folder
     assert here == there
 
