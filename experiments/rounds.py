@@ -9,8 +9,8 @@ PHASES    SFT where the config has config.sft, then in every round: generate, as
           annotate, as experiments.annotate, by config.rounds.scorer; select, as experiments.curate, by
           config.rounds.select; train, as experiments.train, from the policy before; and measure the policy on held-out
           prompts.
-FOLDER    WORKDIR/sft, and for round 1 WORKDIR/round1: the run that it trained, beside samples.jsonl, scored.jsonl and
-          chosen.jsonl with what made each of them. rounds.md and rounds.json compare the rounds.
+FOLDER    WORKDIR/sft, and for round 1 WORKDIR/round1: the run that it trained, beside candidates.jsonl, scored.jsonl
+          and chosen.jsonl with what made each of them. rounds.md and rounds.json compare the rounds.
 STOPPING  A phase that is finished is not done again, and one that was stopped goes on where it was: the same command
           continues. With a larger config.rounds.count it adds rounds.
 OPTIONS   config.rounds.*, and those of a run (docs/config.md), which hold for every round.

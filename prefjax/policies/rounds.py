@@ -42,7 +42,7 @@ from prefjax.training.stage import run_stage
 
 # What JAX says it took; tracing comes on top.
 _COMPILING = tuple(f"/jax/core/compile/{name}_duration" for name in ("jaxpr_to_mlir_module", "backend_compile"))
-SAMPLES, SCORED, CHOSEN, MEASURED = "samples.jsonl", "scored.jsonl", "chosen.jsonl", "measured.json"
+SAMPLES, SCORED, CHOSEN, MEASURED = "candidates.jsonl", "scored.jsonl", "chosen.jsonl", "measured.json"
 
 
 class Stopped(Exception):

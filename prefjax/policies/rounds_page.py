@@ -82,6 +82,7 @@ def _data(done: Sequence[Done]) -> str:
         counts = (made["prompts"], made["responses"], made.get("blank", 0), phases["annotate"]["rows"])
         rows.append((round_, *counts, phases["select"]["rows"], hashes, seconds))
     return (
-        "## Data\n\n" + table(header, rows) + "\n\nWhat made each file lies beside it: `samples.jsonl.manifest.json`, "
-        "`scored.jsonl.manifest.json`, `chosen.jsonl.account.json`; and `run.json` of what was trained on it."
+        "## Data\n\n" + table(header, rows) + "\n\nWhat made each file lies beside it: "
+        "`candidates.jsonl.manifest.json`, `scored.jsonl.manifest.json`, `chosen.jsonl.account.json`; and `run.json` "
+        "of what was trained on it."
     )

@@ -30,6 +30,7 @@ from prefjax.policies.rounds import (
     run_rounds,
     sha256,
 )
+from prefjax.training import greedy_samples
 from prefjax.training.config import objective_of
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
 from prefjax.training.parameters import Policy
@@ -133,7 +134,7 @@ def test_each_file_is_made_of_the_one_before(whole):
             assert judged["scores"] == letters("", judged["completions"])
             ends = [judged["completions"][pick(judged["scores"])] for pick in (np.argmax, np.argmin)]
             assert [pair["chosen"], pair["rejected"]] == ends and pair["score_chosen"] > pair["score_rejected"]
-        identity = json.loads((folder / "samples.jsonl.manifest.json").read_text())["identity"]
+        identity = json.loads((folder / "candidates.jsonl.manifest.json").read_text())["identity"]
         assert identity["model"] == str(before)
         run = run_config(json.loads((folder / "config.json").read_text())).stage
         assert (run.init_from, run.data.train, run.data.eval) == (str(before), str(folder / CHOSEN), SYNTHETIC)
@@ -145,6 +146,7 @@ def test_each_file_is_made_of_the_one_before(whole):
         for name, phase in phases.items():
             assert sha256(whole / f"round{number}" / phase["file"]) == phase["sha256"] and f"{name} " in page
         assert phases["measure"]["kl"]["value"] > 0.1 and phases["measure"]["gold"]["value"] == -4
+    assert SAMPLES != greedy_samples.FILE, "a round's folder is a run's too"
     assert numbers["start"]["measure"]["compiling"] > 0 == numbers["rounds"][0]["select"]["compiling"]
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert (whole / link).is_file()
@@ -204,7 +206,7 @@ def test_killed_after_and_in_every_phase_it_becomes_the_same(whole, tmp_path, fa
     there = {path.relative_to(whole) for path in whole.rglob("*")}
     assert {path.relative_to(workdir) for path in workdir.rglob("*")} == there
     for name in there:
-        if name.name in ("samples.jsonl", "scored.jsonl", "chosen.jsonl", "measured.json"):
+        if name.name in ("candidates.jsonl", "scored.jsonl", "chosen.jsonl", "measured.json"):
             assert (workdir / name).read_bytes() == (whole / name).read_bytes(), name
     here, there = (json.loads((folder / "rounds.json").read_text()) for folder in (workdir, whole))
     for phase in (phase for one in (here, there) for own in (one["start"], *one["rounds"]) for phase in own.values()):
