@@ -59,7 +59,7 @@ def _policies(done: Sequence[Done], scorer: str) -> str:
     rows = []
     for round_, phases in enumerate(done):
         said = phases["measure"]
-        shown = [with_error(Mean(**said["score"])), *[with_error(Mean(**said["gold"]))] * gold]
+        shown = [with_error(Mean(**said[name])) for name in ("score", *["gold"] * gold)]
         shown += [with_error(Mean(**said["kl"])) if round_ else "0", number(said["length"]["value"], 1)]
         link = f"[report](round{round_}/report.md)" if round_ else ""
         rows.append(
