@@ -30,6 +30,7 @@ from prefjax.policies.rounds import (
     run_rounds,
     sha256,
 )
+from prefjax.policies.rounds_page import write_page
 from prefjax.training import greedy_samples
 from prefjax.training.config import objective_of
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
@@ -151,6 +152,16 @@ def test_each_file_is_made_of_the_one_before(whole):
     for link in re.findall(r"\]\(([^)]+)\)", page):
         assert (whole / link).is_file()
     assert "kl" not in numbers["start"]["measure"] and "# 2 rounds of dpo" in page and "    the command" in page
+
+
+def test_the_page_of_prompts_without_a_gold_reward(whole, tmp_path):
+    """Those of anybody's own files."""
+    numbers = json.loads((whole / "rounds.json").read_text())
+    done = [numbers["start"], *numbers["rounds"]]
+    for phases in done:
+        del phases["measure"]["gold"]
+    page = write_page(tmp_path, "the command", "dpo", "reward:runs/judge", done).read_text()
+    assert "**Mean score of answers" in page and "score (reward:runs/judge)" in page and "gold" not in page.lower()
 
 
 class Killed(BaseException):
