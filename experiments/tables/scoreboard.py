@@ -1,7 +1,9 @@
 """The scoreboard: every table with its verdict, how many rows got which, and the red ones with their reason."""
 
 import collections
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.tables.harness import NOT_REPRODUCED, NOT_RUN, NOTHING, VERDICTS
@@ -19,6 +21,8 @@ does not. NOT REPRODUCED: it does not, or cannot. NOT RUN: it needs what is not 
 with a number that nobody has read in the paper yet. A table's verdict is that of its claims; single rows may differ.
 Seconds are the processor's, all cores together; of runs that were made before these were counted, the clock's.
 """
+
+NOT_MADE = Path(__file__).with_name("not_made.toml")
 
 
 def page(results: Sequence[Mapping[str, Any]]) -> str:
@@ -40,6 +44,12 @@ def page(results: Sequence[Mapping[str, Any]]) -> str:
             "## Not run",
             "",
             *([f"- `{r['id']}`: {r['reason']}" for r in results if r["verdict"] == NOT_RUN] or ["Nothing."]),
+            "",
+            "## Not made",
+            "",
+            "Planned, and not here.",
+            "",
+            *(f"- `{table_id}`: {why}." for table_id, why in tomllib.loads(NOT_MADE.read_text()).items()),
             "",
         ]
     )

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -287,6 +288,10 @@ def test_source_hash_changes_with_what_a_module_imports(tmp_path, monkeypatch):
 
 def test_scoreboard_page_is_made_of_the_reference_runs():
     assert write_reproduction.PAGE.read_text() == write_reproduction.page(), "python -m docs.write_reproduction"
+
+
+def test_what_is_said_to_be_not_made_is_not_there():
+    assert not set(tomllib.loads(scoreboard.NOT_MADE.read_text())) & set(tables.table_ids())
 
 
 @pytest.mark.parametrize("table_id", tables.table_ids())
