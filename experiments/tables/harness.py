@@ -124,7 +124,7 @@ class Table:
     minutes  on two CPU cores, at the size of its reference run
     verdict  the word it gets while all its claims hold
     float64  whether its cells compute in float64
-    size     of its reference run: :cpu, or :long where a language model is trained, which then has no :cpu
+    size     of its reference run: :cpu, or :long where a language model runs, which then has no :cpu
     over     what the printed intervals are over, which `Row.seed` numbers
     """
 
@@ -193,13 +193,13 @@ def get_config(table_id: str, module: ModuleType, size: str = CPU) -> ml_collect
 
     Raises:
         UsageError: there is no such size.
-        NotRun: it trains a language model, which takes longer than :cpu may.
+        NotRun: it runs a language model, which takes longer than :cpu may.
     """
     if size not in SIZES:
         raise UsageError(f"{table_id} has the sizes {', '.join(f':{name}' for name in SIZES)}, got :{size}")
     if size == CPU != module.TABLE.size:
         asked = f"ask for {table_id}:{LONG}"
-        raise NotRun(f"it trains language models, {module.TABLE.minutes:g} minutes of two CPU cores: {asked}")
+        raise NotRun(f"it runs language models, {module.TABLE.minutes:g} minutes of two CPU cores: {asked}")
     return ml_collections.ConfigDict({**module.PROTOCOL, **({} if size == CPU else module.SIZES[size])})
 
 
