@@ -19,7 +19,7 @@ from prefjax.losses import OBJECTIVES
 pytestmark = pytest.mark.slow
 
 ELSEWHERE = {"ipo.fig1_fig2": "tests/experiments/test_ipo_table.py"}
-# Those that train a language model: tests/experiments/test_language_model_tables.py.
+# Those that run a language model: tests/experiments/test_language_model_tables.py.
 TABLES = [name for name in table_ids() if name not in ELSEWHERE and load_table(name).TABLE.size == harness.CPU]
 
 

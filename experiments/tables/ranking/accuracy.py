@@ -1,11 +1,14 @@
 """Ranking accuracy of a language model, and length (arXiv 2405.19534, Figure 1 and Table 1).
 
 COMMAND  python -m experiments.run ranking.accuracy:long
-TIME     5 min on two CPU cores beside other work
-RESULT   PENDING
+TIME     4.5 min on two CPU cores beside other work
+RESULT   The chosen response is the likelier on 54 % of pairs, per token on 48 %: below 60 %, and neither is told apart
+         from chance. On 87 % of pairs the likelier one is the shorter one; per token, on 44 %. The shorter one is the
+         chosen one on 53 %.
 
 NEEDS    A Hugging Face folder SmolLM2-135M-Instruct, or --config.model=FOLDER; and the pairs of HH harmless-base's
-         test split as hh_harmless_base_test.jsonl.gz, or --config.data=FILE. Neither is shipped.
+         test split as hh_harmless_base_test.jsonl.gz, or --config.data=FILE. Neither is shipped. The weights of the
+         reference run had been rounded to 4 bits (GGUF's Q4_1).
 PROTOCOL 256 pairs, drawn at random of those whose prompt and longer response have at most 256 tokens together under the
          model's chat template; log-probs by what scores in training and evaluation, float32, the end of turn included.
          raw: of whole responses. per token: divided by their lengths. accuracy: the chosen response has at least the
@@ -53,7 +56,7 @@ from prefjax.rows.store import MemoryTrees
 
 TOKENS_PER_STEP = 2048  # on two cores a larger step is no faster, and has more padding
 ACCURACY, AGREEMENT = "accuracy", "agreement with shorter wins"
-TABLE = Table("Figure 1 and Table 1, by a model of 135 M", ("shorter wins", "ours"), 5.0, SIGN, size=LONG, over="pairs")
+TABLE = Table("Figure 1 and Table 1, by a model of 135 M", ("shorter wins", "ours"), 4.5, SIGN, size=LONG, over="pairs")
 SETTINGS = tuple(
     Setting({"log-prob": log_prob, "of": metric}, metric, "headline" if metric == ACCURACY else None)
     for metric in (ACCURACY, AGREEMENT)
@@ -175,4 +178,7 @@ CLAIMS = (
 def plot(results: Results) -> matplotlib.figure.Figure:
     """Ranking accuracy by whole responses and per token beside that of the rule that the shorter response wins; and how
     often the model's ranking is that rule's."""
-    return figures.dots(results, SETTINGS, known="shorter wins", ours="ours")
+    figure = figures.dots(results, SETTINGS, known="shorter wins", ours="ours")
+    for axis in figure.axes:
+        axis.margins(y=0.5)
+    return figure
