@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from docs import write_data_methods, write_objectives
 from docs.evidence import ROOT, functions_of, texts_of
-from experiments.tables import load_table, running, table_ids
+from experiments.tables import load_table, running, table_ids, verdicts
 from experiments.tables.harness import NOT_REPRODUCED, NOTHING, load_paper
 from prefjax.contrib.tools import TOOLS
 from prefjax.data.datasets import DATASETS
@@ -215,7 +215,7 @@ def _row(number: str, here: list[Item], ids: list[str], title: str) -> str:
     several = len(here) > 1
     where = [f"{item.what}: {item.where}" if several else item.where for item in here if item.where]
     evidence = [f"table {table_id}" for table_id in ids] + [text for item in here for text in item.certified]
-    commands = [f"`python -m experiments.run {table_id}`" for table_id in ids]
+    commands = [f"`{verdicts.command(load_table(table_id).__doc__)}`" for table_id in ids]
     commands += [item.command for item in here if item.command]
     elsewhere = [f"{item.what}: {item.elsewhere}" if several else item.elsewhere for item in here if item.elsewhere]
     cells = (

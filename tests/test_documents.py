@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from configs.papers import RECIPES
-from experiments.tables import table_ids
+from experiments.tables import load_table, table_ids, verdicts
 from prefjax.analysis import CHECKS
 from prefjax.data.datasets import DATASETS
 from prefjax.data.tokenizer_files import write_tokenizer
@@ -221,7 +221,7 @@ LEFT = {
     "python -m docs.write_paper_index": "tests/test_paper_index.py compares its page",
     "python -m pytest -n0 PATH::NAME": "this",
     **{
-        f"python -m experiments.run {name}": "tests/experiments/test_tables.py runs every table small"
+        verdicts.command(load_table(name).__doc__): "tests/experiments/test_tables.py runs every table small"
         for name in table_ids()
     },
     "python -m experiments.run --all --tier=cpu": "tests/experiments/test_tables.py runs every table small",

@@ -11,7 +11,8 @@ from ml_collections import ConfigDict
 from configs import finetune, quickstart
 from docs import write_paper_index
 from docs.evidence import ROOT, is_there
-from experiments.tables import running, table_ids
+from experiments.tables import load_table, running, table_ids
+from experiments.tables.harness import CPU
 from prefjax.contrib.tools import TOOLS
 from prefjax.data.datasets import DATASETS
 from prefjax.data.methods import METHODS
@@ -75,8 +76,9 @@ def test_evidence_that_is_gone_is_noticed():
 
 def test_verdicts_are_those_of_the_committed_runs():
     for table_id in table_ids():
-        verdict = running.committed(table_id)["verdict"]
-        assert f"{verdict} (`{table_id}`" in PAGE and f"`python -m experiments.run {table_id}`" in PAGE
+        verdict, size = running.committed(table_id)["verdict"], load_table(table_id).TABLE.size
+        command = f"`python -m experiments.run {table_id}{'' if size == CPU else ':' + size}`"
+        assert f"{verdict} (`{table_id}`" in PAGE and command in PAGE
 
 
 def test_titles_were_read_somewhere():
