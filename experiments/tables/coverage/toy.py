@@ -86,12 +86,13 @@ def _reference(config: ml_collections.ConfigDict) -> Float[np.ndarray, "3"]:
 def _logits(config: ml_collections.ConfigDict) -> Iterator[tuple[str, str, float, str]]:
     """(Setting.key, metric, number, which of the known ones) of the policies with a logit for each action."""
     reference, dpo = _reference(config), objective("soft_ce", beta=config.beta)
-    target = np.array([config.preference])
+    target = jnp.array([config.preference])
 
     def loss(logp: Float[Array, "3"]):
-        return dpo.loss(Responses(logp=logp[None, :2], reference_logp=reference[None, :2], target_probability=target))[
-            0
-        ]
+        pair = Responses(
+            logp=logp[None, :2], reference_logp=jnp.asarray(reference)[None, :2], target_probability=target
+        )
+        return dpo.loss(pair)[0]
 
     def kl(logp):
         return jnp.dot(jnp.exp(logp), logp - reference)

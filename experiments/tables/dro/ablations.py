@@ -139,7 +139,7 @@ def _trainer(config: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
             prompt, response, reward = batch
             theta, value = parameters[0] * policy_rate, parameters[1] * value_rate
             reference = world.reference_logp[prompt]
-            logits = reference + jnp.einsum("nyd,fd->fny", world.features[prompt], theta)
+            logits = reference[None] + jnp.einsum("nyd,fd->fny", world.features[prompt], theta)
             at = jnp.arange(len(prompt)), response
             logp = jax.nn.log_softmax(logits)[:, *at]
             value = jnp.where(one, value.mean(1, keepdims=True), value[:, prompt])

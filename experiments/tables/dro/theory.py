@@ -202,7 +202,7 @@ def _trainer(config: ml_collections.ConfigDict, loss: str) -> Callable[..., jax.
         def total(parameters, batch):
             thetas, values = parameters
             prompt = batch[0]  # of all responses to these prompts, and to no other, the log-probs
-            logits = world.reference_logp[prompt] + jnp.einsum("nyd,rd->rny", world.features[prompt], thetas)
+            logits = world.reference_logp[prompt][None] + jnp.einsum("nyd,rd->rny", world.features[prompt], thetas)
             parts = zip(jax.nn.log_softmax(logits), values, runs, strict=True)
             return sum(batch_loss(logp, value, world, batch, *run) for logp, value, run in parts)
 
