@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import dataclasses
-import itertools
 import resource
 import threading
 import time
@@ -14,8 +13,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _EVERY = 0.1  # seconds between two looks at the clock
-_SIZED = 64  # times that one look at the process's size holds for
-_times = itertools.count()
+_SIZED = 0.05  # seconds that one look at the process's size holds for: it grows by other things too, such as training
+_looked = float("-inf")  # when that was
 _size: int | None = None  # of the process, in bytes; None: the system does not say
 _lock = threading.Lock()
 _watch: threading.Thread | None = None
@@ -77,8 +76,9 @@ def _look() -> None:
 def bounded_memory(more: int) -> Iterator[None]:
     """Inside, what would take the whole process about `more` bytes beyond its size is a MemoryError, where Linux says
     what that is: one operation of a template can ask for any amount."""
-    global _size
-    if next(_times) % _SIZED == 0:
+    global _looked, _size
+    if time.monotonic() > _looked + _SIZED:
+        _looked = time.monotonic()
         try:
             _size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         except OSError:

@@ -1,13 +1,15 @@
 """The byte tokenizer and Hugging Face folders behind one protocol."""
 
 import json
+import mmap
 import resource
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefjax.data import tokenizers
+from prefjax.data import limits, tokenizers
 from prefjax.data.encoding import encode_prompt
 from prefjax.data.records import Message
 from prefjax.data.tokenizer_files import write_tokenizer
@@ -145,3 +147,16 @@ def test_text_that_goes_on_gets_no_mark_of_a_beginning(make_tokenizer, kind):
         whole = tokenizer.encode("hello yes")
         assert tokenizer.encode("hello") + tokenizer.encode(" yes", continues=True) == whole
         assert tokenizer.encode("yes", continues=True) != tokenizer.encode("yes")
+
+
+def test_memory_is_bounded_beside_what_the_process_has_grown_to():
+    """By training between two renders, say, which took more than a template may."""
+    with limits.bounded_memory(2**28):
+        pass
+    grown = mmap.mmap(-1, 2**30)
+    time.sleep(0.1)
+    with limits.bounded_memory(2**28):
+        assert len(bytearray(2**26)) == 2**26
+    with pytest.raises(MemoryError), limits.bounded_memory(2**28):
+        bytearray(2**30)
+    grown.close()
