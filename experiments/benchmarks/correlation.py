@@ -190,8 +190,8 @@ def define_flags() -> None:
     flags.DEFINE_integer("dialogues", 256, "Dialogues that a seed draws.", lower_bound=1)
     flags.DEFINE_integer("pairs", 32, "Of a step.", lower_bound=1)
     flags.DEFINE_integer("longest", 256, "Tokens of a sequence; longer ones are dropped.", lower_bound=1)
-    flags.DEFINE_float("beta", 0.1, "Of the loss.")
-    flags.DEFINE_float("learning_rate", 5e-4, "After 10 steps of warm-up.")
+    flags.DEFINE_float("beta", 0.1, "Of the loss.", lower_bound=0)
+    flags.DEFINE_float("learning_rate", 5e-4, "After 10 steps of warm-up.", lower_bound=0)
 
 
 def main(_) -> None:

@@ -1,11 +1,12 @@
-"""Tables that train a language model, on made-up arms: what trains them is tested where the commands are. And the one
-that scores a model, on one that finds all tokens equally likely."""
+"""Tables that train a language model: their claims on made-up arms, and their smoke sizes. And the one that scores
+a model, on one that finds all tokens equally likely."""
 
 import json
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.tables import harness, language_model, load_table, table_ids
 from experiments.tables.ranking import accuracy
@@ -42,6 +43,33 @@ def test_claims_see_which_arm_is_better(table_id, monkeypatch):
         outcomes.append([holds for *_, holds in judgement.claims])
         assert module.plot(results).axes
     assert any(own != outcomes[0] for own in outcomes)
+
+
+@pytest.fixture(scope="module")
+def stems(tmp_path_factory):
+    """Where the tables' runs go: they share what they can. What is compiled for them is kept there, and by no other."""
+    before = jax.config.jax_compilation_cache_dir
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language_model, "FOLDER", tmp_path_factory.mktemp("stems"))
+        yield language_model.FOLDER
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table_id", TABLES)
+def test_the_smoke_size_goes_from_sft_to_the_judge(table_id, stems):
+    """Every arm answers every held-out prompt; one stem is made for all."""
+    module = load_table(table_id)
+    config = harness.get_config(table_id, module, "smoke")
+    results = harness.Results(row for cell in module.cells(config) for row in module.run(config, cell))
+    for setting in module.SETTINGS:
+        for col in language_model.COLUMNS:
+            values = results.final(setting.key, col, language_model.METRIC)
+            assert values.shape == (config.answered,) and np.isfinite(values).all(), (setting.key, col)
+    assert len([path for path in stems.rglob("run.json") if path.parent.name == "sft"]) == 1
+    judgement = harness.judge(module.SETTINGS, module.CLAIMS, results)
+    assert judgement.holds or table_id != "prefix.convergence", "sharing changes nothing after two steps either"
 
 
 def test_a_model_that_finds_all_tokens_equally_likely_ranks_as_the_shorter_wins(tmp_path, monkeypatch):
