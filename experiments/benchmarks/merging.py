@@ -203,9 +203,11 @@ def define_flags() -> None:
     shapes.define_flags()
     flags.DEFINE_string("tokenizer", "byte", "byte, or a Hugging Face tokenizer folder; for files.")
     flags.DEFINE_multi_enum("view", list(VIEWS), list(VIEWS), "Which views; may be repeated.")
-    flags.DEFINE_integer("pairs", 12, "Pairs of one step; whole rankings, dialogues or solutions have a few more.")
-    flags.DEFINE_integer("micro_batch", 2560, "Positions per forward pass; the rest accumulates.")
-    flags.DEFINE_integer("max_length", 1024, "Of a prompt with its longest response, in tokens.")
+    flags.DEFINE_integer(
+        "pairs", 12, "Pairs of one step; whole rankings, dialogues or solutions have a few more.", lower_bound=1
+    )
+    flags.DEFINE_integer("micro_batch", 2560, "Positions per forward pass; the rest accumulates.", lower_bound=1)
+    flags.DEFINE_integer("max_length", 1024, "Of a prompt with its longest response, in tokens.", lower_bound=1)
 
 
 def declare(options: flags.FlagValues) -> Merging:
