@@ -87,11 +87,15 @@ def place(
     fewest = math.ceil(rows / (shards * at_once))
     padded = lambda parts: math.ceil(rows / (parts * shards)) * parts * shards
     accumulation = min(range(fewest, max(fewest, rows) + 1), key=lambda parts: (padded(parts), parts))
+    scored = lambda row: sizes[row, 1].sum()
+    if layout == "merged":  # responses with a common start have its tokens scored once
+        sharing = measure(trees, branches)
+        scored = lambda row: sharing.size(row)[1]
     shape = RowShape(
         layout=layout,
         rows=padded(accumulation),
         row_length=row_length,
-        scored_length=int(max(sizes[row, 1].sum() for row in members)),
+        scored_length=int(max(map(scored, members))),
         groups=max(map(len, members)),
         branches=branches,
         entries=int(max(sizes[row, 1].sum() for row in members)) if layout == "merged" else 0,

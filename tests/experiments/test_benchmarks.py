@@ -1,5 +1,6 @@
 """The benchmarks measure what they say, on sizes too small to mean anything."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -310,6 +311,8 @@ def test_steps_of_a_file_hold_whole_rankings_dialogues_and_solutions(tmp_path):
     }
     (ranking,) = found["all pairs"].rankings
     assert ranking.weight == pytest.approx(3 / 3) and len(merging.exploded(ranking)) == 3
+    own = [dataclasses.replace(pair, example_id=i) for i, pair in enumerate(merging.exploded(ranking))]
+    assert place(own, "merged", Branches(2)).shape.scored_length == total_work(own, "merged").scored  # each once
     same = {tree.prompt.tobytes() for tree in found["all pairs"].pairs}
     assert same == {ranking.prompt.tobytes()} and not found["every turn"].rankings
     assert [tree.example_id for tree in found["every turn"].pairs] == [0, 1, 2, 3]
