@@ -11,14 +11,12 @@ with one value for each response: of a pair chosen and rejected, of a ranking al
 TOOL.json and, where there is something to see, TOOL.png.
 """
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import app, flags
 
-from experiments.command import start_command
+from experiments.command import command_line, start_command
 from prefjax.contrib.output import write_output
 from prefjax.contrib.table import Table
 from prefjax.contrib.tools import TOOLS, Tool
@@ -99,7 +97,7 @@ def main(_) -> None:
         raise app.UsageError("give --data, --arrays, or both")
     folders = dict(data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
     table = read_table(tool, options, _DATA.value, _ARRAYS.value, **folders)
-    command = shlex.join(["python", "-m", "experiments.analyze", *sys.argv[1:]])
+    command = command_line("analyze")
     output = tool.apply(table, **options)
     path = write_output(_OUTPUT.value, tool.name, output, command)
     print(f"{output.headline}\nwritten to {path}")

@@ -11,13 +11,11 @@ run's config.data.encoding are left out and counted. OUTPUT.manifest.json holds 
 kept in OUTPUT.partial, and the same command continues.
 """
 
-import shlex
-import sys
 from pathlib import Path
 
 from absl import app, flags
 
-from experiments.command import start_command
+from experiments.command import command_line, start_command
 from prefjax.data.account import Account
 from prefjax.data.formats import RecordFormat
 from prefjax.data.sources import open_sources, parse_sources
@@ -53,7 +51,7 @@ def main(_) -> None:
         records += own
         accounts.append(account)
     about = {
-        "command": shlex.join(["python", "-m", "experiments.annotate", *sys.argv[1:]]),
+        "command": command_line("annotate"),
         "account": sum(accounts, Account()).as_dict(),
     }
     manifest = annotate_file(records, score, output, identity={"sources": read, "scorer": scorer}, about=about)

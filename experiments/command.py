@@ -9,6 +9,7 @@
 
 import errno
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -62,6 +63,11 @@ def start_command(main: Callable[[Sequence[str]], None], *, required: Sequence[s
             os._exit(1)  # an orderly exit lets what threads still wanted to write come after that line
 
     app.run(run, flags_parser=_parse)
+
+
+def command_line(name: str) -> str:
+    """How experiments/NAME.py was started, to be shown with what it made."""
+    return shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]])
 
 
 def refuse(error: Exception) -> int:

@@ -19,8 +19,6 @@ OUTPUT      WORKDIR/evaluation.json with every number, evaluation.md with tables
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from typing import Any
 import jax
 from absl import app, flags
 
-from experiments.command import start_command
+from experiments.command import command_line, start_command
 from experiments.distributed_flag import define_distributed
 from prefjax.analysis.evaluation_page import evaluation_page
 from prefjax.analysis.report import json_safe
@@ -80,7 +78,7 @@ def evaluate() -> None:
     metrics = values["metrics"]
     flat = {name: value for name, value in values.items() if name != "metrics"} | metrics
     output.write_text(json.dumps(json_safe(_plain(flat)), indent=1, ensure_ascii=False) + "\n")
-    command = shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]])
+    command = command_line("evaluate")
     title = f"Evaluation of {workdir.name}: {stage_of(workdir)[0].objective}"
     page = evaluation_page(values, title=title, command=command)
     output.with_suffix(".md").write_text(page)

@@ -21,14 +21,12 @@ SCORERS   logp, mean_logp: of the model that samples. implicit:WORKDIR: the impl
 """
 
 import dataclasses
-import shlex
-import sys
 from pathlib import Path
 
 from absl import app, flags
 from tqdm import tqdm
 
-from experiments.command import start_command
+from experiments.command import command_line, start_command
 from prefjax.data.account import Account
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.prompts import Prompt, encode_prompts, read_prompts
@@ -101,7 +99,7 @@ def main(_) -> None:
         "scorer": _SCORER.value,
     }
     about = {
-        "command": shlex.join(["python", "-m", "experiments.generate", *sys.argv[1:]]),
+        "command": command_line("generate"),
         **machine_of(policy),
         "account": account.as_dict(),
     }

@@ -14,7 +14,6 @@ TIME      for an 8B model 1 to 4 minutes a TPU plan, 10 to 30 s a GPU plan; --se
 EXIT      0 if all fit (with --search: if any does), 1 if not, 2 for a wrong command line or a missing compiler.
 """
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import jax
 from absl import app, flags
 
 from experiments.benchmarks import lengths as lengths_lib
-from experiments.command import start_command
+from experiments.command import command_line, start_command
 from experiments.config_flag import define_config
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.fit import plans as plans_lib
@@ -45,7 +44,7 @@ _OUTPUT = flags.DEFINE_string("output", "", "Folder for plans.md, plans.json and
 @StopRequest()
 def main(_) -> None:
     jax.config.update("jax_platforms", "cpu")  # what is planned for is never touched
-    command = shlex.join(["python", "-m", "experiments.plan", *sys.argv[1:]])
+    command = command_line("plan")
     enough = any if _SEARCH.value else all
     everywhere = True
     try:

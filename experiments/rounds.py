@@ -16,14 +16,12 @@ STOPPING  A phase that is finished is not done again, and one that was stopped g
 OPTIONS   config.rounds.*, and those of a run (docs/config.md), which hold for every round.
 """
 
-import shlex
-import sys
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from experiments.command import start_command
+from experiments.command import command_line, start_command
 from experiments.config_flag import define_config
 from prefjax.interrupts import StopRequest
 from prefjax.policies.rounds import RoundsConfig, Stopped, rounds_of, run_rounds
@@ -37,7 +35,7 @@ def main(_) -> None:
     workdir = Path(_WORKDIR.value)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    command = shlex.join(["python", "-m", "experiments.rounds", *sys.argv[1:]])
+    command = command_line("rounds")
     with StopRequest() as stop, naming(workdir):
         try:
             page = run_rounds(

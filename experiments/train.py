@@ -6,14 +6,12 @@ A folder without a checkpoint is free for any run. One with a checkpoint is cont
 anew, with other options too, by --overwrite.
 """
 
-import shlex
-import sys
 from pathlib import Path
 
 import jax
 from absl import flags
 
-from experiments.command import start_command
+from experiments.command import command_line, start_command
 from experiments.config_flag import define_config
 from experiments.distributed_flag import define_distributed
 from prefjax.interrupts import StopRequest
@@ -47,7 +45,7 @@ def train(stop: StopRequest) -> None:
         result = train_run(run, workdir, should_stop=Agreed(lambda: stop.requested), seconds=seconds)
         if not result.finished:
             stop.end()
-        command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
+        command = command_line("train")
         page = report_run(run, stated(values), result, workdir, command, seconds)
     if page is not None:
         print(f"report: {page}", flush=True)

@@ -10,7 +10,6 @@ Exit status: 1 if a run failed, 130 if it was stopped.
 """
 
 import dataclasses
-import shlex
 import sys
 import time
 import traceback
@@ -24,7 +23,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs import quickstart
-from experiments.command import start_command
+from experiments.command import command_line, start_command
 from experiments.config_flag import complete, define_changes
 from prefjax.analysis import Outcome, read_outcome, write_comparison
 from prefjax.interrupts import StopRequest
@@ -55,7 +54,7 @@ def main(_) -> None:
     workdir = Path(_WORKDIR.value)
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
-    command = shlex.join(["python", "-m", "experiments.zoo", *sys.argv[1:]])
+    command = command_line("zoo")
     with StopRequest() as stop:
         try:
             outcomes = run_all(names, workdir, command, stop)
