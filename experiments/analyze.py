@@ -23,7 +23,7 @@ from prefjax.contrib.tools import TOOLS, Tool
 from prefjax.data.columns import read_arrays, read_columns
 from prefjax.data.formats import Columns, RecordFormat
 from prefjax.data.records import Text
-from prefjax.data.sources import open_sources, parse_sources
+from prefjax.data.sources import open_all
 from prefjax.interrupts import StopRequest
 
 _TOOL = flags.DEFINE_string("tool", None, "name(option=value, ...), see docs/analysis.md.")
@@ -68,10 +68,7 @@ def _record_columns(
 ) -> dict[str, list[Any]]:
     wanted = tuple(name for option in tool.response_columns for name in options[option])
     columns: dict[str, list[Any]] = {"responses": [], **{name: [] for name in wanted}}
-    sources = parse_sources(data)
-    if sources[0].share is not None:
-        raise ValueError(f"data={data!r}: an analysis reads all records, leave the shares out")
-    for source in open_sources(sources, **folders):
+    for source in open_all(data, **folders):
         records, account = source.read(RecordFormat(), more=Columns(response=wanted))
         print(account)
         for record in records:

@@ -18,7 +18,7 @@ from absl import app, flags
 from experiments.command import command_line, start_command
 from prefjax.data.account import Account
 from prefjax.data.formats import RecordFormat
-from prefjax.data.sources import open_sources, parse_sources
+from prefjax.data.sources import open_all
 from prefjax.interrupts import StopRequest
 from prefjax.policies.annotate import SAMPLED, annotate_file, load_record_scorer
 from prefjax.policies.open import open_mesh
@@ -39,13 +39,11 @@ def main(_) -> None:
         raise app.UsageError(f"--output={output} must end in .jsonl")
     if bool(_WORKDIR.value) == bool(_SCORER.value):
         raise app.UsageError("give --workdir, of a run that trained a reward model, or --scorer")
-    sources = parse_sources(_DATA.value)
-    if sources[0].share is not None:
-        raise app.UsageError(f"--data={_DATA.value}: shares make no sense here, give all records (a + b)")
+    sources = open_all(_DATA.value, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value)
     scorer = _SCORER.value or f"reward:{_WORKDIR.value}"
     score = load_record_scorer(scorer, open_mesh())
     records, accounts, read = [], [], {}
-    for source in open_sources(sources, data_dir=_TFDS_DIR.value, manual_dir=_MANUAL_DIR.value):
+    for source in sources:
         read[source.name] = source.fingerprint().hex()
         own, account = source.read(RecordFormat(ties="keep"), more=SAMPLED)
         records += own

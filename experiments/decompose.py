@@ -18,7 +18,7 @@ from prefjax.contrib import decompose
 from prefjax.contrib.decomposition import head_accuracies
 from prefjax.data.encoding import encode_all
 from prefjax.data.formats import RecordFormat
-from prefjax.data.sources import open_sources, parse_sources
+from prefjax.data.sources import open_all
 from prefjax.interrupts import StopRequest
 from prefjax.policies.rewards import RewardModel, last_response_states, open_reward_model, response_table
 from prefjax.rows.store import MemoryTrees
@@ -26,14 +26,14 @@ from prefjax.rows.store import MemoryTrees
 _WORKDIR = flags.DEFINE_string("workdir", None, "The --workdir of a run that trained a reward model.")
 _DATA = flags.DEFINE_string("data", None, "Pairs to decompose, as config.data.train.")
 _EVAL = flags.DEFINE_string("eval", None, "Other pairs, on which the directions are judged.")
-_COUNT = flags.DEFINE_integer("count", 10, "How many directions.")
+_COUNT = flags.DEFINE_integer("count", 10, "How many directions.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
 
 
 def differences(model: RewardModel, data: str) -> np.ndarray:
     """[n, D] hidden state of the chosen minus that of the rejected response, of all pairs that can be encoded."""
     records = []
-    for source in open_sources(parse_sources(data)):
+    for source in open_all(data):
         own, account = source.read(RecordFormat())
         print(account)
         records += [record for record in own if record.kind == "pair"]

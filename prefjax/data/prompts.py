@@ -11,7 +11,7 @@ from prefjax.data.chats import is_begun
 from prefjax.data.encoding import EncodingPolicy, beyond_vocabulary, encode_prompt, response_ending
 from prefjax.data.formats import RecordFormat, parse
 from prefjax.data.records import Message, Record, Text
-from prefjax.data.sources import open_sources, parse_sources
+from prefjax.data.sources import open_all
 from prefjax.data.tokenizers import TemplateError, Tokenizer
 
 _ANY = "."  # stands for the response, which is not read
@@ -56,10 +56,7 @@ def read_prompts(
     Raises:
         ValueError: `given` has shares.
     """
-    sources = parse_sources(given)
-    if sources[0].share is not None:
-        raise ValueError(f"{given!r}: prompts are all taken, each once; leave out the shares")
-    opened = open_sources(sources, data_dir=data_dir, manual_dir=manual_dir)
+    opened = open_all(given, data_dir=data_dir, manual_dir=manual_dir)
     seen: set[tuple[Text, ...]] = set()
 
     def step(numbered: tuple[str, Any]) -> Iterator[Prompt | Finding]:

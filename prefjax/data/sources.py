@@ -140,6 +140,18 @@ def open_sources(sources: Sequence[Source], *, data_dir: str = "", manual_dir: s
     return opened
 
 
+def open_all(given: str, *, data_dir: str = "", manual_dir: str = "") -> list[OpenSource]:
+    """The sources of a reader that takes all their records; `given` as `data.train`, the rest as of `open_sources`.
+
+    Raises:
+        ValueError: `given` has shares, or as `parse_sources`.
+    """
+    sources = parse_sources(given)
+    if sources[0].share is not None:
+        raise ValueError(f"{given!r}: all records are read here, so leave out the shares")
+    return open_sources(sources, data_dir=data_dir, manual_dir=manual_dir)
+
+
 def columns_in(given: str, *, data_dir: str = "", manual_dir: str = "") -> list[str]:
     """The columns that the first rows of some sources have, in order; arguments as of `OpenSource`, names as in
     `data.train`."""

@@ -5,6 +5,7 @@ import pytest
 
 from prefjax.contrib import decompose
 from prefjax.contrib.decomposition import head_accuracies
+from tests.commands import load
 
 
 def planted(n=4000, width=12, seed=0):
@@ -41,3 +42,8 @@ def test_the_first_direction_agrees_with_those_who_chose_and_ties_count_half():
 def test_too_few_pairs_are_refused():
     with pytest.raises(ValueError, match="3 differences of 12 dimensions have no 4 principal components"):
         decompose(planted(n=3)[1], 4)
+
+
+def test_shares_are_refused_where_all_pairs_are_decomposed():
+    with pytest.raises(ValueError, match="leave out the shares"):
+        load("decompose").differences(None, "0.5 a.jsonl + 0.5 b.jsonl")
