@@ -44,10 +44,15 @@ def packed_row(length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
         trunk = len(lengths)
         lengths += tree
         parents += [-1, trunk, trunk]
+    visible_until, positions = padded(lengths, parents, length)
+    return visible_until[None], positions[None]
+
+
+def padded(lengths: Sequence[int], parents: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(visible_until, positions), each [length], of a forest as of `lay_out_forest`, and padding after it."""
     forest = lay_out_forest(np.array(lengths, np.int32), np.array(parents, np.int32))
     pad = np.arange(len(forest.positions), length, dtype=np.int32)
-    visible_until = np.concatenate([forest.visible_until, pad + 1])
-    return visible_until[None], np.concatenate([forest.positions, np.zeros_like(pad)])[None]
+    return np.concatenate([forest.visible_until, pad + 1]), np.concatenate([forest.positions, np.zeros_like(pad)])
 
 
 def drawn(

@@ -13,7 +13,6 @@ COLUMNS   fill: tokens / positions over three epochs of endless full rows, where
           and per CPU second of all threads of the process, which other programs on the machine do not change.
 """
 
-import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -30,12 +29,12 @@ from prefjax.data.prepare import DataConfig, prepare
 from prefjax.data.readers import find_files
 from prefjax.data.tokenizers import load_tokenizer
 from prefjax.requirements import Requirements
-from prefjax.rows.arrays import LAYOUTS, Branches, RowShape
-from prefjax.rows.packing import row_copies, suggest_for_units, suggest_shape, tree_sizes, unbounded
+from prefjax.rows.arrays import LAYOUTS
+from prefjax.rows.packing import row_copies
 from prefjax.rows.pipeline import row_dataset
 from prefjax.rows.steps import FullRows, sampled, simulate
 from prefjax.rows.store import TreeSource, open_trees
-from prefjax.rows.units import units_of
+from prefjax.training.batches import shape_for
 from prefjax.training.config import RowsConfig
 
 _EPOCHS = 3
@@ -57,21 +56,10 @@ def open_data(data: str, tokenizer_name: str, policy: EncodingPolicy, directory:
     return sources
 
 
-def shape_of(trees: TreeSource, layout: str, tokens_per_step: int) -> RowShape:
-    """As the trainer chooses it for one device: no row outgrows the step, unless a single tree does."""
-    branches = Branches(trees.lengths.responses.shape[1])
-    longest = int(tree_sizes(trees.lengths, layout, branches)[:, 0].max())
-    shape = suggest_shape(trees.lengths, layout, branches, 1, max_row_length=max(tokens_per_step, longest)).shape
-    if layout == "merged":
-        shape = dataclasses.replace(shape, merge_from=RowsConfig.merge_from)
-        units = units_of(trees, unbounded(shape))
-        shape = suggest_for_units(shape, units.sizes, units.sharing.trunk)
-    return dataclasses.replace(shape, rows=max(1, tokens_per_step // (shape.row_length * row_copies(layout, branches))))
-
-
 def measure(trees: TreeSource, layout: str, *, tokens_per_step: int, seconds: float) -> dict[str, Any]:
     """One cell of the table."""
-    shape, batching = shape_of(trees, layout, tokens_per_step), FullRows(seed=0)
+    batching = FullRows(seed=0)
+    shape = shape_for(RowsConfig(layout=layout, tokens_per_step=tokens_per_step), Requirements(), trees, batching)
     sampler = sampled(trees, shape, batching)
     epoch = sampler.real_tokens.sum() / (shape.rows * row_copies(layout, shape.branches) * shape.row_length)
     plain = simulate(sampler, steps=max(1, round(_EPOCHS * float(epoch))))

@@ -65,6 +65,7 @@ def candidates(platform: str, current: Blocks) -> list[Blocks]:
 class Chip:
     """Where the tiles run. listed: its key in `kernel_tiles.BLOCKS`; interpret: the platform to emulate instead."""
 
+    platform: str
     kind: str
     listed: str
     interpret: str | None = None
@@ -150,11 +151,20 @@ class Tiles(sweep.Sweep):
         """Milliseconds of every tile that compiled, fastest on top."""
         timed = [row for row in rows if "milliseconds" in row][::-1]
         figure, (axis,) = sweep.panels(6, 1 + 0.22 * len(timed))
-        warps = lambda blocks: f", {blocks.warps} warps" if blocks.warps else ""
-        names = [f"{b.query} x {b.key}, {b.rows} rows{warps(b)}" for b in (row["blocks"] for row in timed)]
-        axis.barh(names, [row["milliseconds"] for row in timed], color=sweep.BLUE)
+        axis.barh([name_of(row["blocks"]) for row in timed], [row["milliseconds"] for row in timed], color=sweep.BLUE)
         axis.set(xlabel="forward + backward, ms")
         return figure
+
+
+def name_of(blocks: Blocks) -> str:
+    warps = f", {blocks.warps} warps" if blocks.warps else ""
+    return f"{blocks.query} x {blocks.key}, {blocks.rows} rows{warps}"
+
+
+def chip_here(interpret: str | None) -> Chip:
+    platform = interpret or kernel_tiles.platform_of(None)
+    kind = interpret or kernel_tiles.kind_of(platform, None)
+    return Chip(platform, kind, kernel_tiles.listed_kind(platform, kind), interpret)
 
 
 def distance(got: dict[str, jax.Array], expected: dict[str, jax.Array]) -> float:
@@ -171,15 +181,13 @@ def define_flags() -> None:
 
 
 def declare(options: flags.FlagValues) -> Tiles:
-    platform = options.interpret or kernel_tiles.platform_of(None)
-    if platform not in kernel_tiles.PLATFORMS:
-        raise app.UsageError(f"no TPU or NVIDIA GPU here (this is {platform}): no tile to tune; see --interpret")
-    kind = options.interpret or kernel_tiles.kind_of(platform, None)
-    chip = Chip(kind, kernel_tiles.listed_kind(platform, kind), options.interpret)
+    chip = chip_here(options.interpret)
+    if chip.platform not in kernel_tiles.PLATFORMS:
+        raise app.UsageError(f"no TPU or NVIDIA GPU here (this is {chip.platform}): no tile to tune; see --interpret")
     problem = Problem(**{field.name: options[field.name].value for field in dataclasses.fields(Problem)})
-    where = f"{platform} emulated, times mean nothing" if options.interpret else kind
-    tiles = candidates(platform, kernel_tiles.BLOCKS[chip.listed])
-    return Tiles(problem, chip, tiles, text=f"{problem}, {where}.", facts={"problem": problem, "kind": kind})
+    where = f"{chip.platform} emulated, times mean nothing" if options.interpret else chip.kind
+    tiles = candidates(chip.platform, kernel_tiles.BLOCKS[chip.listed])
+    return Tiles(problem, chip, tiles, text=f"{problem}, {where}.", facts={"problem": problem, "kind": chip.kind})
 
 
 if __name__ == "__main__":

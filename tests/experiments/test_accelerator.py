@@ -18,6 +18,7 @@ from experiments.benchmarks.accelerator import card, child, findings, page, part
 from experiments.benchmarks.accelerator.early import Early, has_crashed
 from experiments.benchmarks.shapes import MODELS
 from experiments.benchmarks.training import branches_of, place
+from experiments.benchmarks.tune_attention import name_of
 from prefjax.fit.chips import CHIPS
 from prefjax.models import attention
 from prefjax.models.attention import kernel_tiles, kernels
@@ -303,7 +304,7 @@ def test_the_fastest_tile_serves_what_comes_after(tmp_path, monkeypatch):
     fast, slow = Blocks(64, 64, 64, warps=8), Blocks(128, 32, 128, warps=8)
     for blocks, milliseconds in ((slow, 2.0), (fast, 1.0)):
         row = {"listed": "NVIDIA H200", "blocks": blocks, "milliseconds": milliseconds}
-        findings.add(tmp_path, "tiles", "row", case=tiles.named(blocks), row=row)
+        findings.add(tmp_path, "tiles", "row", case=name_of(blocks), row=row)
     tiles.use_fastest(findings.read(tmp_path), "NVIDIA H100")
     assert kernel_tiles.BLOCKS["NVIDIA H100"] == Blocks(64, 64, 64, warps=4)
     tiles.use_fastest(findings.read(tmp_path), "NVIDIA H200")

@@ -14,7 +14,7 @@ from prefjax.models.attention import kernels
 from prefjax.models.attention.kernel_tiles import BLOCKS
 from prefjax.models.decoder import REMAT
 
-CUDA = Chip("cuda", "cuda", interpret="cuda")
+CUDA = Chip("cuda", "cuda", "cuda", interpret="cuda")
 SMALL = Problem(rows=1, length=640, query_heads=2, key_heads=1, width=32, dtype="float32")
 
 

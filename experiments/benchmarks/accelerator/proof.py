@@ -17,9 +17,9 @@ import numpy as np
 
 from experiments.benchmarks.accelerator.early import Early, has_crashed
 from experiments.benchmarks.accelerator.findings import EQUAL
+from experiments.benchmarks.attention import padded
 from prefjax.models import attention
 from prefjax.models.attention import kernel_tiles, kernels
-from prefjax.rows.layout import lay_out_forest
 
 ROUNDING = 1e-5  # that a kernel may be off where plain XLA is exact
 SLACK = 2.0
@@ -185,6 +185,4 @@ def random_forest(rng: np.random.Generator, length: int) -> tuple[np.ndarray, np
         parents.append(path[-1] if path else -1)
         path.append(len(lengths))
         lengths.append(int(rng.integers(1, min(room, length // 4) + 1)))
-    forest = lay_out_forest(np.array(lengths, np.int32), np.array(parents, np.int32))
-    pad = np.arange(len(forest.positions), length, dtype=np.int32)
-    return np.concatenate([forest.visible_until, pad + 1]), np.concatenate([forest.positions, np.zeros_like(pad)])
+    return padded(lengths, parents, length)

@@ -21,9 +21,9 @@ import numpy as np
 from experiments.benchmarks.accelerator import findings
 from experiments.benchmarks.accelerator.card import seconds_of
 from experiments.benchmarks.accelerator.early import Early, has_crashed
-from experiments.benchmarks.accelerator.tiles import chip_here, use_fastest
+from experiments.benchmarks.accelerator.tiles import use_fastest
 from experiments.benchmarks.attention import drawn
-from experiments.benchmarks.tune_attention import TOLERANCE, distance
+from experiments.benchmarks.tune_attention import TOLERANCE, chip_here, distance
 from prefjax.fit.budget import live_area
 from prefjax.models import attention
 from prefjax.models.attention import kernel_tiles
@@ -124,8 +124,8 @@ class Problem:
             return shown, float(rows * length**2), 0
         blocks = Blocks(BLOCK, BLOCK, BLOCK)
         if name == KERNELS:
-            platform, chip = self.size.interpret or kernel_tiles.platform_of(None), chip_here(self.size.interpret)
-            blocks = kernel_tiles.choose_blocks(platform, chip.kind, rows, length)
+            chip = chip_here(self.size.interpret)
+            blocks = kernel_tiles.choose_blocks(chip.platform, chip.kind, rows, length)
         return shown, live_area(visible_until, blocks), blocks.query * blocks.key
 
 

@@ -21,10 +21,11 @@ import jax
 
 from experiments.benchmarks import lengths, sweep
 from experiments.benchmarks.accelerator import findings
-from experiments.benchmarks.accelerator.tiles import chip_here, use_fastest
+from experiments.benchmarks.accelerator.tiles import use_fastest
 from experiments.benchmarks.shapes import MODELS
 from experiments.benchmarks.throughput import compare, speeds
 from experiments.benchmarks.training import Training, ideal_gains
+from experiments.benchmarks.tune_attention import chip_here
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.fit.chips import CHIPS, Chip
 from prefjax.models.attention import kernel_tiles

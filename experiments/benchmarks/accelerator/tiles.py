@@ -14,7 +14,7 @@ from typing import Any
 from experiments.benchmarks import sweep
 from experiments.benchmarks.accelerator import findings
 from experiments.benchmarks.accelerator.early import THREADS, Early, has_crashed
-from experiments.benchmarks.tune_attention import Chip, Problem, Proven, candidates
+from experiments.benchmarks.tune_attention import Problem, Proven, candidates, chip_here, name_of
 from prefjax.models.attention import kernel_tiles
 from prefjax.models.attention.kernel_tiles import Blocks
 
@@ -32,33 +32,21 @@ TINY = Size(Problem(1, 640, 2, 1, 16, "float32"), tiles=1, repeats=1, interpret=
 
 def cases(size: Size, folder: Path) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
     """None where there are no kernels."""
-    platform = size.interpret or kernel_tiles.platform_of(None)
-    if platform not in kernel_tiles.PLATFORMS:
-        return {}
     chip = chip_here(size.interpret)
+    if chip.platform not in kernel_tiles.PLATFORMS:
+        return {}
     proven = Proven(size.problem, chip)
     current = kernel_tiles.BLOCKS[chip.listed]
-    tried = sorted(candidates(platform, current), key=lambda blocks: _steps(blocks, current))[: size.tiles]
+    tried = sorted(candidates(chip.platform, current), key=lambda blocks: _steps(blocks, current))[: size.tiles]
     makers = {blocks: functools.partial(proven.cell, blocks) for blocks in tried}
     made = Early(makers, 1 if has_crashed(folder, "tiles") else THREADS)
 
     def timed(blocks: Blocks) -> Iterator[dict[str, Any]]:
         cell = proven.check(made[blocks])
-        times = sweep.interleave({named(blocks): cell.run}, size.repeats)[named(blocks)]
+        times = sweep.interleave({name_of(blocks): cell.run}, size.repeats)[name_of(blocks)]
         yield {"listed": chip.listed, "blocks": blocks, "milliseconds": 1e3 * times.median}
 
-    return {named(blocks): functools.partial(timed, blocks) for blocks in tried}
-
-
-def chip_here(interpret: str | None) -> Chip:
-    platform = interpret or kernel_tiles.platform_of(None)
-    kind = interpret or kernel_tiles.kind_of(platform, None)
-    return Chip(kind, kernel_tiles.listed_kind(platform, kind), interpret)
-
-
-def named(blocks: Blocks) -> str:
-    warps = f", {blocks.warps} warps" if blocks.warps else ""
-    return f"{blocks.query} x {blocks.key}, {blocks.rows} rows{warps}"
+    return {name_of(blocks): functools.partial(timed, blocks) for blocks in tried}
 
 
 def _steps(blocks: Blocks, current: Blocks) -> float:
