@@ -51,7 +51,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Logits are divided by it;
 _TOP_K = flags.DEFINE_integer("top_k", 0, "Keep the k most likely tokens; 0 keeps all.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the most likely tokens until they add up to it; 1 keeps all.")
 _MAX_NEW = flags.DEFINE_integer("max_new_tokens", 256, "A response that has not ended by then is cut off.")
-_MAX_PROMPT = flags.DEFINE_integer("max_prompt_length", None, "Longer prompts (in tokens) are dropped.")
+_MAX_PROMPT = flags.DEFINE_integer("max_prompt_length", None, "Longer prompts (in tokens) are dropped.", lower_bound=1)
 _STOP_IDS = flags.DEFINE_list("stop_ids", [], "Token ids that end a response besides the model's own.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of the random numbers; each prompt and sample has its own.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Sequences sampled at once.")
@@ -118,6 +118,8 @@ def _config() -> GenerationConfig:
         raise app.UsageError("--prompts and --output go together")
     if _BEST_OF.value is not None and (_SAMPLES.value is not None or not _SCORER.value):
         raise app.UsageError("--best_of says how many samples there are, and needs --scorer; drop --samples_per_prompt")
+    if wrong := [word for word in _STOP_IDS.value if not word.isdecimal()]:
+        raise app.UsageError(f"--stop_ids={','.join(wrong)}: ids of tokens are whole numbers, as in --stop_ids=2,32000")
     sampling = SamplingOptions(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MAX_NEW.value)
     samples = _BEST_OF.value if _BEST_OF.value is not None else _SAMPLES.value
     samples = 1 if samples is None else samples

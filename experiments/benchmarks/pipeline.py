@@ -104,7 +104,7 @@ def define_flags() -> None:
     flags.DEFINE_string("tokenizer", "byte", "byte, or a Hugging Face tokenizer folder; for files.")
     flags.DEFINE_integer("max_length", None, "Of a prompt with a response; longer ones are dropped.")
     flags.DEFINE_integer("tokens_per_step", 16_384, "Positions of all rows of a step.")
-    flags.DEFINE_float("seconds", 5.0, "Measured per data set and layout, at least.")
+    flags.DEFINE_float("seconds", 5.0, "Measured per data set and layout, at least.", lower_bound=0)
     flags.DEFINE_multi_enum("layouts", list(LAYOUTS), LAYOUTS, "Which layouts; may be repeated.")
 
 

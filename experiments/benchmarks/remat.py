@@ -71,7 +71,7 @@ class Policies(sweep.Sweep):
 
 def define_flags() -> None:
     shapes.define_flags(remat=False)
-    flags.DEFINE_integer("prompts", 4, "Prompts of one step.")
+    flags.DEFINE_integer("prompts", 4, "Prompts of one step.", lower_bound=1)
 
 
 def declare(options: flags.FlagValues) -> Policies:

@@ -78,8 +78,8 @@ class Responses(sweep.Sweep):
 def define_flags() -> None:
     shapes.define_flags()
     flags.DEFINE_list("responses", ["2", "4", "8"], "Numbers of responses.")
-    flags.DEFINE_integer("prompts", 4, "Prompts of one step.")
-    flags.DEFINE_integer("prompt_length", 240, "Median tokens of a prompt; a response has a sixth.")
+    flags.DEFINE_integer("prompts", 4, "Prompts of one step.", lower_bound=1)
+    flags.DEFINE_integer("prompt_length", 240, "Median tokens of a prompt; a response has a sixth.", lower_bound=6)
 
 
 def declare(options: flags.FlagValues) -> Responses:

@@ -113,7 +113,9 @@ class Sweep:
 def main(define_flags: Callable[[], None], declare: Callable[[flags.FlagValues], Sweep], *, repeats: int = 5) -> None:
     """The command of a sweep. Flags are defined when it starts: one process may import several benchmarks."""
     define_output()
-    flags.DEFINE_integer("repeats", repeats, "Timed calls of everything that is compared; the median counts.")
+    flags.DEFINE_integer(
+        "repeats", repeats, "Timed calls of everything that is compared; the median counts.", lower_bound=1
+    )
     define_flags()
     start_command(lambda _: declare(flags.FLAGS).run(Path(flags.FLAGS.output), flags.FLAGS.repeats))
 

@@ -139,15 +139,17 @@ def define_flags() -> None:
     flags.DEFINE_string("data", None, "A preference file, paper:NAME, long_prompt or dialogues.", required=True)
     shapes.define_flags()
     flags.DEFINE_string("tokenizer", "byte", "byte, or a Hugging Face tokenizer folder; for files.")
-    flags.DEFINE_integer("pairs", 12, "Pairs of one step.")
-    flags.DEFINE_integer("micro_batch", 5120, "Positions per device and forward pass; the rest accumulates.")
+    flags.DEFINE_integer("pairs", 12, "Pairs of one step.", lower_bound=1)
+    flags.DEFINE_integer(
+        "micro_batch", 5120, "Positions per device and forward pass; the rest accumulates.", lower_bound=1
+    )
     flags.DEFINE_multi_enum("layouts", list(LAYOUTS), LAYOUTS, "Which layouts; may be repeated.")
     flags.DEFINE_multi_enum("references", list(COLOURS), list(COLOURS), "Which; may be repeated.")
     flags.DEFINE_integer("max_length", 2048, "Of a prompt with its longest response, in tokens.")
     flags.DEFINE_integer("max_prompt_length", None, "Of a prompt, in tokens.")
     flags.DEFINE_integer("max_response_length", None, "Of a response, in tokens.")
     flags.DEFINE_enum("truncation", "drop", TRUNCATIONS, "What happens to longer ones.")
-    flags.DEFINE_integer("seed", 0, "Of the sample of pairs.")
+    flags.DEFINE_integer("seed", 0, "Of the sample of pairs.", lower_bound=0)
 
 
 def declare(options: flags.FlagValues) -> Throughput:

@@ -40,6 +40,10 @@ class LoraConfig:
         for field in ("alpha", "targets", "quantize"):
             if not self.rank and getattr(self, field) != defaults[field]:
                 raise ValueError(f"lora.{field} has no effect with lora.rank=0: set a rank")
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(f"lora.targets={self.targets!r} is no regular expression: {error}") from error
 
 
 def init(config: LoraConfig, base: Params, key: jax.Array) -> Params:

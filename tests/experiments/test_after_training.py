@@ -106,6 +106,7 @@ def test_scorers_by_name():
     [
         (["--prompts=b"], "go together"),
         (["--prompt=a", "--best_of=3"], "needs --scorer"),
+        (["--prompt=a", "--stop_ids=2,</s>"], "--stop_ids=</s>: ids of tokens are whole numbers"),
     ],
 )
 def test_contradictions_are_errors(options, message):

@@ -86,6 +86,8 @@ def test_the_factor_is_alpha_over_rank():
 def test_options_are_refused_by_name():
     with pytest.raises(ValueError, match="lora.targets='router' matches none of attention/key"):
         lora.init(LoraConfig(rank=2, targets="router"), init(MODEL, jax.random.key(0)), jax.random.key(1))
+    with pytest.raises(ValueError, match=r"lora.targets='\(query' is no regular expression: missing \), unterminated"):
+        LoraConfig(rank=2, targets="(query")
     with pytest.raises(ValueError, match="lora.alpha has no effect"):
         LoraConfig(alpha=3.0)
     with pytest.raises(ValueError, match="lora.rank=-1"):
