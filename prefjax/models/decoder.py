@@ -145,9 +145,7 @@ def plain_logits(config: ModelConfig, params: Params, tokens: Int[Array, "R T"])
     rows, length = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(length)[None], tokens.shape)
     hidden = apply(config, params, tokens, positions, jnp.full((rows, length), length))
-    logits = jnp.einsum("rtd,vd->rtv", hidden, vocabulary_head(config, params))
-    cap = config.logit_softcap
-    return logits if cap is None else cap * jnp.tanh(logits / cap)
+    return vocabulary.logits(hidden, vocabulary_head(config, params), config.logit_softcap)
 
 
 def init_value_head(config: ModelConfig) -> Params:

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from prefjax.models import families
-from prefjax.models.decoder import ModelConfig, init
+from prefjax.models import decoder, families
+from prefjax.models.decoder import ModelConfig
 from prefjax.models.parameters import Params
 from prefjax.state_files import read_object
 
@@ -62,7 +62,7 @@ def read_params(folder: str | Path, config: ModelConfig, shardings: Any = None) 
     tensors, plan = _Tensors(folder), _plan(config, family)
     copies = {"lm_head.weight": plan["embedding"].name} if config.tie_embeddings else {}
     tensors.check({name: shape for piece in plan.values() for name, shape in piece.expected()}, copies)
-    shapes = _shapes(config)
+    shapes = decoder.shapes(config)
     if shardings is None:
         shardings = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), shapes)
 
@@ -83,7 +83,7 @@ def load_huggingface(
         `functools.partial(parameter_shardings, mesh)`; None puts everything on the default device.
     """
     config = read_config(folder, **numerics)
-    return config, read_params(folder, config, None if shardings is None else shardings(_shapes(config)))
+    return config, read_params(folder, config, None if shardings is None else shardings(decoder.shapes(config)))
 
 
 def save_huggingface(
@@ -163,10 +163,6 @@ def _model_config(folder: str | Path, fields: Mapping[str, Any], **numerics: str
         raise ValueError(f"{folder}/config.json: {error}") from error
 
 
-def _shapes(config: ModelConfig) -> Params:
-    return jax.eval_shape(functools.partial(init, config), jax.random.key(0))
-
-
 def _name(path: Any) -> str:
     return "/".join(key.key for key in path)
 
@@ -216,7 +212,7 @@ class _Piece(NamedTuple):
 
 def _plan(config: ModelConfig, family: families.Family) -> dict[str, _Piece]:
     """Where each of our parameters is, by path."""
-    shapes = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(_shapes(config))}
+    shapes = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(decoder.shapes(config))}
     stored = {path: family.stored(path) for path in shapes}
     rows = lambda path: shapes[path][-1] if path.startswith("layers/") else shapes[path][0]
     plan = {}

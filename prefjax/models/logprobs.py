@@ -124,14 +124,13 @@ def _token_scores(policy, reference, targets, *, chunk, softcap, log_sum_p2, axe
     def score(operands):
         chosen, frozen, ids = jax.tree.map(gather, operands)
         # The cast is inside, so that the chunks' gradients of the weights add up in the parameters' own precision.
-        logits = functools.partial(_logits, softcap=softcap)
-        z = logits(chosen, policy.weights)
+        z = vocabulary.logits(chosen, policy.weights, softcap)
         normaliser = _log_sum_exp(z, axes)
         kl = p2 = None
         if log_sum_p2:
             p2 = _log_sum_exp(2 * z, axes) - 2 * normaliser
         if reference is not None:
-            y = logits(frozen, reference.weights)
+            y = vocabulary.logits(frozen, reference.weights, softcap)
             reference_normaliser = _log_sum_exp(y, axes)
             gap = _sum((jnp.exp(y - reference_normaliser[:, None]) * (y - z)).sum(-1), axes)
             kl = gap - reference_normaliser + normaliser
@@ -145,12 +144,6 @@ def _token_scores(policy, reference, targets, *, chunk, softcap, log_sum_p2, axe
     scores = jax.lax.map(one_chunk, (live, operands))
     unsort = lambda x: x.reshape(-1)[place].reshape(targets.scored.shape)
     return jax.tree.map(lambda x: jnp.where(targets.scored, unsort(x), 0), scores)
-
-
-def _logits(states, weights, softcap):
-    wide = jnp.promote_types(states.dtype, jnp.float32)
-    z = jnp.einsum("cd,vd->cv", states, weights.astype(states.dtype), preferred_element_type=wide)
-    return z if softcap is None else softcap * jnp.tanh(z / softcap)
 
 
 def _log_sum_exp(z, axes):

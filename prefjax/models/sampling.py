@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from prefjax.models import attention, decoder, vocabulary
+from prefjax.models.attention.dense import attend_to
+from prefjax.models.attention.types import Options
 from prefjax.models.decoder import ModelConfig
 from prefjax.models.parameters import Params
 from prefjax.models.vocabulary import ROW_AXES
@@ -115,19 +117,11 @@ class DecodingStep:
         keys, values = cache
         example = jnp.arange(query.shape[0])[:, None]
         keys, values = keys.at[example, self.positions].set(key), values.at[example, self.positions].set(value)
-        rows, length, heads, width = query.shape
-        grouped = query.reshape(rows, length, keys.shape[2], -1, width)
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        logits = jnp.einsum("rimgh,rjmh->rmgij", grouped, keys, preferred_element_type=wide) * scale
-        if softcap is not None:
-            logits = softcap * jnp.tanh(logits / softcap)
         back = self.positions[:, :, None] - jnp.arange(keys.shape[1])[None, None]
-        mask = back >= 0
+        seen = back >= 0
         if window is not None:
-            mask &= back < window
-        weights = jax.nn.softmax(jnp.where(mask[:, None, None], logits, jnp.finfo(wide).min), axis=-1)
-        output = jnp.einsum("rmgij,rjmh->rimgh", weights.astype(values.dtype), values, preferred_element_type=wide)
-        return output.reshape(rows, length, heads, width).astype(query.dtype), (keys, values)
+            seen &= back < window
+        return attend_to(query, keys, values, seen, Options(scale, softcap)), (keys, values)
 
 
 def sample(
@@ -217,12 +211,7 @@ def _next_logits(config: ModelConfig, head, hidden, mesh: Mesh | None) -> Float[
     axes = () if mesh is None else vocabulary.axes(head.shape[0], mesh)
     # Every device multiplies its part of the vocabulary for all rows that share it, then gets its own rows whole.
     hidden = vocabulary.pin(hidden, mesh, "data" if "fsdp" in axes else ROW_AXES)
-    wide = jnp.promote_types(hidden.dtype, jnp.float32)
-    logits = jnp.einsum("bd,vd->bv", hidden, head.astype(hidden.dtype), preferred_element_type=wide)
-    logits = vocabulary.pin(logits, mesh, ROW_AXES)
-    if config.logit_softcap is not None:
-        logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-    return logits
+    return vocabulary.pin(vocabulary.logits(hidden, head, config.logit_softcap), mesh, ROW_AXES)
 
 
 def _draw(logits: Float[Array, "B V"], keys: Key[Array, "B"], temperature, top_k: int, top_p) -> Int[Array, "B"]:

@@ -1,8 +1,9 @@
-"""Where the vocabulary lies on a mesh: the axes that cut it, the cut table, and the look-up of tokens in it."""
+"""Where the vocabulary lies on a mesh: the axes that cut it, the cut table, look-up of tokens and logits by it."""
 
 import math
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int, Shaped
@@ -35,6 +36,19 @@ def embed(table: Float[Array, "V D"], tokens: Int[Array, "R T"], mesh: Mesh | No
         return table[tokens]
     width = "fsdp" if table.shape[1] % mesh.shape["fsdp"] == 0 else None
     return pin(table[pin(tokens, mesh, "data")], mesh, "data", None, width)
+
+
+def logits(
+    states: Float[Array, "*rows D"], head: Float[Array, "V D"], softcap: float | None
+) -> Float[Array, "*rows V"]:
+    """What the head makes of hidden states, in at least float32.
+
+    Args:
+      softcap: logits become softcap * tanh(logits / softcap) (Gemma 2); None is off.
+    """
+    wide = jnp.promote_types(states.dtype, jnp.float32)
+    found = jnp.einsum("...d,vd->...v", states, head.astype(states.dtype), preferred_element_type=wide)
+    return found if softcap is None else softcap * jnp.tanh(found / softcap)
 
 
 def pin(x: Shaped[Array, "*shape"], mesh: Mesh | None, *spec: str | tuple[str, ...] | None) -> Shaped[Array, "*shape"]:

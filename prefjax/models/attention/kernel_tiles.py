@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
+from prefjax.models.attention.tiles import pad_visible_until
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +136,8 @@ def list_tiles(
     """
     rows, length = visible_until.shape
     blocks = choose_blocks(platform, kind, rows, length)
-    padded = length + -length % max(blocks.query, blocks.key)
-    alone = jnp.broadcast_to(jnp.arange(length, padded, dtype=jnp.int32) + 1, (rows, padded - length))
-    visible_until = jnp.concatenate([visible_until.astype(jnp.int32), alone], axis=1)
+    visible_until = pad_visible_until(visible_until.astype(jnp.int32), max(blocks.query, blocks.key))
+    padded = visible_until.shape[1]
     positions = jnp.pad(positions.astype(jnp.int32), ((0, 0), (0, padded - length)))
 
     by_query = lambda x: x.reshape(rows, -1, 1, blocks.query)

@@ -31,10 +31,10 @@ def live_tiles(visible_until: Int[Array, "R T"]) -> Tiles:
     return Tiles(index=index, count=live.sum(dtype=jnp.int32)[None])
 
 
-def pad_visible_until(visible_until: Int[Array, "R T"]) -> Int[Array, "R P"]:
+def pad_visible_until(visible_until: Int[Array, "R T"], block: int = BLOCK) -> Int[Array, "R P"]:
     """Rows padded to whole blocks with tokens that see themselves only."""
     length = visible_until.shape[1]
-    pad = -length % BLOCK
+    pad = -length % block
     alone = jnp.broadcast_to(
         jnp.arange(length, length + pad, dtype=visible_until.dtype) + 1, (visible_until.shape[0], pad)
     )
