@@ -17,11 +17,7 @@ WIN RATE    --judge=module:function is called with (prompt, response_a, response
 OUTPUT      WORKDIR/evaluation.json with every number, evaluation.md with tables; --output names another place.
 """
 
-import dataclasses
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import app, flags
@@ -29,7 +25,7 @@ from absl import app, flags
 from experiments.command import command_line, start_command
 from experiments.distributed_flag import define_distributed
 from prefjax.analysis.evaluation_page import evaluation_page
-from prefjax.analysis.report import json_safe
+from prefjax.analysis.report import write_json
 from prefjax.interrupts import StopRequest
 from prefjax.policies.evaluate import EvaluationOptions, evaluate_run
 from prefjax.policies.scorers import load_function
@@ -77,21 +73,14 @@ def evaluate() -> None:
     # The step's metrics are at the top level, under the names that metrics.jsonl has.
     metrics = values["metrics"]
     flat = {name: value for name, value in values.items() if name != "metrics"} | metrics
-    output.write_text(json.dumps(json_safe(_plain(flat)), indent=1, ensure_ascii=False) + "\n")
+    write_json(output, flat)
     command = command_line("evaluate")
     title = f"Evaluation of {workdir.name}: {stage_of(workdir)[0].objective}"
     page = evaluation_page(values, title=title, command=command)
-    output.with_suffix(".md").write_text(page)
+    output.with_suffix(".md").write_text(page, encoding="utf-8")
     width = max(map(len, metrics))
     print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in metrics.items()))
     print(f"\n{page}\nwritten to {output} and {output.with_suffix('.md')}")
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses inside as mappings."""
-    if dataclasses.is_dataclass(value):
-        return dataclasses.asdict(value)
-    return {name: _plain(item) for name, item in value.items()} if isinstance(value, Mapping) else value
 
 
 if __name__ == "__main__":

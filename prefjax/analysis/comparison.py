@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from prefjax.analysis import style
 from prefjax.analysis.curves import curve, read_metrics
-from prefjax.analysis.report import json_safe, number, table, with_error, with_interval
+from prefjax.analysis.report import number, table, with_error, with_interval, write_json
 from prefjax.analysis.statistics import Mean, Share
 
 _HEADER = ("objective", "gold reward", "win rate", "KL, nats", "accuracy", "loss, first → last", "improves it")
@@ -67,8 +67,7 @@ def write_comparison(directory: str | pathlib.Path, outcomes: Sequence[Outcome],
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     facts = {"command": command, "outcomes": [dataclasses.asdict(o) | {"improves": o.improves} for o in outcomes]}
-    text = json.dumps(json_safe(facts), indent=1, ensure_ascii=False, allow_nan=False)
-    (directory / "comparison.json").write_text(text + "\n", encoding="utf-8")
+    write_json(directory / "comparison.json", facts)
     parts = [f"# {_headline(outcomes)}", f"Repeat with\n\n```\n{command}\n```", comparison_table(outcomes)]
     parts += [
         "Gold reward: of samples of the starting model → of the trained one ± standard error. Win rate: gold reward "

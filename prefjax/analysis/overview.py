@@ -1,7 +1,6 @@
 """One or several runs on a page: overview.md with its picture, and the same numbers as overview.json."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from prefjax.analysis import style
 from prefjax.analysis.notes import CHECKS, Notes, notes_text, take_notes
 from prefjax.analysis.overlays import overlay_figure
-from prefjax.analysis.report import json_safe, number, table, with_error, with_interval
+from prefjax.analysis.report import number, table, with_error, with_interval, write_json
 from prefjax.analysis.runs import Group, Run, differences, group_by_seed
 from prefjax.analysis.statistics import Mean, Share
 
@@ -65,8 +64,7 @@ def write_overview(directory: str | pathlib.Path, runs: Sequence[Run]) -> pathli
     figure = overlay_figure(groups)
     directory.mkdir(parents=True, exist_ok=True)
     plot = style.save(figure, directory / "overview.png")
-    text = json.dumps(json_safe(_facts(groups, runs, notes)), indent=1, ensure_ascii=False, allow_nan=False)
-    (directory / "overview.json").write_text(text + "\n", encoding="utf-8")
+    write_json(directory / "overview.json", _facts(groups, runs, notes))
     path = directory / "overview.md"
     path.write_text(_page(groups, runs, notes, plot), encoding="utf-8")
     return path

@@ -34,8 +34,7 @@ def write_report(directory: str | pathlib.Path, results: RunResults) -> pathlib.
     summary = summarize(results)
     plot = style.save(run_figure(results, summary), directory / "plot.png")
     result = json_safe(_result(results, summary))
-    text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(directory / "result.json", text + "\n")
+    write_json(directory / "result.json", result)
     path = directory / "report.md"
     run = Run(results.objective, results.metrics, results.config, read_record(directory), result)
     text = _markdown(results, summary, run, plot, read_lines(directory / "samples.jsonl"))
@@ -206,14 +205,22 @@ def _result(results: RunResults, summary: Summary) -> dict[str, Any]:
     }
 
 
+def write_json(path: pathlib.Path, facts: Mapping[str, Any]) -> None:
+    """Writes what `json_safe` makes of facts, whole or not at all."""
+    write_whole(path, json.dumps(json_safe(facts), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
 def json_safe(value: Any) -> Any:
-    """Plain JSON types; numbers that JSON lacks (NaN, infinity) become null, and unknown objects their text."""
+    """Plain JSON types, dataclasses as mappings and arrays as lists; numbers that JSON lacks (NaN, infinity) become
+    null, and unknown objects their text."""
+    if dataclasses.is_dataclass(value):
+        value = dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {str(name): json_safe(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [json_safe(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, np.ndarray | np.generic):
+        return json_safe(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)

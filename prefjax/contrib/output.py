@@ -1,17 +1,15 @@
 """What an analysis found: a headline, tables, numbers and a plot, and the three files it is written to."""
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
-import numpy as np
 from matplotlib.axes import Axes
 
 from prefjax.analysis import style
-from prefjax.analysis.report import json_safe
+from prefjax.analysis.report import write_json
 from prefjax.analysis.style import BLUE, GRAY, INK
 
 
@@ -35,9 +33,8 @@ def write_output(directory: str | pathlib.Path, name: str, output: ToolOutput, c
     """Writes NAME.md, NAME.json and NAME.png into a folder (made if absent); returns the path of the first."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    facts = json_safe(_plain({"tool": name, "command": command, "headline": output.headline, **output.values}))
-    text = json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False)
-    (directory / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    facts = {"tool": name, "command": command, "headline": output.headline, **output.values}
+    write_json(directory / f"{name}.json", facts)
     parts = [f"# {output.headline}", f"Repeat with\n\n```\n{command}\n```", *output.parts]
     if output.figure is not None:
         words = f"{output.headline}. {style.describe(output.figure)}"
@@ -45,17 +42,6 @@ def write_output(directory: str | pathlib.Path, name: str, output: ToolOutput, c
     path = directory / f"{name}.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as mappings and arrays as lists, at any depth."""
-    if dataclasses.is_dataclass(value):
-        value = dataclasses.asdict(value)
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {name: _plain(item) for name, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def canvas(title: str, width: float = 6.4, height: float = 4.2) -> tuple[matplotlib.figure.Figure, Axes]:
