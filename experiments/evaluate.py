@@ -53,6 +53,9 @@ def main(_) -> None:
 def evaluate() -> None:
     workdir = Path(_WORKDIR.value)
     output = Path(_OUTPUT.value or workdir / "evaluation.json")
+    if output.suffix != ".json":
+        raise app.UsageError(f"--output={output} must end in .json: the page goes beside it, with .md")
+    output.parent.mkdir(parents=True, exist_ok=True)
     try:
         options = EvaluationOptions(
             data=_DATA.value,

@@ -26,7 +26,7 @@ from absl import app, flags
 from experiments.command import start_command
 from experiments.config_flag import define_config
 from experiments.distributed_flag import define_distributed
-from prefjax.data.jsonl import write_rows
+from prefjax.data.jsonl import SUFFIXES, write_rows
 from prefjax.interrupts import StopRequest
 from prefjax.policies.precompute import Scored, score_rows, score_stage
 from prefjax.training.batches import data_directory
@@ -60,6 +60,8 @@ def reference_source(run: RunConfig, workdir: Path) -> str:
 def main(_) -> None:
     if _POLICY.value and not _OUTPUT.value:
         raise app.UsageError("--policy is read with --output only")
+    if _OUTPUT.value and not _OUTPUT.value.endswith(SUFFIXES):
+        raise app.UsageError(f"--output={_OUTPUT.value} must end in {' or '.join(SUFFIXES)}")
     with processes(_DISTRIBUTED.value), StopRequest():
         score_run()
 

@@ -13,7 +13,8 @@ from prefjax.data.synthetic import World
 from prefjax.policies.open import open_mesh, open_policy
 from prefjax.policies.rollouts import sequence_logps
 from prefjax.policies.scorers import Candidates, load_function, load_scorer
-from tests.experiments.test_commands import run, train
+from tests.experiments.test_commands import ENVIRONMENT, run, train
+from tests.one_process import OneProcess
 from tests.training.examples import setup_for
 
 HERE = "tests.experiments.test_after_training"
@@ -101,17 +102,16 @@ def test_scorers_by_name():
             open_mesh(bad)
 
 
-@pytest.mark.parametrize(
-    "options,message",
-    [
-        (["--prompts=b"], "go together"),
-        (["--prompt=a", "--best_of=3"], "needs --scorer"),
-        (["--prompt=a", "--stop_ids=2,</s>"], "--stop_ids=</s>: ids of tokens are whole numbers"),
-    ],
-)
-def test_contradictions_are_errors(options, message):
-    done = run("generate", "--model=nowhere", *options, check=False)
-    assert done.returncode != 0 and message in done.stdout + done.stderr
+def test_contradictions_are_errors(tmp_path):
+    with OneProcess(tmp_path, ENVIRONMENT) as commands:
+        for name, options, message in (
+            ("generate", ("--model=nowhere", "--prompts=b"), "go together"),
+            ("generate", ("--model=nowhere", "--prompt=a", "--best_of=3"), "needs --scorer"),
+            ("generate", ("--model=nowhere", "--prompt=a", "--stop_ids=2,</s>"), "--stop_ids=</s>: ids of tokens are"),
+            ("evaluate", ("--workdir=nowhere", "--output=page.md"), "page.md must end in .json"),
+        ):
+            done = commands.run([f"experiments.{name}", *options])
+            assert done.returncode and message in done.stdout
 
 
 @pytest.mark.slow

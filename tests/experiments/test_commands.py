@@ -128,8 +128,8 @@ def test_evaluate(finished, tmp_path):
     assert trained["split"] == "eval" and values["loss"] == pytest.approx(trained["loss"], rel=1e-4)
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "a", "chosen": "yes", "rejected": "no"}\n')
-    run("evaluate", f"--workdir={workdir}", f"--data={other}", f"--output={tmp_path / 'o.json'}")
-    assert json.loads((tmp_path / "o.json").read_text())["prompts"] == 1
+    run("evaluate", f"--workdir={workdir}", f"--data={other}", f"--output={tmp_path / 'new' / 'o.json'}")
+    assert json.loads((tmp_path / "new" / "o.json").read_text())["prompts"] == 1
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 from prefjax.data.account import Account
 from prefjax.data.methods.sequences import apply_methods, columns_of, parse_methods
 from prefjax.data.readers import read_records
-from tests.experiments.test_commands import TINY, run
+from tests.experiments.test_commands import ENVIRONMENT, ROOT, TINY, run
+from tests.one_process import OneProcess
 
 CONFIG = ("--config=configs/quickstart.py:dpo", *TINY, "--config.sampling.prompts=0")
 
@@ -64,13 +65,13 @@ def test_the_score_file_is_what_data_methods_read(trained):
     assert losses == pytest.approx(sorted(row["loss"] for row in rows[:64])[:32])
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (("--config=configs/quickstart.py:simpo",), "objective simpo reads no reference"),
-        (("--config=configs/quickstart.py:dpo", "--policy=x"), "--policy is read with --output only"),
-    ],
-)
-def test_options_without_effect_are_errors(options, message, tmp_path):
-    done = run("score", f"--workdir={tmp_path}", *options, check=False)
-    assert done.returncode != 0 and message in done.stderr
+def test_options_without_effect_are_errors(tmp_path):
+    with OneProcess(tmp_path, ENVIRONMENT) as commands:
+        for name, options, message in (
+            ("simpo", (), "objective simpo reads no reference"),
+            ("dpo", ("--policy=x",), "--policy is read with --output only"),
+            ("dpo", ("--output=x.csv",), "--output=x.csv must end in .jsonl or .jsonl.gz"),
+        ):
+            config = f"--config={ROOT}/configs/quickstart.py:{name}"
+            done = commands.run(["experiments.score", f"--workdir={tmp_path}", config, *options])
+            assert done.returncode and message in done.stdout
