@@ -59,9 +59,9 @@ NOT_SHIPPED = {
 
 def render() -> str:
     lines = [HEAD + "| name | kind | splits | licence | source |", "| --- | --- | --- | --- | --- |"]
-    lines += [_row(dataset) for dataset in DATASETS.values()]
+    lines += [_row(DATASETS[name]) for name in sorted(DATASETS)]
     lines += ["", "## Columns and notes", ""]
-    lines += [_details(dataset) for dataset in DATASETS.values()]
+    lines += [_details(DATASETS[name]) for name in sorted(DATASETS)]
     lines += ["", "## Not shipped, and why", "", "A wrong field mapping is worse than a gap.", ""]
     lines += [f"- {name}: {why}." for name, why in NOT_SHIPPED.items()]
     lines += ["", "To add one, write a module in `prefjax/data/datasets/`, a sample of a few invented rows in"]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
 
@@ -111,13 +111,61 @@ class Dataset:
         return self.name if len(self.variants) == 1 else f"{self.name}/{variant.name}"
 
 
-def hub_file(repository: str, path: str, *, format: str, revision: str = "main") -> File:
-    """A file of a dataset repository on the Hugging Face hub."""
+def hub_file(repository: str, path: str, *, format: str = "", revision: str = "main") -> File:
+    """A file of a dataset repository on the Hugging Face hub; its suffix says the format where none is given."""
+    format = format or Path(path.removesuffix(".gz")).suffix[1:]
     return File(path, f"{_HUB}/datasets/{repository}/resolve/{revision}/{path}", format)
 
 
 def hub_page(repository: str) -> str:
     return f"{_HUB}/datasets/{repository}"
+
+
+class Reading(NamedTuple):
+    """How the rows of a variant become records, one each or none; the other fields as of `Variant`.
+
+    record  a raw row -> a row that `prefjax.data.formats` accepts, or None: it is left out. In its place None: the
+            columns as they are
+    """
+
+    columns: tuple[str, ...] = ("chosen", "rejected")
+    record: Callable[[Row], Row | None] | None = None
+    shape: str = "pairs"
+    name: str = "default"
+
+    def variant(self, splits: Mapping[str, Split | File | HubParquet]) -> Variant:
+        """The variant that these splits, each with its one file or several, are read into."""
+        own = {split: files if isinstance(files, Split) else Split((files,)) for split, files in splits.items()}
+        return Variant(self.shape, own, self.columns, self._records, self.name)
+
+    def _records(self, rows: Iterator[Row]) -> Iterator[Row]:
+        record = self.record or (lambda row: {column: row[column] for column in self.columns})
+        return (made for made in map(record, rows) if made is not None)
+
+
+def hub_dataset(
+    name: str,
+    title: str,
+    repository: str,
+    *,
+    licence: str = "see the source",
+    paper: str = "",
+    note: str = "",
+    splits: Mapping[str, str | File] | tuple[str, ...] = ("train",),
+    reads: Reading | None = None,
+) -> Dataset:
+    """A dataset repository on the Hugging Face hub, in one variant.
+
+    Args:
+        splits: the file of each; names alone: as the hub converts them to Parquet.
+        reads: None: pairs of whole chats, whose prompt is what they share.
+    """
+    files: dict[str, Split | File | HubParquet] = {}
+    if isinstance(splits, Mapping):
+        files |= {split: hub_file(repository, at) if isinstance(at, str) else at for split, at in splits.items()}
+    else:
+        files |= {split: HubParquet(repository, split) for split in splits}
+    return Dataset(name, title, hub_page(repository), licence, paper, ((reads or Reading()).variant(files),), note)
 
 
 def local_files(name: str, splits: Mapping[str, Iterable[str | Path] | str | Path]) -> Dataset:
@@ -141,15 +189,6 @@ def local_files(name: str, splits: Mapping[str, Iterable[str | Path] | str | Pat
 # Rows -> rows: what several entries have in common.
 
 
-def each(record: Callable[[Row], Row]) -> Callable[[Iterator[Row]], Iterator[Row]]:
-    """`records` of a dataset whose every row is one record."""
-
-    def records(rows: Iterator[Row]) -> Iterator[Row]:
-        return map(record, rows)
-
-    return records
-
-
 def user(text: str, system: str | None = None) -> list[dict[str, str]]:
     """A question as a chat, so that the tokenizer's chat template is used; an empty system message is none."""
     before = [{"role": "system", "content": system}] if system else []
@@ -166,40 +205,11 @@ def pair(prompt: Any, first: Any, second: Any, preference: int | float) -> Row:
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **scores}
 
 
-_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-
-
-def sharegpt(turns: Iterable[Row]) -> list[dict[str, str]]:
-    """{from, value} turns as {role, content} messages."""
-    return [{"role": _SHAREGPT_ROLES.get(t["from"], t["from"]), "content": t["value"]} for t in turns]
-
-
-def sharegpt_pair(row: Row) -> Row:
-    """A conversation of {from, value} turns, and the next turn twice."""
-    sides = {side: [{"role": "assistant", "content": row[side]["value"]}] for side in ("chosen", "rejected")}
-    return {"prompt": sharegpt(row["conversations"]), **sides}
-
-
-def conversations(row: Row) -> Row:
-    """Two whole chats in chosen and rejected; the prompt is what they share."""
-    return {"chosen": row["chosen"], "rejected": row["rejected"]}
-
-
-def labelled(first: str, second: str) -> Callable[[Row], Row]:
+def labelled(first: str, second: str) -> Reading:
     """Rows of an instruction and two responses, the columns named here; label 1 or 2 is the better one."""
 
     def record(row: Row) -> Row:
         chosen, rejected = (first, second) if row["label"] == 1 else (second, first)
         return {"prompt": user(row["instruction"]), "chosen": row[chosen], "rejected": row[rejected]}
 
-    return record
-
-
-def hub_pairs(
-    repository: str,
-    *splits: str,
-    record: Callable[[Row], Row] = conversations,
-    columns: tuple[str, ...] = ("chosen", "rejected"),
-) -> Variant:
-    """The only variant of a dataset of pairs that the hub converts to Parquet."""
-    return Variant("pairs", {s: Split((HubParquet(repository, s),)) for s in splits}, columns, each(record))
+    return Reading(("instruction", first, second, "label"), record)

@@ -1,7 +1,8 @@
-"""Named preference datasets, one in each module of this folder: where it lies, its licence, how rows become records.
+"""Named preference datasets in the modules of this folder: where each lies, its licence, how rows become records.
 
-To add one, write a module with one `DATASETS.add(Dataset(...), __name__)`, and a few invented rows of its schema with
-the records they become into `tests/data/dataset_samples.py`; then run `python -m docs.write_datasets`.
+To add one, write a module with one `DATASETS.add(Dataset(...), __name__)`, or an entry in `one_variant`, and a
+few invented rows of its schema with the records they become into `tests/data/dataset_samples.py`; then run
+`python -m docs.write_datasets`.
 """
 
 import difflib

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from prefjax.data.dataset_entry import Dataset, File, Row, Split, Variant, each, user
+from prefjax.data.dataset_entry import Dataset, File, Reading, Row, Split, Variant, user
 from prefjax.data.datasets import DATASETS
 
 _PROPERTIES = ("correctness", "efficiency", "security", "human-preference")
@@ -21,8 +21,8 @@ def _record(row: Mapping[str, Any]) -> Row:
 
 
 def _variant(name: str, properties: tuple[str, ...]) -> Variant:
-    split = Split(tuple(map(_file, properties)))
-    return Variant("pairs", {"test": split}, ("instruction", "choices", "gt_choice"), each(_record), name)
+    reads = Reading(("instruction", "choices", "gt_choice"), _record, name=name)
+    return reads.variant({"test": Split(tuple(map(_file, properties)))})
 
 
 DATASETS.add(

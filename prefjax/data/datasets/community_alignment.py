@@ -1,29 +1,25 @@
 """Community Alignment, the best of four responses to people of five countries."""
 
-from collections.abc import Iterator
-
-from prefjax.data.dataset_entry import Dataset, Row, Split, Variant, hub_file, hub_page, user
+from prefjax.data.dataset_entry import Dataset, Reading, Row, Split, Variant, hub_file, hub_page, user
 from prefjax.data.datasets import DATASETS
 
 _REPOSITORY = "facebook/community-alignment-dataset"
-_FILE = hub_file(
-    _REPOSITORY, "community_alignment.csv", format="csv", revision="97343c7f6399fcbea430ed0f37c1768281a78d56"
-)
+_FILE = hub_file(_REPOSITORY, "community_alignment.csv", revision="97343c7f6399fcbea430ed0f37c1768281a78d56")
 
 
-def _records(rows: Iterator[Row]) -> Iterator[Row]:
-    for row in rows:
-        offered = {f"response_{x}": row[f"first_turn_response_{x}"] for x in "abcd"}
-        offered = {name: text.replace("<|end_of_text|>", "") for name, text in offered.items() if text}
-        best = row["first_turn_preferred_response"]
-        if best is not None:
-            scores = [float(name == best) for name in offered]
-            yield {"prompt": user(row["first_turn_prompt"]), "completions": [*offered.values()], "scores": scores}
+def _record(row: Row) -> Row | None:
+    offered = {f"response_{x}": row[f"first_turn_response_{x}"] for x in "abcd"}
+    offered = {name: text.replace("<|end_of_text|>", "") for name, text in offered.items() if text}
+    best = row["first_turn_preferred_response"]
+    if best is None:
+        return None
+    scores = [float(name == best) for name in offered]
+    return {"prompt": user(row["first_turn_prompt"]), "completions": [*offered.values()], "scores": scores}
 
 
 def _variant(name: str, where: dict[str, tuple[str, ...]]) -> Variant:
     columns = ("first_turn_prompt", "first_turn_preferred_response", *(f"first_turn_response_{x}" for x in "abcd"))
-    return Variant("rankings", {"train": Split((_FILE,), where)}, columns, _records, name)
+    return Reading(columns, _record, "rankings", name).variant({"train": Split((_FILE,), where)})
 
 
 DATASETS.add(

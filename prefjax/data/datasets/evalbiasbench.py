@@ -1,6 +1,6 @@
 """EvalBiasBench, 80 pairs that tempt a judge by one of six biases."""
 
-from prefjax.data.dataset_entry import Dataset, File, Split, Variant, each, labelled
+from prefjax.data.dataset_entry import Dataset, File, Split, Variant, labelled
 from prefjax.data.datasets import DATASETS
 
 _BIASES = {
@@ -20,9 +20,7 @@ _FILE = File(
 
 
 def _variant(name: str, where: dict[str, tuple[str, ...]]) -> Variant:
-    columns = ("instruction", "response1", "response2", "label")
-    record = each(labelled("response1", "response2"))
-    return Variant("pairs", {"test": Split((_FILE,), where)}, columns, record, name)
+    return labelled("response1", "response2")._replace(name=name).variant({"test": Split((_FILE,), where)})
 
 
 DATASETS.add(

@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Iterator
 
-from prefjax.data.dataset_entry import Dataset, Row, Split, Variant, each, hub_file, hub_page, pair
+from prefjax.data.dataset_entry import Dataset, Reading, Row, Split, Variant, hub_file, hub_page, pair
 from prefjax.data.datasets import DATASETS
 
 _REPOSITORY = "nvidia/HelpSteer2"
@@ -29,7 +29,7 @@ def _ratings(attribute: str) -> Variant:
                 "scores": [row[attribute] for row in rated],
             }
 
-    splits = {s: Split((hub_file(_REPOSITORY, f"{s}.jsonl.gz", format="jsonl"),)) for s in ("train", "validation")}
+    splits = {s: Split((hub_file(_REPOSITORY, f"{s}.jsonl.gz"),)) for s in ("train", "validation")}
     return Variant("rankings", splits, ("prompt", "response", attribute), records, attribute)
 
 
@@ -38,7 +38,7 @@ def _preference(row: Row) -> Row:
     return pair(prompt, row["response_1"], row["response_2"], -row["preference_strength"])
 
 
-_PREFERENCE = hub_file(_REPOSITORY, "preference/preference.jsonl.gz", format="jsonl")
+_PREFERENCE = hub_file(_REPOSITORY, "preference/preference.jsonl.gz")
 DATASETS.add(
     Dataset(
         name="helpsteer2",
@@ -47,15 +47,13 @@ DATASETS.add(
         licence="CC-BY-4.0",
         paper="arXiv 2406.08673, 2410.01257",
         variants=(
-            Variant(
-                "pairs",
+            Reading(
+                ("prompt", "response_1", "response_2", "preference_strength"), _preference, name="preference"
+            ).variant(
                 {
                     "train": Split((_PREFERENCE,), {"split": ("train",)}),
                     "validation": Split((_PREFERENCE,), {"split": ("val",)}),
-                },
-                ("prompt", "response_1", "response_2", "preference_strength"),
-                each(_preference),
-                "preference",
+                }
             ),
             *map(_ratings, _ATTRIBUTES),
         ),

@@ -2,7 +2,7 @@
 
 import re
 
-from prefjax.data.dataset_entry import Dataset, Row, Split, Variant, each, hub_file, hub_page
+from prefjax.data.dataset_entry import Dataset, Reading, Row, Variant, hub_file, hub_page
 from prefjax.data.datasets import DATASETS
 
 _REPOSITORY = "Anthropic/hh-rlhf"
@@ -22,8 +22,8 @@ def _record(row: Row) -> Row:
 
 
 def _variant(name: str) -> Variant:
-    splits = {s: Split((hub_file(_REPOSITORY, f"{name}/{s}.jsonl.gz", format="jsonl"),)) for s in ("train", "test")}
-    return Variant("pairs", splits, ("chosen", "rejected"), each(_record), name)
+    splits = {split: hub_file(_REPOSITORY, f"{name}/{split}.jsonl.gz") for split in ("train", "test")}
+    return Reading(record=_record, name=name).variant(splits)
 
 
 DATASETS.add(

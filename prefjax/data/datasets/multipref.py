@@ -1,6 +1,6 @@
 """MultiPref, two crowd workers and two experts on every pair."""
 
-from prefjax.data.dataset_entry import Dataset, HubParquet, Row, Split, Variant, each, hub_page, pair, user
+from prefjax.data.dataset_entry import Dataset, HubParquet, Reading, Row, Variant, hub_page, pair, user
 from prefjax.data.datasets import DATASETS
 
 _VOTES = {
@@ -19,9 +19,9 @@ def _variant(kinds: tuple[str, ...]) -> Variant:
         votes = [_VOTES[vote["overall_pref"]] for column in columns for vote in row[column]]
         return pair(user(row["text"]), row["completion_a"], row["completion_b"], sum(votes) / len(votes))
 
-    splits = {"train": Split((HubParquet("allenai/multipref", "train"),))}
     name = kinds[0] if len(kinds) == 1 else "all"
-    return Variant("pairs", splits, ("text", "completion_a", "completion_b", *columns), each(record), name)
+    reads = Reading(("text", "completion_a", "completion_b", *columns), record, name=name)
+    return reads.variant({"train": HubParquet("allenai/multipref", "train")})
 
 
 DATASETS.add(

@@ -1,8 +1,6 @@
 """OpenAssistant conversations, trees of messages whose replies were ranked by people."""
 
-from collections.abc import Callable, Iterator
-
-from prefjax.data.dataset_entry import Dataset, Row, Split, Variant, hub_file, hub_page
+from prefjax.data.dataset_entry import Dataset, File, Reading, Row, Variant, hub_file, hub_page
 from prefjax.data.datasets import DATASETS
 
 _LICENCE, _PAPER = "Apache-2.0", "arXiv 2304.07327"
@@ -21,26 +19,24 @@ def _message(said: Row) -> Row:
     return kept | {"replies": [_message(reply) for reply in said["replies"]]}
 
 
-def _trees(language: str | None) -> Callable[[Iterator[Row]], Iterator[Row]]:
-    """The trees whose first message is in a language; None: all."""
+def _variant(name: str, file: File) -> Variant:
+    """All trees, or those whose first message is in the language of this name."""
 
-    def records(rows: Iterator[Row]) -> Iterator[Row]:
-        return ({"prompt": _message(row["prompt"])} for row in rows if language in (None, row["prompt"].get("lang")))
+    def record(row: Row) -> Row | None:
+        return {"prompt": _message(row["prompt"])} if name in ("all", row["prompt"].get("lang")) else None
 
-    return records
+    return Reading(("prompt",), record, "rankings", name).variant({"train": file})
 
 
 def _dataset(name: str, title: str, file: str) -> Dataset:
     repository = f"OpenAssistant/{name}"
-    splits = {"train": Split((hub_file(repository, file, format="jsonl"),))}
-    variants = (("all", None), ("en", "en"))
     return Dataset(
         name=name,
         title=title,
         homepage=hub_page(repository),
         licence=_LICENCE,
         paper=_PAPER,
-        variants=tuple(Variant("rankings", splits, ("prompt",), _trees(code), own) for own, code in variants),
+        variants=tuple(_variant(variant, hub_file(repository, file)) for variant in ("all", "en")),
         note=_NOTE,
     )
 

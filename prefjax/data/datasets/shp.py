@@ -1,6 +1,6 @@
 """Stanford Human Preferences, comments on 18 subreddits."""
 
-from prefjax.data.dataset_entry import Dataset, Row, Split, Variant, each, hub_file, hub_page, user
+from prefjax.data.dataset_entry import Dataset, Reading, Row, Split, Variant, hub_file, hub_page, user
 from prefjax.data.datasets import DATASETS
 
 _REPOSITORY = "stanfordnlp/SHP"
@@ -30,7 +30,7 @@ def _variant(name: str, subreddits: tuple[str, ...]) -> Variant:
         for split in ("train", "validation", "test")
     }
     columns = ("history", "human_ref_A", "human_ref_B", "score_A", "score_B", "labels")
-    return Variant("pairs", splits, columns, each(_record), name)
+    return Reading(columns, _record, name=name).variant(splits)
 
 
 DATASETS.add(

@@ -1,6 +1,6 @@
 """TL;DR comparisons, summaries of Reddit posts."""
 
-from prefjax.data.dataset_entry import Dataset, File, Row, Split, Variant, each
+from prefjax.data.dataset_entry import Dataset, File, Reading, Row, Split
 from prefjax.data.datasets import DATASETS
 
 _FOLDER = "https://openaipublic.blob.core.windows.net/summarize-from-feedback/dataset/comparisons"
@@ -29,7 +29,7 @@ DATASETS.add(
         homepage="https://github.com/openai/summarize-from-feedback",
         licence="see the source",
         paper="arXiv 2009.01325",
-        variants=(Variant("pairs", _splits(), ("info", "summaries", "choice"), each(_record)),),
+        variants=(Reading(("info", "summaries", "choice"), _record).variant(_splits()),),
         note="Plain text, in the prompt format of the paper's code.",
     ),
     __name__,

@@ -1,6 +1,6 @@
 """Tulu 2.5 preference data, fourteen sources in one format."""
 
-from prefjax.data.dataset_entry import Dataset, HubParquet, Split, Variant, conversations, each, hub_page
+from prefjax.data.dataset_entry import Dataset, HubParquet, Reading, hub_page
 from prefjax.data.datasets import DATASETS
 
 _REPOSITORY = "allenai/tulu-2.5-preference-data"
@@ -16,16 +16,7 @@ DATASETS.add(
         homepage=hub_page(_REPOSITORY),
         licence="ODC-BY; parts have licences of their own",
         paper="arXiv 2406.09279",
-        variants=tuple(
-            Variant(
-                "pairs",
-                {"train": Split((HubParquet(_REPOSITORY, part),))},
-                ("chosen", "rejected"),
-                each(conversations),
-                part,
-            )
-            for part in _PARTS
-        ),
+        variants=tuple(Reading(name=part).variant({"train": HubParquet(_REPOSITORY, part)}) for part in _PARTS),
         note="The source's splits are its parts.",
     ),
     __name__,

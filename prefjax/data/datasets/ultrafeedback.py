@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from prefjax.data.dataset_entry import Dataset, Row, Split, Variant, each, hub_file, hub_page, user
+from prefjax.data.dataset_entry import Dataset, Reading, Row, Split, Variant, hub_file, hub_page, user
 from prefjax.data.datasets import DATASETS
 
 _REPOSITORY = "openbmb/UltraFeedback"
@@ -27,8 +27,8 @@ def _variant(name: str, rating_of) -> Variant:
         completions, scores = zip(*rated, strict=True) if rated else ((), ())
         return {"prompt": user(row["instruction"]), "completions": list(completions), "scores": list(scores)}
 
-    files = tuple(hub_file(_REPOSITORY, f"{part}.jsonl", format="jsonl") for part in _PARTS)
-    return Variant("rankings", {"train": Split(files)}, ("instruction", "completions"), each(record), name)
+    files = tuple(hub_file(_REPOSITORY, f"{part}.jsonl") for part in _PARTS)
+    return Reading(("instruction", "completions"), record, "rankings", name).variant({"train": Split(files)})
 
 
 def _aspect(aspect: str) -> Variant:
