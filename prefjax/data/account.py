@@ -144,6 +144,18 @@ class Notice(Finding):
     """A finding that is counted only; the record is kept."""
 
 
+class Refused(Exception):
+    """Ends the work on a row or a record from any depth. `args` are (reason, field, detail) of the Rejection."""
+
+    def __init__(self, reason: str, field: str = "", detail: str = ""):
+        super().__init__(reason, field, detail)
+
+    def at(self, source: str) -> Rejection:
+        """The finding, given the place."""
+        reason, field, detail = self.args
+        return Rejection(reason, source, field, detail)
+
+
 @dataclasses.dataclass
 class Stage:
     """Counts of one stage.

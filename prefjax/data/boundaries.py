@@ -2,11 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from prefjax.data.account import Refused
 from prefjax.data.records import Message, Text
-
-
-class NoPrompt(Exception):
-    """The prompt cannot be told from the responses. `args` are (reason, field, detail) of a Rejection."""
 
 
 def split_messages(chosen: Sequence[Message], rejected: Sequence[Message]) -> int | None:
@@ -48,7 +45,7 @@ def join(
         prompt, responses by field name, and the fields that repeated an explicit prompt (removed in a chat, where
         repeating can mean nothing else; kept in plain text, where it may be meant).
     Raises:
-        NoPrompt: the prompt is implicit and cannot be found, or a chat response is not the assistant's.
+        Refused: the prompt is implicit and cannot be found, or a chat response is not the assistant's.
     """
     if all(isinstance(text, str) for text in ("" if prompt is None else prompt, *texts.values())):
         if prompt is None:
@@ -68,18 +65,18 @@ def join(
             repeated.append(field)
         if turns and turns[0].role != "assistant":
             detail = f"begins with {turns[0].role!r}; give what follows the prompt, or leave out the prompt column"
-            raise NoPrompt("bad_role", field, detail)
+            raise Refused("bad_role", field, detail)
         responses[field] = turns
     return prompt, responses, [] if implicit else repeated
 
 
 def _implicit_prompt(texts: Mapping[str, Text], boundaries: Sequence[str]) -> Text:
     if "chosen" not in texts:
-        raise NoPrompt("missing_field", "prompt", "only a pair may leave it out")
+        raise Refused("missing_field", "prompt", "only a pair may leave it out")
     chosen, rejected = texts["chosen"], texts["rejected"]
     chats = [field for field, text in texts.items() if not isinstance(text, str)]
     if chats and not {"chosen", "rejected"} <= set(chats):
-        raise NoPrompt("wrong_type", chats[0], "without a prompt column, the texts must be all text or all messages")
+        raise Refused("wrong_type", chats[0], "without a prompt column, the texts must be all text or all messages")
     if isinstance(chosen, str):
         length = split_text(chosen, rejected, boundaries)
         detail = f"add a prompt column, or declare the text before a response; none of {list(boundaries)} is common"
@@ -87,5 +84,5 @@ def _implicit_prompt(texts: Mapping[str, Text], boundaries: Sequence[str]) -> Te
         length = split_messages(chosen, rejected)
         detail = "the two chats share no turns that an assistant's turn follows in both"
     if length is None:
-        raise NoPrompt("no_boundary", "chosen", detail)
+        raise Refused("no_boundary", "chosen", detail)
     return chosen[:length]

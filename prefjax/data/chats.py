@@ -5,7 +5,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from prefjax.data.account import Notice
+from prefjax.data.account import Notice, Refused
 from prefjax.data.chat_templates import unread_arguments
 from prefjax.data.message_forms import calls_missing, in_form, thought_of
 from prefjax.data.messages import THOUGHTS
@@ -14,10 +14,6 @@ from prefjax.data.tokenizers import TemplateError, Tokenizer
 from prefjax.data.turns import Render, Spoken, Turn, UnclearTurn, go_on, gone_on, open_turn, read_response, unfinished
 
 _LOOKED_AT = 20  # words of a turn, of which one has to be shown
-
-
-class Unencodable(Exception):
-    """A record cannot become a tree. `args` are (reason, field, detail) of a Rejection."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +62,7 @@ def encode_chat(
     """The record's prompt and its responses by field through the chat template.
 
     Raises:
-        Unencodable: the template refuses it, or shows it so that turns or thoughts cannot be told.
+        Refused: the template refuses it, or shows it so that turns or thoughts cannot be told.
     """
     render = functools.cache(functools.partial(tokenizer.render, **record.given))
     field, read, found = "prompt", {}, []
@@ -83,15 +79,15 @@ def encode_chat(
             read[field] = (_read_step if field in steps else _read)(prompt, turns, start, render, tokenizer)
         found += _unused(record, render, tokenizer)
     except TemplateError as error:
-        raise Unencodable("template_error", "prompt", str(error)) from error
+        raise Refused("template_error", "prompt", str(error)) from error
     except UnclearTurn as unclear:
-        raise Unencodable("unstable_template", field, str(unclear)) from unclear
+        raise Refused("unstable_template", field, str(unclear)) from unclear
     # A response that speaks its thought begins later than one for which the header was cut.
     before = min((turn.text[: turn.opens] for turn, _ in read.values()), key=len)
     branches, said = {}, {}
     for field, (turn, spoken) in read.items():
         if not turn.text.startswith(before):
-            raise Unencodable("unstable_template", field, f"its prompt {turn.text[: turn.opens]!r} is not {before!r}")
+            raise Refused("unstable_template", field, f"its prompt {turn.text[: turn.opens]!r} is not {before!r}")
         if spoken[0].opens == turn.opens:
             spoken = [spoken[0]._replace(opens=len(before)), *spoken[1:]]
         pieces = [_piece(one, turn.text, field, rules) for one in spoken]
@@ -99,7 +95,7 @@ def encode_chat(
         said[field] = turn.text[len(before) : turn.closes]
         found += [Notice(reason, record.source, field, repr(text)) for reason, text in turn.found.items()]
         if missing := calls_missing([one.message for one in spoken], said[field]):
-            raise Unencodable("call_not_shown", field, ", ".join(missing))
+            raise Refused("call_not_shown", field, ", ".join(missing))
         thought = thought_of(spoken[-1].message, rules.marks)
         if thought and thought not in said[field]:
             found.append(Notice("thought_not_shown", record.source, field, thought))
@@ -177,7 +173,7 @@ def _not_shown(prompt: Sequence[Message], before: str) -> str:
 
 
 def _piece(spoken: Spoken, text: str, field: str, rules: ChatRules) -> _Piece:
-    """A turn, of which the thought is left unscored where it is to be. Raises Unencodable where its end is unclear."""
+    """A turn, of which the thought is left unscored where it is to be. Raises Refused where its end is unclear."""
     opens, closes, says, message = spoken
     if not rules.unscored_thoughts:
         return _Piece(opens, opens, closes)
@@ -192,7 +188,7 @@ def _piece(spoken: Spoken, text: str, field: str, rules: ChatRules) -> _Piece:
     if marked == opens and thought and thought in text[opens:closes]:
         if says is None or not any(name in message.more for name in THOUGHTS):
             detail = f"{end!r} does not end it in the chat template: set data.encoding.thought_marks to what does"
-            raise Unencodable("unclear_thought", field, detail)
+            raise Refused("unclear_thought", field, detail)
         marked = says
     return _Piece(opens, max(opens, marked), closes)
 

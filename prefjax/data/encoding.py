@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from prefjax.data.account import Account, Finding, Notice, Rejection, collect
-from prefjax.data.chats import ChatRules, EncodedChat, Unencodable, encode_chat, open_prompt
+from prefjax.data.account import Account, Finding, Notice, Refused, Rejection, collect
+from prefjax.data.chats import ChatRules, EncodedChat, encode_chat, open_prompt
 from prefjax.data.progress import progress_bar
 from prefjax.data.records import Message, Record, Text
 from prefjax.data.spans import token_labels
@@ -229,9 +229,8 @@ def _until_end(ids: list[int], tokenizer: Tokenizer) -> list[int]:
 def _encode(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Iterator[TokenTree | Finding]:
     try:
         yield from _encode_or_raise(record, tokenizer, policy)
-    except Unencodable as rejected:
-        reason, field, detail = rejected.args
-        yield Rejection(reason, record.source, field, detail)
+    except Refused as refused:
+        yield refused.at(record.source)
 
 
 def _encode_or_raise(record: Record, tokenizer: Tokenizer, policy: EncodingPolicy) -> Iterator[TokenTree | Notice]:
@@ -253,9 +252,9 @@ def _encode_or_raise(record: Record, tokenizer: Tokenizer, policy: EncodingPolic
     for field, ids in {"prompt": prompt, **branches}.items():
         if tokenizer.special_ids.issuperset(token for token in ids if token >= 0):
             reason = "empty_prompt" if field == "prompt" else "empty_response"
-            raise Unencodable(reason, field, "nothing but special tokens once encoded")
+            raise Refused(reason, field, "nothing but special tokens once encoded")
         if detail := beyond_vocabulary(ids, tokenizer):
-            raise Unencodable("beyond_vocabulary", field, detail)
+            raise Refused("beyond_vocabulary", field, detail)
 
     kept_prompt, kept = _fit(prompt, branches, lambda: _least_prompt(chat, tokenizer), tokenizer, policy)
     if len(kept_prompt) < len(prompt):
@@ -264,13 +263,13 @@ def _encode_or_raise(record: Record, tokenizer: Tokenizer, policy: EncodingPolic
         if len(ids) < len(branches[field]):
             yield Notice("trimmed_response", record.source, field, f"{len(branches[field])} to {len(ids)} tokens")
         if all(token < 0 for token in ids):
-            raise Unencodable("response_too_long", field, "what is left of it is read and not scored")
+            raise Refused("response_too_long", field, "what is left of it is read and not scored")
 
     arrays = {field: np.asarray(ids, np.int32) for field, ids in kept.items()}
     auxiliary = arrays.pop("auxiliary", None)
     responses = tuple(arrays.values())
     if len(responses) > 1 and all(np.array_equal(responses[0], response) for response in responses[1:]):
-        raise Unencodable("identical_responses", record.field(1), "the same token ids once encoded")
+        raise Refused("identical_responses", record.field(1), "the same token ids once encoded")
     yield TokenTree(
         prompt=np.asarray(kept_prompt, np.int32),
         responses=responses,
@@ -292,7 +291,7 @@ def _special_texts(
         contents += [record.tools] if field == "prompt" else []
         special = next(filter(None, map(tokenizer.special_in, contents)), None)
         if special is not None and policy.special_text == "reject":
-            raise Unencodable("special_text", field, special)
+            raise Refused("special_text", field, special)
         if special is not None:
             yield Notice("special_text", record.source, field, special)
 
@@ -319,7 +318,7 @@ def _token_labels(
         origin = rendered.find(text)
         if origin < 0 and spans is not None:
             detail = "the template changes its text: give chat_template='plain', or text without spans"
-            raise Unencodable("unlocated_span", field, detail)
+            raise Refused("unlocated_span", field, detail)
         offsets = [(a - origin, b - origin) for a, b in tokenizer.offsets(rendered, continues=True)]
         found.append(token_labels(spans, offsets, len(text), len(kept[field])))
     weights, segments = zip(*found, strict=True)
@@ -341,27 +340,27 @@ def _fit(
         for limit in (policy.max_length, policy.max_prompt_length, policy.max_response_length)
     )
     if not trims_prompt and len(prompt) > max_prompt:
-        raise Unencodable("prompt_too_long", "prompt", f"{len(prompt)} tokens")
+        raise Refused("prompt_too_long", "prompt", f"{len(prompt)} tokens")
 
     if trims_responses:
         bound = max_response if trims_prompt else min(max_response, max_length - len(prompt))
         if bound < 1:
-            raise Unencodable("sequence_too_long", "prompt", f"{len(prompt)} tokens leave no room for a response")
+            raise Refused("sequence_too_long", "prompt", f"{len(prompt)} tokens leave no room for a response")
         branches = {field: ids[: min(len(ids), bound)] for field, ids in branches.items()}
     longest_field = max(branches, key=lambda field: len(branches[field]))
     longest = len(branches[longest_field])
     if longest > max_response:
-        raise Unencodable("response_too_long", longest_field, f"{longest} tokens")
+        raise Refused("response_too_long", longest_field, f"{longest} tokens")
 
     bound = min(max_prompt, max_length - longest)
     if trims_prompt and len(prompt) > bound:
         if bound < least_prompt():
             reason = "prompt_too_long" if max_prompt < max_length - longest else "sequence_too_long"
-            raise Unencodable(reason, "prompt", f"{bound} of its {len(prompt)} tokens would hold no text")
+            raise Refused(reason, "prompt", f"{bound} of its {len(prompt)} tokens would hold no text")
         front = prompt[: prompt[0] == tokenizer.bos_id]
         prompt = [*front, *prompt[len(prompt) - (bound - len(front)) :]]
     if len(prompt) + longest > max_length:
-        raise Unencodable("sequence_too_long", longest_field, f"{len(prompt)} + {longest} tokens")
+        raise Refused("sequence_too_long", longest_field, f"{len(prompt)} + {longest} tokens")
     return prompt, dict(branches)
 
 

@@ -21,16 +21,16 @@ import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from prefjax.data.account import Finding, Notice, Rejection
-from prefjax.data.boundaries import NoPrompt, join
+from prefjax.data.account import Finding, Notice, Refused, Rejection
+from prefjax.data.boundaries import join
 from prefjax.data.chat_templates import arguments_text
-from prefjax.data.function_calls import BadTools, tools_text
-from prefjax.data.messages import BadMessage, MessageReader, unicode
+from prefjax.data.function_calls import tools_text
+from prefjax.data.messages import MessageReader, unicode
 from prefjax.data.records import TIES, Record, Text, inspect
 from prefjax.data.spans import Spans, read_spans
-from prefjax.data.spellings import BadSpelling, Respelled, nearest
+from prefjax.data.spellings import Respelled, nearest
 from prefjax.data.tree_rows import GOING_ON, TREE_WEIGHTS, going_on, read_tree
-from prefjax.data.tree_shapes import TREE_COLUMNS, BadTree, TreeRules, is_tree
+from prefjax.data.tree_shapes import TREE_COLUMNS, TreeRules, is_tree
 from prefjax.options import FLOAT32, check_ranges, option
 from prefjax.requirements import PAIR_NUMBERS
 
@@ -118,10 +118,6 @@ def columns_read(record_format: RecordFormat, more: Columns) -> set[str]:
     return _KNOWN_COLUMNS | own - {None} | {*more.record, *more.response}
 
 
-class _RejectedRow(Exception):
-    """Ends the reading of a row from any depth, inside this file. `args` are (reason, field, detail)."""
-
-
 @dataclasses.dataclass(frozen=True)
 class _Judged:
     """The responses of a row by field name, and what the row says about them."""
@@ -158,9 +154,8 @@ def _parse_flat(row: Any, source: str, record_format: RecordFormat, more: Column
     """A row that is no tree."""
     try:
         record, notices = _read(row, source, record_format, more)
-    except (_RejectedRow, BadMessage, BadSpelling, BadTree, NoPrompt) as rejected:
-        reason, field, detail = rejected.args
-        yield Rejection(reason, source, field, detail)
+    except Refused as refused:
+        yield refused.at(source)
         return
     except RecursionError:
         yield Rejection("too_deep", source)
@@ -173,7 +168,7 @@ def _parse_flat(row: Any, source: str, record_format: RecordFormat, more: Column
 
 def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> tuple[Record, list[Notice]]:
     if not isinstance(row, Mapping):
-        raise _RejectedRow("wrong_type", "", f"a row must be an object, got {type(row).__name__}")
+        raise Refused("wrong_type", "", f"a row must be an object, got {type(row).__name__}")
     respelled, reader = _respelled(row, record_format, more), _reader_of(record_format)
     columns = _by_own_names(respelled, reader)
     read_responses, own_columns = _shape_of(columns)
@@ -188,7 +183,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     prompt, texts, repeated = join(prompt, texts, record_format.boundaries)
     weight = _number(columns, "weight") if "weight" in columns else 1.0
     if weight < 0:
-        raise _RejectedRow("bad_weight", "weight", f"{weight:g}")
+        raise Refused("bad_weight", "weight", f"{weight:g}")
 
     numbers = _numbers(columns, record_format) if judged.kind == "pair" else {}
     given = {} if isinstance(prompt, str) else _given(columns, reader)
@@ -251,7 +246,7 @@ def _by_own_names(columns: dict[str, Any], reader: MessageReader) -> dict[str, A
     turns = reader.text(columns[name], name)
     first = None if isinstance(turns, str) else next((at for at, t in enumerate(turns) if t.role == "assistant"), None)
     if first is None:
-        raise _RejectedRow("no_boundary", name, "it has no turn of the assistant's to imitate")
+        raise Refused("no_boundary", name, "it has no turn of the assistant's to imitate")
     return {**rest, "prompt": turns[:first], "completion": turns[first:]}
 
 
@@ -270,13 +265,13 @@ def _shape_of(columns: Mapping[str, Any]) -> tuple[Callable[[Mapping[str, Any]],
     """The reader of the row's responses, and the columns that it reads."""
     shapes = [shape for shape in _SHAPES if shape in columns or shape == "chosen" and "rejected" in columns]
     if len(shapes) > 1:
-        raise _RejectedRow("ambiguous_shape", "", f"{' and '.join(shapes)}: keep the columns of one shape")
+        raise Refused("ambiguous_shape", "", f"{' and '.join(shapes)}: keep the columns of one shape")
     if not shapes:
         own = [name for name in columns if name not in _KNOWN_COLUMNS]
         near = next((f"the row has {n}: did you mean {name}? " for name in _TEXTS if (n := nearest(name, own))), "")
         there = ", ".join(sorted(map(str, columns))) or "nothing"
         detail = f"{near}a row needs chosen and rejected, or completion, or completions; this one has {there}"
-        raise _RejectedRow("missing_field", "chosen", detail)
+        raise Refused("missing_field", "chosen", detail)
     return _SHAPES[shapes[0]]
 
 
@@ -286,20 +281,20 @@ def _each(columns: Mapping[str, Any], name: str, judged: _Judged) -> tuple[Any, 
     if count == 1 and not isinstance(values, list | tuple):
         values = (values,)
     if not isinstance(values, list | tuple):
-        raise _RejectedRow("wrong_type", name, f"must be a list, got {type(values).__name__}")
+        raise Refused("wrong_type", name, f"must be a list, got {type(values).__name__}")
     if len(values) != count:
-        raise _RejectedRow("length_mismatch", name, f"{count} responses, {len(values)} values")
+        raise Refused("length_mismatch", name, f"{count} responses, {len(values)} values")
     return tuple(values)
 
 
 def _spans(field: str, value: Any, response: Text) -> Spans:
     if value is not None and not isinstance(response, str) and len(response) > 1:
-        raise _RejectedRow("bad_span", field, f"spans are of one message, this response has {len(response)}")
+        raise Refused("bad_span", field, f"spans are of one message, this response has {len(response)}")
     text = response if isinstance(response, str) else response[0].content
     try:
         return read_spans(value, len(text))
     except ValueError as error:
-        raise _RejectedRow("bad_span", field, str(error)) from error
+        raise Refused("bad_span", field, str(error)) from error
 
 
 def _numbers(columns: Mapping[str, Any], record_format: RecordFormat) -> dict[str, float]:
@@ -308,7 +303,7 @@ def _numbers(columns: Mapping[str, Any], record_format: RecordFormat) -> dict[st
     numbers = {name: _number(columns, field) for name, field in fields.items() if field in columns}
     probability = numbers.get("target_probability", 0)
     if not 0 <= probability <= 1:
-        raise _RejectedRow("bad_probability", fields["target_probability"], f"{probability:g}")
+        raise Refused("bad_probability", fields["target_probability"], f"{probability:g}")
     return numbers
 
 
@@ -326,7 +321,7 @@ def _single(columns: Mapping[str, Any]) -> _Judged:
     if "label" in columns:
         label = columns["label"]
         if not isinstance(label, bool | int | float) or label not in (0, 1):
-            raise _RejectedRow("bad_label", "label", f"must be true, false, 1 or 0, got {label!r:.40}{_WORDS}")
+            raise Refused("bad_label", "label", f"must be true, false, 1 or 0, got {label!r:.40}{_WORDS}")
         return _Judged("unpaired", texts, (float(label),), scores)
     return _Judged("unpaired", texts, scores, scores) if scores else _Judged("demonstration", texts, (1.0,), None)
 
@@ -334,13 +329,13 @@ def _single(columns: Mapping[str, Any]) -> _Judged:
 def _ranked(columns: Mapping[str, Any]) -> _Judged:
     for field in ("completions", "scores"):
         if not isinstance(_get(columns, field), list | tuple):
-            raise _RejectedRow("wrong_type", field, f"must be a list, got {type(columns[field]).__name__}")
+            raise Refused("wrong_type", field, f"must be a list, got {type(columns[field]).__name__}")
     texts = {f"completions[{k}]": text for k, text in enumerate(columns["completions"])}
     scores = {f"scores[{k}]": score for k, score in enumerate(columns["scores"])}
     if len(texts) != len(scores):
-        raise _RejectedRow("length_mismatch", "scores", f"{len(texts)} completions, {len(scores)} scores")
+        raise Refused("length_mismatch", "scores", f"{len(texts)} completions, {len(scores)} scores")
     if not texts:
-        raise _RejectedRow("empty_response", "completions", "the list is empty")
+        raise Refused("empty_response", "completions", "the list is empty")
     numbers = tuple(_number(scores, name) for name in scores)
     return _Judged("ranked", {name: _get(texts, name) for name in texts}, numbers, numbers)
 
@@ -364,7 +359,7 @@ def _get(columns: Mapping[str, Any], field: str) -> Any:
     value = columns.get(field)
     if value is None:
         own = nearest(field, (name for name in columns if name not in _KNOWN_COLUMNS))
-        raise _RejectedRow("missing_field", field, f"the row has {own}: did you mean {field}?" if own else "")
+        raise Refused("missing_field", field, f"the row has {own}: did you mean {field}?" if own else "")
     return value
 
 
@@ -372,9 +367,9 @@ def _number(columns: Mapping[str, Any], field: str) -> float:
     value = _get(columns, field)
     if isinstance(value, bool) or not isinstance(value, int | float):
         got = f"the text {value[:40]!r}" if isinstance(value, str) else type(value).__name__
-        raise _RejectedRow("wrong_type", field, f"must be a number, got {got}")
+        raise Refused("wrong_type", field, f"must be a number, got {got}")
     if value not in FLOAT32:
-        raise _RejectedRow("not_finite", field, f"{value}" if isinstance(value, float) else "an integer beyond float32")
+        raise Refused("not_finite", field, f"{value}" if isinstance(value, float) else "an integer beyond float32")
     return float(value)
 
 
@@ -386,8 +381,6 @@ def _given(columns: Mapping[str, Any], reader: MessageReader) -> dict[str, str]:
             continue
         try:
             texts[name] = unicode(as_text(reader.without_nulls(columns[name], name)), name)
-        except BadTools as error:
-            raise _RejectedRow("bad_tools", error.args[0], error.args[1]) from error
         except ValueError as error:
-            raise _RejectedRow("bad_arguments", name, str(error)) from error
+            raise Refused("bad_arguments", name, str(error)) from error
     return texts

@@ -4,11 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from prefjax.data.account import Refused
 from prefjax.data.records import MESSAGE_FIELDS
-
-
-class BadTools(Exception):
-    """Not of the form that chat templates take. `args` are (field, detail) of a Rejection."""
 
 
 def tools_text(value: Any) -> str:
@@ -18,7 +15,7 @@ def tools_text(value: Any) -> str:
     function alone. An empty list is no tools.
 
     Raises:
-        BadTools: anything else.
+        Refused: anything else.
     """
     value = [_parsed(tool, f"tools[{at}]") for at, tool in enumerate(_list(_parsed(value, "tools"), "tools"))]
     for at, tool in enumerate(value):
@@ -26,26 +23,29 @@ def tools_text(value: Any) -> str:
     return _text(value, "tools") if value else ""
 
 
-def message_fields(message: Mapping[str, Any]) -> str:
+def message_fields(message: Mapping[str, Any], field: str) -> str:
     """What a message has besides role and content, as `Message.fields`.
 
     Calls of tools are the assistant's, [{"type": "function", "function": {"name", "arguments"}, ...}] or the functions
     alone, or the JSON text of that; `name`, `tool_call_id` and the thought are text.
 
+    Args:
+        field: what the message is called.
     Raises:
-        BadTools: anything else.
+        Refused: anything else.
     """
     given = {key: message[key] for key in MESSAGE_FIELDS if message.get(key) not in (None, [], "")}
-    if "tool_calls" in given and not (calls := _parsed(given.pop("tool_calls"), "tool_calls")) == []:
+    of_calls = f"{field}.tool_calls"
+    if "tool_calls" in given and not (calls := _parsed(given.pop("tool_calls"), of_calls)) == []:
         given["tool_calls"] = calls
-    for at, call in enumerate(_list(given.get("tool_calls", []), "tool_calls")):
-        _function(call, f"tool_calls[{at}]")
+    for at, call in enumerate(_list(given.get("tool_calls", []), of_calls)):
+        _function(call, f"{of_calls}[{at}]")
     if "tool_calls" in given and message["role"] != "assistant":
-        raise BadTools("tool_calls", f"by {message['role']!r}: only the assistant calls tools")
+        raise Refused("bad_tools", of_calls, f"by {message['role']!r}: only the assistant calls tools")
     for key in MESSAGE_FIELDS[1:]:
         if not isinstance(given.get(key, ""), str):
-            raise BadTools(key, f"must be text, got {type(given[key]).__name__}")
-    return _text(given, "tool_calls") if given else ""
+            raise Refused("bad_tools", f"{field}.{key}", f"must be text, got {type(given[key]).__name__}")
+    return _text(given, of_calls) if given else ""
 
 
 def _parsed(value: Any, field: str) -> Any:
@@ -55,23 +55,23 @@ def _parsed(value: Any, field: str) -> Any:
     try:
         return json.loads(value) if value.strip() else []
     except (ValueError, RecursionError) as error:
-        raise BadTools(field, f"text that is no JSON: {error}") from error
+        raise Refused("bad_tools", field, f"text that is no JSON: {error}") from error
 
 
 def _list(value: Any, field: str) -> list[Any] | tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        raise BadTools(field, f"must be a list, got {type(value).__name__}")
+        raise Refused("bad_tools", field, f"must be a list, got {type(value).__name__}")
     return value
 
 
 def _function(value: Any, field: str) -> None:
     inner = value.get("function", value) if isinstance(value, Mapping) else None
     if not isinstance(inner, Mapping) or not isinstance(inner.get("name"), str) or not inner["name"]:
-        raise BadTools(field, "a function has a name")
+        raise Refused("bad_tools", field, "a function has a name")
 
 
 def _text(value: Any, field: str) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise BadTools(field, f"not to be written as JSON: {error}") from error
+        raise Refused("bad_tools", field, f"not to be written as JSON: {error}") from error

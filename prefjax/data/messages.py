@@ -4,17 +4,14 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from prefjax.data.function_calls import BadTools, message_fields
+from prefjax.data.account import Refused
+from prefjax.data.function_calls import message_fields
 from prefjax.data.records import MESSAGE_FIELDS, THOUGHT, Message, Text
 
 THOUGHTS = (THOUGHT, "reasoning", "thinking")  # what APIs call what was thought before the text was said
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 _KNOWN = {"role", "content", *MESSAGE_FIELDS, *THOUGHTS}
-
-
-class BadMessage(Exception):
-    """A text is neither text nor messages. `args` are (reason, field, detail) of a Rejection."""
 
 
 @dataclasses.dataclass
@@ -34,7 +31,7 @@ class MessageReader:
         """The columns, of which those named hold text or chats now, or lists of them if they are `completions`.
 
         Raises:
-            BadMessage: names what one of them holds instead.
+            Refused: names what one of them holds instead.
         """
         read = dict(columns)
         for name in names:
@@ -47,13 +44,13 @@ class MessageReader:
         return read
 
     def text(self, value: Any, field: str) -> Text:
-        """Text, or a chat from a list of messages or a single one. Raises BadMessage."""
+        """Text, or a chat from a list of messages or a single one. Raises Refused."""
         if isinstance(value, str):
             return unicode(value, field)
         if isinstance(value, Mapping):
             return (self._message(value, field),)
         if not isinstance(value, list | tuple):
-            raise BadMessage("wrong_type", field, f"must be text or a list of messages, got {type(value).__name__}")
+            raise Refused("wrong_type", field, f"must be text or a list of messages, got {type(value).__name__}")
         return tuple(self._message(message, f"{field}[{turn}]") for turn, message in enumerate(value))
 
     def without_nulls(self, value: Any, field: str) -> Any:
@@ -72,7 +69,7 @@ class MessageReader:
         if isinstance(value, Message):
             return value
         if not isinstance(value, Mapping):
-            raise BadMessage("wrong_type", field, f"a message has role and content, got {type(value).__name__}")
+            raise Refused("wrong_type", field, f"a message has role and content, got {type(value).__name__}")
         given = {str(key): entry for key, entry in value.items() if entry is not None}
         if "from" in given and "role" not in given:
             given["role"] = given.pop("from")
@@ -84,9 +81,9 @@ class MessageReader:
             given["tool_calls"] = self.without_nulls(given["tool_calls"], f"{field}.tool_calls")
         for key in ("role", "content"):
             if key not in given:
-                raise BadMessage("missing_field", f"{field}.{key}", "")
+                raise Refused("missing_field", f"{field}.{key}", "")
             if not isinstance(given[key], str):
-                raise BadMessage("wrong_type", f"{field}.{key}", f"must be text, got {type(given[key]).__name__}")
+                raise Refused("wrong_type", f"{field}.{key}", f"must be text, got {type(given[key]).__name__}")
             unicode(given[key], f"{field}.{key}")
         if (role := self.roles.get(given["role"], given["role"])) != given["role"]:
             self._count("mapped_role", field, f"{given['role']} is {role}")
@@ -95,10 +92,7 @@ class MessageReader:
         known = _KNOWN if role == "assistant" else _KNOWN - {*THOUGHTS}
         if extra := sorted(given.keys() - known):
             self._count("ignored_key", field, ", ".join(extra))
-        try:
-            fields = message_fields({key: entry for key, entry in given.items() if key not in THOUGHTS} | thought)
-        except BadTools as error:
-            raise BadMessage("bad_tools", f"{field}.{error.args[0]}", error.args[1]) from error
+        fields = message_fields({key: entry for key, entry in given.items() if key not in THOUGHTS} | thought, field)
         return Message(role, given["content"], unicode(fields, field))
 
     def _joined(self, parts: Collection[Any], field: str) -> dict[str, str]:
@@ -106,13 +100,13 @@ class MessageReader:
         texts: dict[str, list[str]] = {"content": [], THOUGHT: []}
         for at, part in enumerate(parts):
             if not isinstance(part, Mapping):
-                raise BadMessage("wrong_type", f"{field}[{at}]", f"a part has a type, got {type(part).__name__}")
+                raise Refused("wrong_type", f"{field}[{at}]", f"a part has a type, got {type(part).__name__}")
             kind = part.get("type") or "text"
             if kind not in (*_TEXT_PARTS, *_THOUGHT_PARTS):
-                raise BadMessage("unsupported_part", f"{field}[{at}]", f"{kind!r}: only text can be read")
+                raise Refused("unsupported_part", f"{field}[{at}]", f"{kind!r}: only text can be read")
             text = next((part[key] for key in ("text", kind) if part.get(key) is not None), None)
             if not isinstance(text, str):
-                raise BadMessage("wrong_type", f"{field}[{at}].text", f"must be text, got {type(text).__name__}")
+                raise Refused("wrong_type", f"{field}[{at}].text", f"must be text, got {type(text).__name__}")
             texts[THOUGHT if kind in _THOUGHT_PARTS else "content"].append(text)
         if len(texts["content"]) > 1:
             self._count("joined_parts", field, f"{len(texts['content'])} parts")
@@ -123,11 +117,11 @@ class MessageReader:
 
 
 def unicode(value: str, field: str) -> str:
-    """The text, unless it has half of a character, which JSON can spell. Raises BadMessage."""
+    """The text, unless it has half of a character, which JSON can spell. Raises Refused."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise BadMessage("wrong_type", field, f"no valid text: {error.reason} at character {error.start}") from error
+        raise Refused("wrong_type", field, f"no valid text: {error.reason} at character {error.start}") from error
     return value
 
 
@@ -136,7 +130,7 @@ def _thought(given: Mapping[str, Any], field: str) -> dict[str, str]:
     said = {key: given[key] for key in THOUGHTS if given.get(key)}
     for key, text in said.items():
         if not isinstance(text, str):
-            raise BadMessage("wrong_type", f"{field}.{key}", f"must be text, got {type(text).__name__}")
+            raise Refused("wrong_type", f"{field}.{key}", f"must be text, got {type(text).__name__}")
     if len(set(said.values())) > 1:
-        raise BadMessage("unclear_thought", field, f"{' and '.join(said)} differ: keep one")
+        raise Refused("unclear_thought", field, f"{' and '.join(said)} differ: keep one")
     return {THOUGHT: next(iter(said.values()))} if said else {}

@@ -14,16 +14,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prefjax.data.account import Refused
 from prefjax.options import FLOAT32
 
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _LIST = re.compile(r"\s*\[")
 _PYTHON = re.compile(r"\s*\[\s*\{\s*'")
 _NEAR = 0.7  # of difflib's ratio
-
-
-class BadSpelling(Exception):
-    """Ends the reading of a row. `args` are (reason, field, detail) of a Rejection."""
 
 
 class Respelled(dict[str, Any]):
@@ -88,7 +85,7 @@ class Respelled(dict[str, Any]):
             return value
         if _PYTHON.match(value) and _is_chat(_literal(value)):
             detail = "messages as Python prints them, not JSON: write them by json.dumps"
-            raise BadSpelling("wrong_type", name, detail)
+            raise Refused("wrong_type", name, detail)
         return self._json(value, name) if _is_chat(_json(value)) else value
 
     def _json(self, value: str, name: str) -> Any:

@@ -9,10 +9,10 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prefjax.data.account import Finding, Notice, Rejection
+from prefjax.data.account import Finding, Notice, Refused, Rejection
 from prefjax.data.records import Record
 from prefjax.data.spellings import Respelled
-from prefjax.data.tree_shapes import JUDGEMENTS, BadTree, Node, Point, Shape, TreeRules, shape_of
+from prefjax.data.tree_shapes import JUDGEMENTS, Node, Point, Shape, TreeRules, shape_of
 
 TREE_WEIGHTS = ("each", "divided")
 GOING_ON = ("begun", "ends", "root")  # columns of a row whose texts are parts of a tree
@@ -49,13 +49,13 @@ def read_tree(
                 made |= {name: columns[name] for name in (*_GIVEN, *rules.record) if name in columns}
                 if own := [_number(node, "weight") for node in nodes if node.taken and "weight" in node.value]:
                     made["weight"] = own[0] * _number(Node("", {"weight": columns.get("weight", 1.0)}), "weight")
-            except BadTree as bad:
-                found.append(Rejection(bad.args[0], source, *bad.args[1:]))
+            except Refused as refused:
+                found.append(refused.at(source))
                 continue
             for item in read(made, where):
                 (records if isinstance(item, Record) else found).append(item)
-    except BadTree as bad:
-        yield Rejection(bad.args[0], source, *bad.args[1:])
+    except Refused as refused:
+        yield refused.at(source)
         return
     except RecursionError:
         yield Rejection("too_deep", source)
@@ -74,7 +74,7 @@ def read_tree(
 
 
 def going_on(columns: Mapping[str, Any], prompt: Any, count: int) -> dict[str, Any]:
-    """What a row says of the turn and the tree that its texts are parts of, as fields of the record. Raises BadTree.
+    """What a row says of the turn and the tree that its texts are parts of, as fields of the record. Raises Refused.
 
     Args:
         count: number of responses.
@@ -82,13 +82,13 @@ def going_on(columns: Mapping[str, Any], prompt: Any, count: int) -> dict[str, A
     begun, ends, root = (columns.get(name) for name in GOING_ON)
     ends = ends if isinstance(ends, list | tuple) else [True if ends is None else ends] * count
     if len(ends) != count:
-        raise BadTree("length_mismatch", "ends", f"{count} responses, {len(ends)} values")
+        raise Refused("length_mismatch", "ends", f"{count} responses, {len(ends)} values")
     for name, value in (("begun", begun or False), *(("ends", one) for one in ends)):
         if value not in (True, False):
-            raise BadTree("wrong_type", name, f"must be true or false, got {value!r:.40}")
+            raise Refused("wrong_type", name, f"must be true or false, got {value!r:.40}")
     begun = bool(begun) and not isinstance(prompt, str)  # plain text always goes on
     if begun and (not prompt or prompt[-1].role != "assistant"):
-        raise BadTree("bad_role", "prompt", "its last turn is not the assistant's, but the row says that it is begun")
+        raise Refused("bad_role", "prompt", "its last turn is not the assistant's, but the row says that it is begun")
     return {"begun": begun, "ends": None if all(ends) else tuple(map(bool, ends)), "root": root}
 
 
@@ -168,7 +168,7 @@ def _answers(nodes: Sequence[Node], said: Sequence[Any], rules: TreeRules) -> di
 def _number(node: Node, key: str) -> int | float:
     value = node.value[key]
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadTree("wrong_type", f"{node.place}.{key}".lstrip("."), f"must be a number, got {value!r:.40}")
+        raise Refused("wrong_type", f"{node.place}.{key}".lstrip("."), f"must be a number, got {value!r:.40}")
     return value
 
 
@@ -176,5 +176,5 @@ def _label(node: Node, rules: TreeRules) -> float:
     spelled = Respelled({"label": node.value["label"]})
     spelled.label(rules.true, rules.false)
     if not isinstance(spelled["label"], bool | int | float) or spelled["label"] not in (0, 1):
-        raise BadTree("bad_label", f"{node.place}.label", f"must be true or false, got {spelled['label']!r:.40}")
+        raise Refused("bad_label", f"{node.place}.label", f"must be true or false, got {spelled['label']!r:.40}")
     return float(spelled["label"])

@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from prefjax.data.account import Refused
+
 TREE_COLUMNS = ("steps", "branches")
 JUDGEMENTS = ("rank", "score", "reward", "label")
 _CHATS = ("messages", "conversations")
@@ -19,10 +21,6 @@ _OF_TAKEN = frozenset({"alternatives", "weight"})
 _IN_LINE = frozenset({"text", *JUDGEMENTS, "deleted", "review_result"}) | _OF_TAKEN
 # Of a message or step what is read here; the rest of a message goes on as it is.
 _READ = {*_CHILDREN, *JUDGEMENTS, "text", "ends", "weight", "deleted", "review_result", "message_id", "parent_id"}
-
-
-class BadTree(Exception):
-    """Ends the reading of a tree, or of a point of it. `args` are (reason, field, detail) of a Rejection."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +66,7 @@ class Node:
         text = self.value.get("text", self.value.get("content"))
         if not isinstance(text, str):
             reason = "missing_field" if text is None else "wrong_type"
-            raise BadTree(reason, f"{self.place}.text", "" if text is None else f"must be text, got {text!r:.40}")
+            raise Refused(reason, f"{self.place}.text", "" if text is None else f"must be text, got {text!r:.40}")
         return text
 
     def message(self, without: Iterable[str]) -> dict[str, Any]:
@@ -147,7 +145,7 @@ class _Solution:
     ) -> dict[str, Any]:
         prompt, steps = columns.get("prompt"), "".join(node.text for node in point.before)
         if prompt is None:
-            raise BadTree("missing_field", "prompt", "")
+            raise Refused("missing_field", "prompt", "")
         ended = not any(node.after for node in point.nodes)
         ends = [node.value.get("ends", ended) for node in nodes]
         made = {"root": prompt} | ({} if all(end is True for end in ends) else {"ends": ends})
@@ -174,13 +172,13 @@ _SHAPES = {"prompt": _Conversation, "steps": _Solution, "branches": _Search, **d
 
 
 def shape_of(columns: Mapping[str, Any]) -> Shape:
-    """The shape of the tree that a row holds, its columns that are not null. Raises BadTree."""
+    """The shape of the tree that a row holds, its columns that are not null. Raises Refused."""
     there = [name for name in (*_SHAPES, *_ANSWERS) if name in columns]
     if not _is_conversation(columns.get("prompt")) and not any(name in columns for name in _CHATS):
         there.remove("prompt") if "prompt" in there else None
     if len(there) == 1:
         return _SHAPES[there[0]]()
-    raise BadTree("ambiguous_shape", "", f"{' and '.join(there)}: keep the columns of one shape")
+    raise Refused("ambiguous_shape", "", f"{' and '.join(there)}: keep the columns of one shape")
 
 
 def _nested(value: Any, place: str, key: str, seen: dict[Any, str], parent: Any = None) -> Node:
@@ -188,11 +186,11 @@ def _nested(value: Any, place: str, key: str, seen: dict[Any, str], parent: Any 
     own = _mapping(value, place)
     name = own.get("message_id")
     if name is not None and not isinstance(name, str | int):
-        raise BadTree("wrong_type", f"{place}.message_id", f"must be text, got {type(name).__name__}")
+        raise Refused("wrong_type", f"{place}.message_id", f"must be text, got {type(name).__name__}")
     if name is not None and seen.setdefault(name, place) != place:
-        raise BadTree("broken_tree", f"{place}.message_id", f"{name} is that of {seen[name]} too")
+        raise Refused("broken_tree", f"{place}.message_id", f"{name} is that of {seen[name]} too")
     if None not in (above := own.get("parent_id"), parent) and above != parent:
-        raise BadTree("broken_tree", f"{place}.parent_id", f"{above}, but it replies to {parent}")
+        raise Refused("broken_tree", f"{place}.parent_id", f"{above}, but it replies to {parent}")
     return Node(place, own, _listed(own.get(key, ()), f"{place}.{key}", key, seen, name))
 
 
@@ -218,13 +216,13 @@ def _mapping(value: Any, place: str) -> dict[str, Any]:
     if isinstance(value, str):
         return {"text": value}
     if not isinstance(value, Mapping):
-        raise BadTree("wrong_type", place, f"must be an object or text, got {type(value).__name__}")
+        raise Refused("wrong_type", place, f"must be an object or text, got {type(value).__name__}")
     return {str(key): one for key, one in value.items() if one is not None}
 
 
 def _list(value: Any, place: str) -> Sequence[Any]:
     if not isinstance(value, list | tuple):
-        raise BadTree("wrong_type", place, f"must be a list, got {type(value).__name__}")
+        raise Refused("wrong_type", place, f"must be a list, got {type(value).__name__}")
     return value
 
 

@@ -107,6 +107,7 @@ def test_what_judges_replies(replies, kind, targets, reasons):
         ({"prompt": "Hi", "messages": [{"role": "assistant", "alternatives": ["x"]}]}, "ambiguous_shape", "f:1"),
         ({"steps": [{"text": "a", "alternatives": ["b"]}]}, "missing_field", "f:1:prompt"),
         ({"prompt": "Hi", "steps": "a"}, "wrong_type", "f:1:steps"),
+        ({"prompt": "[{'role': 'user', 'content': 'Hi'}]", "steps": ["a"]}, "wrong_type", "as Python prints them"),
         ({"prompt": "Hi", "steps": [{"alternatives": ["b"]}]}, "missing_field", "f:1:steps[0].text"),
         ({"prompt": "Hi", "steps": [{"text": "a", "alternatives": "b"}]}, "wrong_type", "f:1:steps[0].alternatives"),
         ({"prompt": "Hi", "steps": [{"text": "a", "alternatives": ["b"], "weight": -1}]}, "bad_weight", "weight"),

@@ -7,9 +7,10 @@ import numpy as np
 import scipy.sparse.csgraph
 from jaxtyping import Bool, Float64
 
+from prefjax.data.account import Refused
 from prefjax.data.methods import method
 from prefjax.data.methods.sampling import rescored
-from prefjax.data.methods.stream import Outcome, Outcomes, each, per_response, reject, take_kind
+from prefjax.data.methods.stream import Outcome, Outcomes, each, per_response, take_kind
 from prefjax.data.records import Record
 from prefjax.options import Range
 
@@ -86,18 +87,18 @@ def complete_comparisons(
     def step(record: Record) -> Outcome:
         take_kind(record, "ranked")
         if len(record.responses) < _LEAST:
-            raise reject(record, "few_responses", wins, f"{len(record.responses)} responses, at least {_LEAST} needed")
+            raise Refused("few_responses", wins, f"{len(record.responses)} responses, at least {_LEAST} needed")
         win = _probabilities(record, wins)
         win = np.where(np.isnan(win), 1 - win.T, win)
         known = ~np.isnan(win)
         np.fill_diagonal(known, False)
         if not known.any():
-            raise reject(record, "missing_field", wins, "no two responses were compared")
+            raise Refused("missing_field", wins, "no two responses were compared")
         groups, group_of = scipy.sparse.csgraph.connected_components(known, directed=False)
         if groups > 1:
             other = int((group_of != group_of[0]).argmax())
             apart = f"{groups} groups; responses 0 and {other} were never compared, even by way of others"
-            raise reject(record, "unconnected", wins, apart)
+            raise Refused("unconnected", wins, apart)
         probability = np.clip(np.where(known, win, 0.5), clip, 1 - clip)
         np.fill_diagonal(known, True)  # log-odds 0
         np.fill_diagonal(probability, 0.5)
@@ -111,9 +112,9 @@ def _probabilities(record: Record, column: str) -> Float64[np.ndarray, "K K"]:
     """NaN where it is null."""
     rows, count = per_response(record, column), len(record.responses)
     if not all(isinstance(row, list | tuple) and len(row) == count for row in rows):
-        raise reject(record, "length_mismatch", column, f"must hold {count} lists of {count} probabilities or nulls")
+        raise Refused("length_mismatch", column, f"must hold {count} lists of {count} probabilities or nulls")
     entries = [entry for row in rows for entry in row]
     for entry in entries:
         if entry is not None and (isinstance(entry, bool) or not isinstance(entry, int | float) or not 0 <= entry <= 1):
-            raise reject(record, "bad_probability", column, f"{entry!r}")
+            raise Refused("bad_probability", column, f"{entry!r}")
     return np.array([np.nan if entry is None else entry for entry in entries], np.float64).reshape(count, count)

@@ -5,8 +5,9 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from prefjax.data.account import Refused
 from prefjax.data.methods import method
-from prefjax.data.methods.stream import Outcome, Outcomes, each, reject, rewards, take_kind
+from prefjax.data.methods.stream import Outcome, Outcomes, each, rewards, take_kind
 from prefjax.data.records import Message, Record
 
 _GAP = "\n\n"
@@ -63,7 +64,7 @@ def reward_augmented(
         first, second = rewards(record, reward)
         if first <= second:
             reason = "tie" if first == second else "contradicting_scores"
-            raise reject(record, reason, reward or "score_chosen", f"chosen {first:g}, rejected {second:g}")
+            raise Refused(reason, reward or "score_chosen", f"chosen {first:g}, rejected {second:g}")
         goal = lambda score: template.replace("{score}", np.format_float_positional(score, trim="-"))
         exchanged = without_contradiction(record.select((1, 0), (1.0, 0.0), "pair"), reward)
         return (

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Float64
 
+from prefjax.data.account import Refused
 from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
@@ -16,7 +17,6 @@ from prefjax.data.methods.stream import (
     measured,
     number,
     numbers,
-    reject,
     response_vectors,
     take_kind,
 )
@@ -95,10 +95,10 @@ def diverse_subset(
         vector = numbers(record, embedding)
         length = np.linalg.norm(vector)
         if length == 0:
-            raise reject(record, "outside_window", embedding, "the zero vector has no direction")
+            raise Refused("outside_window", embedding, "the zero vector has no direction")
         weight = 1.0 if quality is None else number(record, quality)
         if weight <= 0:
-            raise reject(record, "outside_window", quality, f"{weight:g}: a quality is above 0")
+            raise Refused("outside_window", quality, f"{weight:g}: a quality is above 0")
         return vector / length * weight
 
     usable, vectors, lost = measured(records, measure)
@@ -181,7 +181,7 @@ def aepo(
         length = np.linalg.norm(vectors, axis=1, keepdims=True)
         if len(vectors) < count or not length.all():
             detail = f"{len(vectors)} responses, {int((length == 0).sum())} with the zero vector, {count} to pick"
-            raise reject(record, "few_responses", embedding, detail)
+            raise Refused("few_responses", embedding, detail)
         unit = vectors / length
         picked = tuple(representative_and_diverse(unit @ unit.T, count, diversity, exchanges, rng))
         return (record.select(picked, tuple(record.targets[k] for k in picked), "ranked"),)

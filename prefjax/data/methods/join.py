@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from prefjax.data.account import Rejection
+from prefjax.data.account import Refused, Rejection
 from prefjax.data.formats import Columns, RecordFormat, parse
 from prefjax.data.methods import method
-from prefjax.data.methods.stream import Outcome, Outcomes, check_choice, each, reject
+from prefjax.data.methods.stream import Outcome, Outcomes, check_choice, each
 from prefjax.data.readers import find_files, read_rows
 from prefjax.data.records import Record
 from prefjax.options import Count
@@ -53,11 +53,11 @@ def join(
         rows = found.get(_key(record), [])
         if not rows or (count is not None and len(rows) != count):
             detail = f"{len(rows)} rows of {file} have these texts" + (f", {count} are asked for" if count else "")
-            raise reject(record, "missing_field", ", ".join(columns), detail)
+            raise Refused("missing_field", ", ".join(columns), detail)
         try:
             means = {name: np.mean(values, axis=0).tolist() for name, *values in zip(columns, *rows, strict=True)}
         except ValueError:
-            raise reject(record, "length_mismatch", ", ".join(columns), "the rows that match differ in shape") from None
+            raise Refused("length_mismatch", ", ".join(columns), "the rows that match differ in shape") from None
         if per == "record":
             return (dataclasses.replace(record, columns={**record.columns, **means}),)
         means = {name: tuple(values) for name, values in means.items()}

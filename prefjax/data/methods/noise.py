@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from prefjax.data.account import Notice
+from prefjax.data.account import Notice, Refused
 from prefjax.data.methods import method
-from prefjax.data.methods.stream import Outcome, Outcomes, Seed, each, exchange, generator, reject, rewards, take_kind
+from prefjax.data.methods.stream import Outcome, Outcomes, Seed, each, exchange, generator, rewards, take_kind
 from prefjax.data.records import Record
 from prefjax.data.synthetic import preference_probability
 from prefjax.options import Positive, Share
@@ -76,7 +76,7 @@ def _take_labels(record: Record) -> None:
     take_kind(record, "pair", "unpaired")
     if record.targets not in ((1.0, 0.0), (1.0,), (0.0,)):
         detail = "the targets are no labels (1, 0): leave out pair_targets='scores' and rewards without labels"
-        raise reject(record, "bad_label", record.field(0), detail)
+        raise Refused("bad_label", record.field(0), detail)
 
 
 def _flip(record: Record) -> Outcome:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from prefjax.data.account import Refused
 from prefjax.data.methods import method
 from prefjax.data.methods.conditioning import with_instruction, without_contradiction
 from prefjax.data.methods.sampling import rescored
@@ -17,7 +18,6 @@ from prefjax.data.methods.stream import (
     each,
     generator,
     per_response,
-    reject,
     response_numbers,
     rewards,
     take_kind,
@@ -105,7 +105,7 @@ def best_against_few(
         reward_of = rewards(record, reward)
         if len(reward_of) < few:
             detail = f"{len(reward_of)} samples, {few} to draw"
-            raise reject(record, "few_responses", "completions", detail)
+            raise Refused("few_responses", "completions", detail)
         drawn = rng.permutation(len(reward_of))[:few]
         return (_pair(record, reward_of, int(reward_of.argmax()), int(drawn[reward_of[drawn].argmin()])),)
 
@@ -134,7 +134,7 @@ def delta_pairs(records: Iterable[Record], *, model: str, strong: str, weak: str
         ]
         if not made:
             detail = f"no two different responses by {strong!r} and {weak!r}; there are {sorted(set(map(str, models)))}"
-            raise reject(record, "no_pair", model, detail)
+            raise Refused("no_pair", model, detail)
         return tuple(made)
 
     return each(records, step)
@@ -161,7 +161,7 @@ def pass_fail(
         outcome = rewards(record, None) if passed is None else response_numbers(record, passed)
         if not set(outcome.tolist()) <= {0.0, 1.0}:
             detail = "tests pass (1) or fail (0)"
-            raise reject(record, "bad_label", passed or "scores", detail)
+            raise Refused("bad_label", passed or "scores", detail)
         if to == "labels":
             return tuple(record.select((k,), (float(label),), "unpaired") for k, label in enumerate(outcome))
         won, lost = (np.flatnonzero(outcome == label).tolist() for label in (1, 0))
@@ -172,7 +172,7 @@ def pass_fail(
         ]
         if not made:
             detail = f"{len(won)} pass, {len(lost)} fail"
-            raise reject(record, "no_pair", passed or "scores", detail)
+            raise Refused("no_pair", passed or "scores", detail)
         return tuple(made)
 
     return each(records, step)
@@ -193,14 +193,14 @@ def conditioned_pairs(records: Iterable[Record], *, instruction: str) -> Outcome
         take_kind(record, "pair", "ranked")
         texts = per_response(record, instruction)
         if not all(isinstance(text, str) and text.strip() for text in texts):
-            raise reject(record, "wrong_type", instruction, "an instruction is a text that is not empty")
+            raise Refused("wrong_type", instruction, "an instruction is a text that is not empty")
         made = [
             with_instruction(without_contradiction(record.select((k, j), (1.0, 0.0), "pair")), texts[k])
             for k, j in itertools.permutations(range(len(texts)), 2)
             if texts[k] != texts[j] and record.responses[k] != record.responses[j]
         ]
         if not made:
-            raise reject(record, "no_pair", instruction, "no two different responses to different instructions")
+            raise Refused("no_pair", instruction, "no two different responses to different instructions")
         return tuple(made)
 
     return each(records, step)
@@ -209,5 +209,5 @@ def conditioned_pairs(records: Iterable[Record], *, instruction: str) -> Outcome
 def _pair(record: Record, reward_of: np.ndarray, chosen: int, rejected: int) -> Record:
     if reward_of[chosen] <= reward_of[rejected] or record.responses[chosen] == record.responses[rejected]:
         detail = f"chosen {reward_of[chosen]:g}, rejected {reward_of[rejected]:g}"
-        raise reject(record, "no_pair", "scores", detail)
+        raise Refused("no_pair", "scores", detail)
     return rescored(record, reward_of).select((chosen, rejected), (1.0, 0.0), "pair")

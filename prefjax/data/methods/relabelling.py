@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from prefjax.data.account import Notice, Rejection
+from prefjax.data.account import Notice, Refused, Rejection
 from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
@@ -15,7 +15,6 @@ from prefjax.data.methods.stream import (
     exchange,
     measured,
     number,
-    reject,
     response_numbers,
     rewards,
     take_kind,
@@ -98,7 +97,7 @@ def self_label(
         take_kind(record, "pair")
         ratio = response_numbers(record, policy) - response_numbers(record, reference)
         if ratio[0] == ratio[1]:
-            raise reject(record, "tie", policy, "equal log-ratios")
+            raise Refused("tie", policy, "equal log-ratios")
         return float(beta * (ratio[0] - ratio[1]))
 
     usable, logits, lost = measured(records, measure)

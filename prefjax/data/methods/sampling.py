@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float64
 
-from prefjax.data.account import Notice
+from prefjax.data.account import Notice, Refused
 from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
@@ -17,7 +17,6 @@ from prefjax.data.methods.stream import (
     check_choice,
     each,
     generator,
-    reject,
     rewards,
     take_kind,
 )
@@ -92,7 +91,7 @@ def rso(
         distinct = [k for k, text in enumerate(record.responses) if text not in record.responses[:k]]
         if len(distinct) < count:
             detail = f"{len(distinct)} distinct samples, {count} to accept"
-            raise reject(record, "few_responses", "completions", detail)
+            raise Refused("few_responses", "completions", detail)
         candidates = rng.permutation(distinct)
         accepted = candidates[rejection_sample(reward_of[candidates], count, beta, rng)].tolist()
         if pairing == "none":
@@ -127,5 +126,5 @@ def _play(record: Record, players: Sequence[int], reward: Float64[np.ndarray, "K
         if once:
             break
     if not any(isinstance(item, Record) for item in made):
-        raise reject(record, "tie", "scores", "all accepted samples have equal rewards")
+        raise Refused("tie", "scores", "all accepted samples have equal rewards")
     return tuple(made)

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from prefjax.data.account import Rejection
+from prefjax.data.account import Refused, Rejection
 from prefjax.data.methods import method
 from prefjax.data.methods.stream import (
     Outcome,
@@ -19,7 +19,6 @@ from prefjax.data.methods.stream import (
     kept_in_order,
     measured,
     number,
-    reject,
     rewards,
     take_kind,
 )
@@ -218,7 +217,7 @@ def _window(
         values = np.atleast_1d(value(record))
         outside = values[(values < low) | (values > high)]
         if len(outside):
-            raise reject(record, "outside_window", field, f"{outside[0]:g} is not in [{low:g}, {high:g}]")
+            raise Refused("outside_window", field, f"{outside[0]:g} is not in [{low:g}, {high:g}]")
         return (record,)
 
     return each(records, step)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from prefjax.data.account import Finding, Rejection
+from prefjax.data.account import Finding, Refused, Rejection
 from prefjax.data.records import Record
 from prefjax.data.spellings import cell
 from prefjax.options import FLOAT32, LARGEST, Index
@@ -20,22 +20,13 @@ Seed = Index | tuple[int, ...]  # as numpy.random.default_rng takes it
 _HOW = "name a column of the file, or bring it in with join(file=..., columns=...)"
 
 
-class Unusable(Exception):
-    """A record cannot go through a method; `args[0]` is the Rejection. Raised and caught inside this package."""
-
-
-def reject(record: Record, reason: str, field: str = "", detail: str = "") -> Unusable:
-    """The exception to raise."""
-    return Unusable(Rejection(reason, record.source, field, detail))
-
-
 def each(records: Iterable[Record], step: Callable[[Record], Iterable[Record | Finding]]) -> Outcomes:
-    """A method that looks at one record at a time."""
+    """A method that looks at one record at a time, and raises Refused of one that cannot go through it."""
     for record in records:
         try:
             yield tuple(step(record))
-        except Unusable as unusable:
-            yield (unusable.args[0],)
+        except Refused as refused:
+            yield (refused.at(record.source),)
 
 
 def measured(
@@ -47,8 +38,8 @@ def measured(
     for record in records:
         try:
             value = measure(record)
-        except Unusable as unusable:
-            lost.append((unusable.args[0],))
+        except Refused as refused:
+            lost.append((refused.at(record.source),))
         else:
             usable.append(record)
             values.append(value)
@@ -66,7 +57,7 @@ def take_kind(record: Record, *kinds: str) -> None:
     """Rejects a record of another kind."""
     if record.kind not in kinds:
         detail = f"this method takes records of kind {' or '.join(kinds)}; this one is {record.kind}"
-        raise reject(record, "wrong_kind", record.field(0), detail)
+        raise Refused("wrong_kind", record.field(0), detail)
 
 
 def exchange(record: Record) -> Record:
@@ -83,7 +74,7 @@ def number(record: Record, column: str) -> float:
     """The finite number that a column holds for the record."""
     value = record.columns.get(column)
     if value is None:
-        raise reject(record, "missing_field", column, f"one number for each record: {_HOW}")
+        raise Refused("missing_field", column, f"one number for each record: {_HOW}")
     return _finite(record, value, column)
 
 
@@ -91,7 +82,7 @@ def numbers(record: Record, column: str) -> Float64[np.ndarray, "D"]:
     """The list of finite numbers that a column holds for the record, such as an embedding."""
     value = record.columns.get(column)
     if value is None:
-        raise reject(record, "missing_field", column, f"a list of numbers for each record: {_HOW}")
+        raise Refused("missing_field", column, f"a list of numbers for each record: {_HOW}")
     return _finite_list(record, value, column)
 
 
@@ -99,7 +90,7 @@ def per_response(record: Record, column: str) -> tuple[Any, ...]:
     """What a column holds for every response, in order."""
     values = record.response_columns.get(column)
     if values is None or any(value is None for value in values):
-        raise reject(record, "missing_field", column, f"one value for each response: {_HOW}")
+        raise Refused("missing_field", column, f"one value for each response: {_HOW}")
     return values
 
 
@@ -112,7 +103,7 @@ def response_vectors(record: Record, column: str) -> Float64[np.ndarray, "K D"]:
     """A list of finite numbers, all of one length, for every response."""
     rows = [_finite_list(record, value, column) for value in per_response(record, column)]
     if len({len(row) for row in rows}) > 1:
-        raise reject(record, "length_mismatch", column, "the lists of the responses differ in length")
+        raise Refused("length_mismatch", column, "the lists of the responses differ in length")
     return np.stack(rows)
 
 
@@ -123,7 +114,7 @@ def rewards(record: Record, column: str | None) -> Float64[np.ndarray, "K"]:
     own = record.scores if record.scores is not None or record.kind != "ranked" else record.targets
     if own is None:
         detail = "the record has no scores; give scores (or score_chosen and score_rejected, or a reward), or "
-        raise reject(record, "missing_field", "scores", detail + _HOW)
+        raise Refused("missing_field", "scores", detail + _HOW)
     return np.array([_finite(record, value, "scores") for value in own])  # of records in memory nobody has looked
 
 
@@ -150,16 +141,14 @@ def _finite(record: Record, value: Any, column: str) -> float:
         return value
     value = cell(value)  # of a table all is text
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise reject(record, "wrong_type", column, f"must be a number, got {type(value).__name__}")
+        raise Refused("wrong_type", column, f"must be a number, got {type(value).__name__}")
     if value not in FLOAT32:
-        raise reject(
-            record, "not_finite", column, "an integer beyond float32" if isinstance(value, int) else f"{value}"
-        )
+        raise Refused("not_finite", column, "an integer beyond float32" if isinstance(value, int) else f"{value}")
     return float(value)
 
 
 def _finite_list(record: Record, value: Any, column: str) -> Float64[np.ndarray, "D"]:
     value = cell(value)
     if not isinstance(value, list | tuple) or not value:
-        raise reject(record, "wrong_type", column, f"must be a list of numbers, got {type(value).__name__}")
+        raise Refused("wrong_type", column, f"must be a list of numbers, got {type(value).__name__}")
     return np.array([_finite(record, entry, column) for entry in value])
