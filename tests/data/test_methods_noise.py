@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from prefjax.data.account import Notice, Rejection
 from prefjax.data.methods.noise import bradley_terry_labels, flip_labels
+from prefjax.data.methods.sequences import parse_methods
 from prefjax.data.records import Record
 
 
@@ -71,6 +72,7 @@ def test_bradley_terry_labels_follow_the_reward_difference():
     expected = 1 / (1 + math.exp(difference / temperature))  # P(the worse one wins), about 0.378
     assert abs(flipped(outcomes).mean() - expected) <= 4 * math.sqrt(expected * (1 - expected) / count)
     clean = records_of(bradley_terry_labels([pair(0, (1.0, 2.0)), pair(1, (2.0, 1.0))], temperature=0.0))
+    assert parse_methods("bradley_terry_labels(temperature=0)")[0].options["temperature"] == 0
     assert [record.scores for record in clean] == [(2.0, 1.0), (2.0, 1.0)]
 
 

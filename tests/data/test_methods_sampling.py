@@ -142,9 +142,16 @@ def test_a_reward_column_replaces_the_scores():
 
 
 def test_what_is_refused():
-    for options in (dict(beta=0.0), dict(count=1), dict(count=0, pairing="none")):
-        with pytest.raises(ValueError, match="rso needs"):
+    for options, hint in (
+        (dict(beta=0.0), r"rso\(beta=...\): 0.0 is out of range: set it to above 0"),
+        (dict(count=1), "at least two responses for a pair"),
+        (dict(count=0, pairing="none"), r"rso\(count=...\): 0 is out of range: set it to at least 1"),
+        (dict(pairing="all"), "must be 'first_round' or 'tournament' or 'none'"),
+    ):
+        with pytest.raises(ValueError, match=hint):
             list(rso([ranking([1, 2])], **options))
+    ((one,),) = rso([ranking([1, 2])], count=1, beta=1e-6, pairing="none")
+    assert one.kind == "ranked" and one.responses == ("r1",)
     for count, beta in ((3, 1.0), (0, 1.0), (1, 0.0)):
         with pytest.raises(ValueError):
             rejection_sample(np.zeros(2), count, beta, np.random.default_rng(0))

@@ -9,8 +9,13 @@ docstring in the form of the others; then run `python -m docs.write_data_methods
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 from prefjax.registry import Entry, FunctionRegistry
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,4 +39,20 @@ class Method(Entry):
 METHODS: FunctionRegistry[Method] = FunctionRegistry(
     Method, kind="data method", package=__name__, page="docs/data_methods.md"
 )
-method = METHODS.register
+
+
+def method(**facts: Any) -> Callable[[F], F]:
+    """A decorator that makes a method of a function, with these facts. Whoever calls the function itself has its
+    options checked too: `Entry.check` says what it raises."""
+
+    def decorate(function: F) -> F:
+        entry = Method(function, **facts)
+
+        @functools.wraps(function)
+        def checked(records: Iterable[Any], **options: Any) -> Any:
+            return function(records, **entry.check(options))
+
+        METHODS.register(**facts)(checked)
+        return cast(F, checked)
+
+    return decorate

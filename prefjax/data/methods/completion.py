@@ -77,12 +77,7 @@ def complete_comparisons(
     is known and P(j beats i) is not, it is taken as 1 - P. Fewer than 12 responses are rejected: they cannot outvote
     an error, and 5 % of errors need about 20. So are responses in groups that nobody compared with each other: the
     log-odds between two groups could be anything.
-
-    Raises:
-        ValueError: clip outside (0, 1/2).
     """
-    if not 0 < clip < 0.5:
-        raise ValueError(f"clip={clip} must be in (0, 0.5)")
 
     def step(record: Record) -> Outcome:
         take_kind(record, "ranked")

@@ -86,10 +86,8 @@ def diverse_subset(
     unit vectors. Multiplying all qualities by one number changes nothing.
 
     Raises:
-        ValueError: size < 1, fewer records than size or than the kernel's rank allows, or embeddings of two lengths.
+        ValueError: fewer records than size or than the kernel's rank allows, or embeddings of two lengths.
     """
-    if size < 1 or (bandwidth is not None and bandwidth <= 0):
-        raise ValueError(f"diverse_subset needs size >= 1 and bandwidth > 0, got {size=}, {bandwidth=}")
 
     def measure(record: Record) -> np.ndarray:
         vector = numbers(record, embedding)
@@ -167,12 +165,7 @@ def aepo(
     Makes: rankings of `count` responses in the order picked, to be annotated, or paired by the scores there are.
 
     exchanges=0 stops at the greedy set.
-
-    Raises:
-        ValueError: count < 2, or diversity < 0.
     """
-    if count < 2 or diversity < 0:
-        raise ValueError(f"aepo needs count >= 2 and diversity >= 0, got {count=}, {diversity=}")
     rng = generator(seed)
 
     def step(record: Record) -> Outcome:

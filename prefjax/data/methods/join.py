@@ -10,7 +10,7 @@ import numpy as np
 from prefjax.data.account import Refused, Rejection
 from prefjax.data.formats import Columns, RecordFormat, parse
 from prefjax.data.methods import method
-from prefjax.data.methods.stream import Outcome, Outcomes, check_choice, each
+from prefjax.data.methods.stream import Outcome, Outcomes, each
 from prefjax.data.readers import find_files, read_rows
 from prefjax.data.records import Record
 from prefjax.options import Count
@@ -37,9 +37,8 @@ def join(
     Raises:
         FileNotFoundError, ValueError: as `read_records`; a row is no record, or lacks a column.
     """
-    if not columns or (count is not None and count < 1):
-        raise ValueError(f"join needs columns, and count >= 1 where it is given; got {columns=}, {count=}")
-    check_choice("per", per, ("record", "response"))
+    if not columns:
+        raise ValueError("join needs columns")
     wanted = Columns(record=columns) if per == "record" else Columns(response=columns)
     found: defaultdict[Any, list[np.ndarray]] = defaultdict(list)
     for path in find_files(file):

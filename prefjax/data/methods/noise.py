@@ -7,7 +7,7 @@ from prefjax.data.methods import method
 from prefjax.data.methods.stream import Outcome, Outcomes, Seed, each, exchange, generator, rewards, take_kind
 from prefjax.data.records import Record
 from prefjax.data.synthetic import preference_probability
-from prefjax.options import Positive, Share
+from prefjax.options import NonNegative, Share
 
 
 @method()
@@ -25,11 +25,8 @@ def flip_labels(
     file are treated alike. Ratings and columns stay with their responses; flipped records are counted.
 
     Raises:
-        ValueError: a rate outside [0, 1], or rate_undesirable where a record is a pair.
+        ValueError: rate_undesirable where a record is a pair.
     """
-    for name, value in (("rate", rate), ("rate_undesirable", rate_undesirable)):
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must be a probability in [0, 1]")
     rng = generator(seed)
 
     def step(record: Record) -> Outcome:
@@ -45,7 +42,7 @@ def flip_labels(
 
 @method(response_columns=("reward",))
 def bradley_terry_labels(
-    records: Iterable[Record], *, temperature: Positive = 1.0, reward: str | None = None, seed: Seed = 0
+    records: Iterable[Record], *, temperature: NonNegative = 1.0, reward: str | None = None, seed: Seed = 0
 ) -> Outcomes:
     """Labels drawn from rewards: P(a beats b) = sigmoid((r_a - r_b) / temperature), the Bradley-Terry model.
 
@@ -55,11 +52,7 @@ def bradley_terry_labels(
 
     Small differences are mislabelled most, as people do. temperature 0 labels by the reward without noise; a tie is
     then a coin toss. Rewards and temperature have one unit.
-
-    Raises:
-        ValueError: temperature < 0.
     """
-    preference_probability(0.0, temperature)
     rng = generator(seed)
 
     def step(record: Record) -> Outcome:

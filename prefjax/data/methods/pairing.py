@@ -14,7 +14,6 @@ from prefjax.data.methods.stream import (
     Outcome,
     Outcomes,
     Seed,
-    check_choice,
     each,
     generator,
     per_response,
@@ -23,10 +22,8 @@ from prefjax.data.methods.stream import (
     take_kind,
 )
 from prefjax.data.records import Record
-from prefjax.data.transforms import RANKING_RULES, rankings_to_pairs
+from prefjax.data.transforms import rankings_to_pairs
 from prefjax.options import Count
-
-_ENDS = ("max", "min")
 
 
 @method(shapes=True)
@@ -37,7 +34,6 @@ def pairs(records: Iterable[Record], *, rule: Literal["best_worst", "adjacent", 
     Takes: rankings; other records go through as they are.
     Makes: pairs, the higher score chosen.
     """
-    check_choice("rule", rule, RANKING_RULES)
     return each(records, lambda record: rankings_to_pairs(record, rule))
 
 
@@ -45,8 +41,8 @@ def pairs(records: Iterable[Record], *, rule: Literal["best_worst", "adjacent", 
 def reward_positions(
     records: Iterable[Record],
     *,
-    chosen: str | float = "max",
-    rejected: str | float = -2.0,
+    chosen: Literal["max", "min"] | float = "max",
+    rejected: Literal["max", "min"] | float = -2.0,
     reward: str | None = None,
 ) -> Outcomes:
     """The sweet spot: the samples whose rewards lie nearest to two positions of their distribution.
@@ -58,13 +54,7 @@ def reward_positions(
     A position is "max", "min", or a number k for the sample nearest to mu + k sigma, with the mean and the standard
     deviation (divisor n) of the prompt's rewards; the first of several equally near ones. A prompt whose chosen
     sample has no higher reward than the rejected one makes no pair.
-
-    Raises:
-        ValueError: a position is neither of these.
     """
-    for name, position in (("chosen", chosen), ("rejected", rejected)):
-        if isinstance(position, str) and position not in _ENDS:
-            raise ValueError(f"{name}={position!r} must be 'max', 'min', or a number k for mu + k sigma")
 
     def pick(reward_of: np.ndarray, position: str | float) -> int:
         if isinstance(position, str):
@@ -92,12 +82,7 @@ def best_against_few(
 
     Rejected is the lowest reward among `few` samples drawn without replacement. A prompt where that is the best one
     makes no pair.
-
-    Raises:
-        ValueError: few < 1.
     """
-    if few < 1:
-        raise ValueError(f"few={few} must be at least 1")
     rng = generator(seed)
 
     def step(record: Record) -> Outcome:
@@ -153,8 +138,6 @@ def pass_fail(
 
     A prompt all of whose solutions pass, or fail, makes no pair, and its labels are kept.
     """
-
-    check_choice("to", to, ("pairs", "labels"))
 
     def step(record: Record) -> Outcome:
         take_kind(record, "ranked")

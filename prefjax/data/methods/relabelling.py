@@ -43,8 +43,6 @@ def route(
     The floor(share * n) pairs of the largest gain take people's label; of equal gains the first ones. Fitting the gain
     (a regression of reward-model quality on counts of tagged instances) is left to you.
     """
-    if not 0 <= share <= 1:
-        raise ValueError(f"share={share} must be in [0, 1], the part of the records that people label")
 
     def measure(record: Record) -> tuple[float, float, float]:
         take_kind(record, "pair")
@@ -83,15 +81,7 @@ def self_label(
     lowest are smoothed, of equal ones the first. A pair without a difference is rejected. The paper finds the least
     confident ones in every batch anew, from the model in training and with logits extrapolated away from the
     reference; here the judge is fixed and the share is of all pairs, so this is its first step only.
-
-    Raises:
-        ValueError: beta <= 0, or a share or smoothing outside its range.
     """
-    if beta <= 0 or not 0 <= smoothing < 0.5 or not 0 <= least_confident <= 1:
-        raise ValueError(
-            "self_label needs beta > 0, 0 <= smoothing < 0.5 and 0 <= least_confident <= 1; "
-            f"got {beta=}, {smoothing=}, {least_confident=}"
-        )
 
     def measure(record: Record) -> float:
         take_kind(record, "pair")
@@ -121,12 +111,7 @@ def bradley_terry_targets(
     Makes: the same pairs; a rejected response of higher reward gives a negative margin and P below 1/2.
 
     Rewards, margin and temperature have one unit.
-
-    Raises:
-        ValueError: temperature <= 0.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature={temperature} must be above 0")
 
     def step(record: Record) -> Outcome:
         take_kind(record, "pair")

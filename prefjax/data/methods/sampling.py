@@ -14,14 +14,13 @@ from prefjax.data.methods.stream import (
     Outcome,
     Outcomes,
     Seed,
-    check_choice,
     each,
     generator,
     rewards,
     take_kind,
 )
 from prefjax.data.records import Record
-from prefjax.options import Positive, Several
+from prefjax.options import Count, Positive
 
 
 def rejection_sample(reward: Float64[np.ndarray, "n"], count: int, beta: float, rng: np.random.Generator) -> list[int]:
@@ -58,7 +57,7 @@ def rejection_sample(reward: Float64[np.ndarray, "n"], count: int, beta: float, 
 def rso(
     records: Iterable[Record],
     *,
-    count: Several = 8,
+    count: Count = 8,
     beta: Positive = 0.5,
     pairing: Literal["first_round", "tournament", "none"] = "first_round",
     reward: str | None = None,
@@ -77,11 +76,10 @@ def rso(
     reward, does not matter. Two equal rewards make no pair, which is counted; in a tournament the first goes on.
 
     Raises:
-        ValueError: beta <= 0, count < 1, or count < 2 where pairs are made.
+        ValueError: count < 2 where pairs are made.
     """
-    if beta <= 0 or count < (1 if pairing == "none" else 2):
-        raise ValueError(f"rso needs beta > 0 and at least two responses for a pair, got beta={beta}, count={count}")
-    check_choice("pairing", pairing, ("first_round", "tournament", "none"))
+    if pairing != "none" and count < 2:
+        raise ValueError(f"rso needs at least two responses for a pair, got {count=}")
     rng = generator(seed)
 
     def step(record: Record) -> Outcome:

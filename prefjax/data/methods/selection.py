@@ -12,8 +12,6 @@ from prefjax.data.methods.stream import (
     Outcome,
     Outcomes,
     Seed,
-    check_choice,
-    check_share,
     each,
     generator,
     kept_in_order,
@@ -37,15 +35,13 @@ def subset(
     Makes: `size` of them, or floor(share * n) but at least one, in the order they came in.
 
     Raises:
-        ValueError: not exactly one of size and share, or a size below 1 or above the number of records.
+        ValueError: not exactly one of size and share, or a size above the number of records.
     """
     if (size is None) == (share is None):
         raise ValueError("subset needs either size or share")
-    if share is not None:
-        check_share("share", share)
     records = list(records)
     count = size if size is not None else max(1, math.floor(share * len(records) + 1e-9))
-    if not 1 <= count <= max(1, len(records)):
+    if count > max(1, len(records)):
         raise ValueError(f"subset size={size} of {len(records)} records: give a size from 1 up to their number")
     order = generator(seed).permutation(len(records))
     return kept_in_order(records, order[:count].tolist(), "outside the subset")
@@ -71,10 +67,10 @@ def fold(
     `join(file="losses/*.jsonl", columns=("loss",), count=3) | easiest(by="loss")`.
 
     Raises:
-        ValueError: index outside [0, folds), folds < 2, or repeat < 0.
+        ValueError: an index that is not below folds.
     """
-    if folds < 2 or not 0 <= index < folds or repeat < 0:
-        raise ValueError(f"fold needs 0 <= index < folds, folds >= 2, repeat >= 0; got {index=}, {folds=}, {repeat=}")
+    if index >= folds:
+        raise ValueError(f"fold needs index < folds, got {index=}, {folds=}")
     records = list(records)
     own = (seed,) if isinstance(seed, int) else seed
     order = generator((*own, repeat)).permutation(len(records))
@@ -92,7 +88,6 @@ def easiest(records: Iterable[Record], *, by: str, share: Part = 0.5) -> Outcome
     Makes: floor(share * n) of them but at least one, n those with a difficulty, in rising order of it; equal ones
         keep their order.
     """
-    check_share("share", share)
     usable, values, lost = measured(records, lambda record: number(record, by))
     order = np.argsort(np.array(values, np.float64), kind="stable").tolist()
     count = max(1, math.floor(share * len(usable) + 1e-9))
@@ -154,8 +149,6 @@ def score_window(
     Takes: records with scores, or the response column `reward`; "chosen" and "rejected" only pairs.
     Makes: those of which all scores, or that of the named response, are inside.
     """
-
-    check_choice("response", response, ("all", "chosen", "rejected"))
 
     def value(record: Record) -> np.ndarray:
         if response != "all":

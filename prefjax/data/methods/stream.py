@@ -124,18 +124,6 @@ def generator(seed: Seed) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def check_share(name: str, share: float, *, least: float = 0.0) -> None:
-    """Raises ValueError unless `share` is in (least, 1]."""
-    if not least < share <= 1:
-        raise ValueError(f"{name}={share} must be a share in ({least:g}, 1]")
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
 def _finite(record: Record, value: Any, column: str) -> float:
     if type(value) is float and -LARGEST <= value <= LARGEST:  # nearly every number is; what follows takes long
         return value
