@@ -7,7 +7,7 @@ start. Pure NumPy. Shape letters as in `prefjax.rows.arrays`; M is nodes of a ro
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -125,17 +125,11 @@ def _row_nodes(trees: Sequence[TokenTree], shape: RowShape) -> list[list[_Node]]
     return [nodes]
 
 
-def _no_response_tokens(shape: RowShape) -> np.ndarray | None:
-    branches = shape.branches
-    if not branches.longest:
-        return None
-    return np.full((shape.rows, shape.groups, branches.responses, branches.longest), -1, np.int32)
-
-
 def _empty_rows(shape: RowShape) -> Rows:
     """Fully padded rows: every token sees itself only, nothing is scored, no slot is valid."""
     groups, row_count = shape.rows, shape.rows * (shape.branches.count if shape.layout == "pairs" else 1)
     entries = shape.entries if shape.layout == "merged" else shape.scored_length
+    responses = (groups, shape.groups, shape.branches.responses)
     alone = np.arange(1, max(shape.row_length, shape.prompt_length) + 1, dtype=np.int32)
 
     def zeros(*dims: int, dtype: type = np.int32) -> np.ndarray:
@@ -160,12 +154,12 @@ def _empty_rows(shape: RowShape) -> Rows:
         target_weights=zeros(row_count, entries, dtype=np.float32),
         prompt_ends=zeros(groups, shape.groups),
         response_ends=zeros(groups, shape.groups, shape.branches.count),
-        target=zeros(groups, shape.groups, shape.branches.responses, dtype=np.float32),
-        valid=zeros(groups, shape.groups, shape.branches.responses, dtype=np.bool_),
+        target=zeros(*responses, dtype=np.float32),
+        valid=zeros(*responses, dtype=np.bool_),
         weight=zeros(groups, shape.groups, dtype=np.float32),
         example_id=np.full((groups, shape.groups), -1, np.int32),
         prompts=prompts,
-        response_tokens=_no_response_tokens(shape),
+        response_tokens=zeros(*responses, shape.branches.longest) - 1 if shape.branches.longest else None,
         entries=zeros(row_count, entries) if shape.layout == "merged" else None,
         **{name: zeros(groups, shape.groups, dtype=np.float32) for name in shape.carries if name in PAIR_NUMBERS},
         **{name: zeros(row_count, entries, dtype=TOKEN_DTYPES[name]) for name in shape.carries if name in TOKEN_DTYPES},
@@ -187,42 +181,20 @@ def _write_tokens(rows: Rows | PromptRows, row: int, tokens: Sequence[np.ndarray
     rows.visible_until[row, :used] = forest.visible_until
 
 
-def _write_token_labels(
-    rows: Rows, row: int, nodes: Sequence[_Node], trees: Sequence[TokenTree], shape: RowShape
-) -> None:
-    """What the data say of every response token, where `_write_scored` puts the token; 0 for other branches."""
-    for name in shape.carries:
-        if name not in TOKEN_DTYPES:
-            continue
-        parts = []
-        for node in nodes:
-            group, branch = divmod(node.slot, shape.branches.count)
-            if node.slot >= 0:
-                parts.append(_token_labels(trees[group], name, branch, node.tokens, shape))
-        getattr(rows, name)[row, : sum(map(len, parts))] = np.concatenate(parts)
-
-
-def _token_labels(tree: TokenTree, name: str, slot: int, branch: np.ndarray, shape: RowShape) -> np.ndarray:
-    """[L] what the data say of every token of this branch; 0 where it is no response."""
-    if (labels := getattr(tree, name)) is None:
+def _said(tree: TokenTree, name: str) -> Any:
+    """What the data say of a tree under a name of `RowShape.carries`."""
+    if (value := getattr(tree, name)) is None:
         raise ValueError(
             f"example {tree.example_id} has no {name}, but shape.carries asks for it: prepare the data for an "
             "objective that reads it"
         )
+    return value
+
+
+def _token_labels(tree: TokenTree, name: str, slot: int, branch: np.ndarray, shape: RowShape) -> np.ndarray:
+    """[L] what the data say of every token of this branch; 0 where it is no response."""
+    labels = _said(tree, name)
     return labels[slot] if slot < shape.branches.responses else np.zeros(len(branch))
-
-
-def _write_response_tokens(rows: Rows, b: int, copy: int, nodes: Sequence[_Node], shape: RowShape) -> None:
-    """Where the scored tokens of every response stand, as `_write_scored` puts them into row `copy` of its group's."""
-    place = copy * shape.scored_length
-    for node in nodes:
-        if node.slot < 0:
-            continue
-        group, branch = divmod(node.slot, shape.branches.count)
-        if branch < shape.branches.responses:
-            own = np.flatnonzero(is_scored(node.tokens))
-            rows.response_tokens[b, group, branch, : len(own)] = place + own
-        place += len(node.tokens)
 
 
 def _write_scored(rows: Rows, row: int, nodes: Sequence[_Node], forest: ForestLayout) -> np.ndarray:
@@ -283,15 +255,9 @@ def _write_group(rows: Rows, b: int, g: int, tree: TokenTree, shape: RowShape) -
     rows.valid[b, g, :responses] = True
     rows.weight[b, g] = tree.weight
     rows.example_id[b, g] = tree.example_id
-    for name in shape.carries:
-        if name not in PAIR_NUMBERS:
-            continue
-        if (number := getattr(tree, name)) is None:
-            raise ValueError(
-                f"example {tree.example_id} has no {name}, but shape.carries asks for it: "
-                "prepare the data for an objective that reads it"
-            )
-        getattr(rows, name)[b, g] = number
+    for name in PAIR_NUMBERS:
+        if name in shape.carries:
+            getattr(rows, name)[b, g] = _said(tree, name)
 
 
 def _write_nodes(rows: Rows, b: int, trees: Sequence[TokenTree], shape: RowShape) -> None:
@@ -307,10 +273,8 @@ def _write_nodes(rows: Rows, b: int, trees: Sequence[TokenTree], shape: RowShape
         forest = lay_out_forest(lengths, np.array([node.parent for node in nodes]))
         _write_tokens(rows, row, [node.tokens for node in nodes], forest)
         rows.segment_ids[row, : len(forest.segment_ids)] = forest.segment_ids
-        _write_token_labels(rows, row, nodes, trees, shape)
-        if rows.response_tokens is not None:
-            _write_response_tokens(rows, b, n, nodes, shape)
         prompt_ends = _write_scored(rows, row, nodes, forest)
+        start = 0  # of the branch among the row's scored tokens
         for node, prompt_end, end in zip(nodes, prompt_ends, forest.ends, strict=True):
             if node.slot < 0:
                 continue
@@ -318,6 +282,15 @@ def _write_nodes(rows: Rows, b: int, trees: Sequence[TokenTree], shape: RowShape
             rows.response_ends[b, group, branch] = end - 1
             if branch == 0:  # response 0 always exists and hangs below the group's first copy
                 rows.prompt_ends[b, group] = prompt_end
+            if rows.response_tokens is not None and branch < shape.branches.responses:
+                own = start + np.flatnonzero(is_scored(node.tokens))
+                rows.response_tokens[b, group, branch, : len(own)] = n * shape.scored_length + own
+            after = start + len(node.tokens)
+            for name in TOKEN_DTYPES:
+                if name in shape.carries:
+                    labels = _token_labels(trees[group], name, branch, node.tokens, shape)
+                    getattr(rows, name)[row, start:after] = labels
+            start = after
 
 
 def _write_merged(rows: Rows, b: int, trees: Sequence[TokenTree], shape: RowShape) -> None:

@@ -6,7 +6,7 @@ C is the number of resources: 5 in layout `merged`, 4 in the others.
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +52,11 @@ class TreeLengths:
             row[: len(count[1])] = count[1]
         prompt, baseline, auxiliary = (np.array([count[i] for count in counts], np.int32) for i in (0, 2, 3))
         return cls(prompt=prompt, responses=responses, baseline=baseline, auxiliary=auxiliary)
+
+    @classmethod
+    def among(cls, arrays: Mapping[str, np.ndarray]) -> "TreeLengths":
+        """Its fields among arrays by name."""
+        return cls(**{field.name: arrays[field.name] for field in dataclasses.fields(cls)})
 
     def __len__(self) -> int:
         return len(self.prompt)
@@ -210,10 +215,8 @@ def suggest_shape(
     sizes, real = sizes[sample], real_tokens(lengths, layout, branches)[sample]
 
     def fill(capacity: Sequence[int]) -> float:
-        """Fill of the rows a run would emit: the emptiest row waits for the next window."""
-        packed = sorted(int(real[row].sum()) for row in first_fit_decreasing(sizes, np.array(capacity)))
-        emitted = packed[1:] or packed
-        return sum(emitted) / float(len(emitted) * row_copies(layout, branches) * capacity[0])
+        rows = first_fit_decreasing(sizes, np.array(capacity))
+        return _emitted_fill(real, rows, row_copies(layout, branches) * capacity[0])
 
     if layout in PACKED_LAYOUTS:
         length = row_length or _packed_row_length(sizes, longest[0], limit, multiple, fill)
@@ -247,9 +250,7 @@ def suggest_for_units(shape: RowShape, sizes: Int[np.ndarray, "n C"], trunk: int
     length = shape.row_length - trunk
 
     def fill(capacity: Sequence[int]) -> float:
-        packed = sorted(int(sample[row, 0].sum()) for row in first_fit_decreasing(sample, np.array(capacity)))
-        emitted = packed[1:] or packed
-        return sum(emitted) / float(len(emitted) * length)
+        return _emitted_fill(sample[:, 0], first_fit_decreasing(sample, np.array(capacity)), length)
 
     bounds = _tightest([length] + [_UNBOUNDED] * 4, sample, sizes.max(axis=0).tolist(), multiple, fill)
     return dataclasses.replace(
@@ -259,6 +260,13 @@ def suggest_for_units(shape: RowShape, sizes: Int[np.ndarray, "n C"], trunk: int
         prompt_length=min(bounds[3], shape.row_length) if shape.prompt_length else 0,
         entries=bounds[4],
     )
+
+
+def _emitted_fill(tokens: Int[np.ndarray, "n"], rows: Iterable[Int[np.ndarray, "members"]], length: int) -> float:
+    """Fill of the rows a run would emit: the emptiest row waits for the next window."""
+    packed = sorted(int(tokens[row].sum()) for row in rows)
+    emitted = packed[1:] or packed
+    return sum(emitted) / float(len(emitted) * length)
 
 
 def _round_up(tokens: int | float, multiple: int) -> int:

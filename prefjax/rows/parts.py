@@ -43,8 +43,7 @@ class Index:
     pairs: Bool[np.ndarray, "n"]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        fields = {field.name: getattr(self.lengths, field.name) for field in dataclasses.fields(TreeLengths)}
-        return {"digests": self.digests, "prompt_hashes": self.prompt_hashes, **fields}
+        return {"digests": self.digests, "prompt_hashes": self.prompt_hashes, **vars(self.lengths)}
 
 
 @contextlib.contextmanager
@@ -91,26 +90,25 @@ def write_part(folder: Path, number: int, trees: Iterable[TokenTree], facts: Map
             pairs.append(len(tree.responses) == 2 and bool(tree.targets[0] > tree.targets[1]))
             yield found
 
-    size = write_file(_records(folder, number), stored(), FIELDS)
+    size = write_file(_file(folder, number, "array_record"), stored(), FIELDS)
     index = Index(
         digests=np.frombuffer(bytes(digests), np.uint8).reshape(-1, 32),
         prompt_hashes=np.array(hashes, np.uint64),
         lengths=TreeLengths.stack(kept),
         pairs=np.array(pairs, bool),
     )
-    np.savez(_index(folder, number), pairs=index.pairs, **index.arrays())
+    np.savez(_file(folder, number, "npz"), pairs=index.pairs, **index.arrays())
     whole = {"trees": len(kept), "bytes": size, **facts}
-    write_whole(_facts(folder, number), json.dumps(whole, ensure_ascii=False))
+    write_whole(_file(folder, number, "json"), json.dumps(whole, ensure_ascii=False))
     return whole
 
 
 def read_facts(folder: Path, number: int) -> dict[str, Any] | None:
     """The facts of a part that is whole; None where it is not there, or damaged."""
-    files = (_records(folder, number), _index(folder, number), _facts(folder, number))
-    if not all(path.is_file() for path in files):
+    if not all(_file(folder, number, suffix).is_file() for suffix in ("array_record", "npz", "json")):
         return None
     try:
-        facts = read_object(files[2])
+        facts = read_object(_file(folder, number, "json"))
         return facts if {"trees", "bytes"} <= facts.keys() else None
     except ValueError:
         return None
@@ -120,14 +118,13 @@ def read_index(folder: Path, count: int) -> Index:
     """The index of all parts of a folder, which are numbered from 0."""
     read: dict[str, list[np.ndarray]] = {}
     for number in range(count):
-        with np.load(_index(folder, number)) as arrays:
+        with np.load(_file(folder, number, "npz")) as arrays:
             for name in arrays.files:
                 read.setdefault(name, []).append(arrays[name])
     most = max(part.shape[1] for part in read["responses"])
     read["responses"] = [np.pad(part, ((0, 0), (0, most - part.shape[1]))) for part in read["responses"]]
     joined = {name: np.concatenate(parts) for name, parts in read.items()}
-    lengths = TreeLengths(**{field.name: joined.pop(field.name) for field in dataclasses.fields(TreeLengths)})
-    return Index(lengths=lengths, **joined)
+    return Index(joined["digests"], joined["prompt_hashes"], TreeLengths.among(joined), joined["pairs"])
 
 
 def finish(
@@ -145,7 +142,11 @@ def finish(
         raise ValueError(f"manifest keys {sorted(OWN_KEYS & manifest.keys())} belong to the store: rename them")
     if not len(index.digests):
         raise ValueError("there are no trees to write")
-    shards = [(_records(folder, n), part["trees"], part["bytes"]) for n, part in enumerate(parts) if part["trees"]]
+    shards = [
+        (_file(folder, n, "array_record"), part["trees"], part["bytes"])
+        for n, part in enumerate(parts)
+        if part["trees"]
+    ]
     join_files(folder, shards, FIELDS)
     arrays = io.BytesIO()
     np.savez(arrays, **index.arrays())
@@ -187,13 +188,5 @@ def write_trees(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _records(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.array_record"
-
-
-def _index(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.npz"
-
-
-def _facts(folder: Path, number: int) -> Path:
-    return folder / f"part-{number:05d}.json"
+def _file(folder: Path, number: int, suffix: str) -> Path:
+    return folder / f"part-{number:05d}.{suffix}"

@@ -54,8 +54,7 @@ class SelectedTrees:
 
     def __init__(self, source: TreeSource, indices: np.ndarray):
         self._source, self._indices = source, np.asarray(indices, np.int64)
-        fields = {f.name: getattr(source.lengths, f.name)[self._indices] for f in dataclasses.fields(TreeLengths)}
-        self.lengths = TreeLengths(**fields)
+        self.lengths = TreeLengths(**{name: own[self._indices] for name, own in vars(source.lengths).items()})
         self.prompt_hashes = source.prompt_hashes[self._indices]
         self.content_hash = hashlib.sha256(source.content_hash.encode() + self._indices.tobytes()).hexdigest()
 
@@ -89,8 +88,7 @@ class PreparedTrees:
         with np.load(io.BytesIO(index)) as arrays:
             self._digests = arrays["digests"]
             self.prompt_hashes = arrays["prompt_hashes"]
-            fields = dataclasses.fields(TreeLengths)
-            self.lengths = TreeLengths(**{field.name: arrays[field.name] for field in fields})
+            self.lengths = TreeLengths.among(arrays)
         self.content_hash: str = self.manifest["content_hash"]
         from prefjax.rows.record_files import WrittenRecords  # here: trees in memory need no TFDS
 

@@ -49,15 +49,6 @@ def read_token_labels(labels: dict[str, np.ndarray], responses: Sequence[np.ndar
     return {name: tuple(np.split(labels[name], ends)) if len(labels[name]) else None for name in TOKEN_DTYPES}
 
 
-def digest(
-    lengths: np.ndarray, tokens: np.ndarray, targets: np.ndarray, numbers: np.ndarray, labels: dict[str, np.ndarray]
-) -> bytes:
-    """sha256 (32 bytes) over everything a tree holds except its example_id."""
-    integers, floats = (lengths, tokens, labels["token_segment"]), (targets, numbers, labels["token_weight"])
-    parts = (*(np.asarray(x, "<i4") for x in integers), *(np.asarray(x, "<f4") for x in floats))
-    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
-
-
 def prompt_hash(tree: TokenTree) -> int:
     return int.from_bytes(hashlib.sha256(np.asarray(tree.prompt, "<i4").tobytes()).digest()[:8], "little")
 
@@ -90,9 +81,10 @@ def read_numbers(numbers: np.ndarray) -> dict[str, float | None]:
 
 def vectors(tree: TokenTree) -> tuple[dict[str, np.ndarray], bytes]:
     """What is stored of a tree that is `checked`, by the names of `FIELDS`, and its digest."""
-    (lengths, tokens), numbers, labels = flat(tree), numbers_of(tree), token_labels_of(tree)
-    own = digest(lengths, tokens, tree.targets, numbers, labels)
-    return {"lengths": lengths, "tokens": tokens, "targets": tree.targets, "numbers": numbers, **labels}, own
+    lengths, tokens = flat(tree)
+    numbers = {"targets": tree.targets, "numbers": numbers_of(tree)}
+    stored = {"lengths": lengths, "tokens": tokens, **numbers, **token_labels_of(tree)}
+    return stored, digest_of(stored)
 
 
 def tree_of(stored: dict[str, np.ndarray], index: int) -> TokenTree:
@@ -111,5 +103,7 @@ def tree_of(stored: dict[str, np.ndarray], index: int) -> TokenTree:
 
 
 def digest_of(stored: dict[str, np.ndarray]) -> bytes:
-    """The digest of vectors as they were read."""
-    return digest(stored["lengths"], stored["tokens"], stored["targets"], stored["numbers"], stored)
+    """sha256 (32 bytes) over everything a tree holds except its example_id."""
+    integers, floats = ("lengths", "tokens", "token_segment"), ("targets", "numbers", "token_weight")
+    parts = (*(np.asarray(stored[x], "<i4") for x in integers), *(np.asarray(stored[x], "<f4") for x in floats))
+    return hashlib.sha256(b"".join(part.tobytes() for part in parts)).digest()
