@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from prefjax.data.readers import find_files, read_rows
 from prefjax.data.records import Record
 from prefjax.data.sources import columns_in
 from prefjax.data.spellings import nearest
+from prefjax.data.tokenizers import Tokenizer
 from prefjax.models import SamplingOptions
 from prefjax.policies.generate import GenerationConfig, response_text
 from prefjax.policies.held_out import sample_each, sampled_kl, score_held_out
@@ -34,8 +35,6 @@ from prefjax.training.parameters import Policy, on_mesh, read_json, read_policy,
 from prefjax.training.runs import stage_of
 from prefjax.training.stage import make_setup, open_start
 from prefjax.training.step import init_params, initial_carried
-
-RecordsWith = Callable[[str], list[Record]]  # a column of the file -> the trees' records, with it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,18 +91,30 @@ def evaluate_run(
     return values if rewards else values | _evaluate_policy(stage, workdir, options, comparisons, names)
 
 
+def _on(stage: StageConfig, data: str) -> StageConfig:
+    """The stage with a preference file to be evaluated on; empty: its own held-out set."""
+    return dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=data)) if data else stage
+
+
+def _records_with(
+    column: str, stage: StageConfig, tokenizer: Tokenizer, directory: Path, trees: PreparedTrees
+) -> list[Record]:
+    """The held-out trees' records, with one more column of their file."""
+    pairs = records_of(stage.data, objective_of(stage).requires, tokenizer, directory, trees, columns=[column])
+    return [record for record, _ in pairs]
+
+
 def subset_names(stage: StageConfig, workdir: Path, options: EvaluationOptions) -> list[str]:
     """What `options.subset_field` says of every held-out tree.
 
     Raises:
       ValueError: records have no such column; says which there are.
     """
-    data = dataclasses.replace(stage.data, eval=options.data or stage.data.eval)
-    stage, field = dataclasses.replace(stage, data=data), options.subset_field
+    stage, field = _on(stage, options.data), options.subset_field
+    data = stage.data
     tokenizer, directory = tokenizer_of(data, stage.model), data_directory(data, workdir)
     trees = load_trees(stage, tokenizer, directory, "eval", say=False)
-    requires = objective_of(stage).requires
-    found = [record for record, _ in records_of(data, requires, tokenizer, directory, trees, columns=[field])]
+    found = _records_with(field, stage, tokenizer, directory, trees)
     lacking = [record.source for record in found if field not in record.columns]
     if not lacking:
         return [str(record.columns[field]) for record in found]
@@ -125,8 +136,7 @@ def seen_in_training(stage: StageConfig, workdir: Path, data: str = "") -> dict[
     folder = Path(read_json(str(workdir), "run.json").get("data", {}).get("train", {}).get("directory", workdir))
     if not (folder / "manifest.json").is_file():
         return {}
-    if data:
-        stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=data))
+    stage = _on(stage, data)
     tokenizer = tokenizer_of(stage.data, stage.model)
     trees = load_trees(stage, tokenizer, data_directory(stage.data, workdir), "eval", say=False)
     return {"records": len(trees), **in_training(trees, open_trees(folder))}
@@ -146,8 +156,7 @@ def evaluate_stage(
     """
     mesh = make_mesh(config.mesh)
     tokenizer = tokenizer_of(config.data, config.model)
-    if data:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, eval=data))
+    config = _on(config, data)
     if config.reference.kind == "precomputed":
         config = dataclasses.replace(config, reference=dataclasses.replace(config.reference, kind="live", cache=""))
     directory = data_directory(config.data, workdir)
@@ -182,29 +191,20 @@ def _evaluate_policy(
     Args:
       subsets: the name of every held-out tree's subset, or None.
     """
-    if options.data:
-        stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, eval=options.data))
+    stage = _on(stage, options.data)
     policy = open_policy(workdir, make_mesh(stage.mesh))
     reference = open_reference(workdir, policy)
     directory = data_directory(stage.data, workdir)
     trees = load_trees(stage, policy.tokenizer, directory, "eval", say=False)
-
-    def records_with(column: str) -> list[Record]:
-        """The trees' records, with one more column of their file."""
-        pairs = records_of(
-            stage.data, objective_of(stage).requires, policy.tokenizer, directory, trees, columns=[column]
-        )
-        return [record for record, _ in pairs]
-
-    scored = Scored(*score_held_out(policy.model, policy.mesh, policy.params, reference.params, trees))
+    scored = score_held_out(policy.model, policy.mesh, policy.params, reference.params, trees)
     values = _log_probs(stage, scored)
     if subsets is not None:
         tables, means = evaluation.by_subset(scored, subsets)
         values["subsets"] = {"field": options.subset_field, "tables": tables, "means": means}
     if options.samples:
-        values |= _samples(
-            options, stage.seed, (policy, reference), _prompts(trees, records_with, options, policy), comparisons
-        )
+        records = _records_with("id", stage, policy.tokenizer, directory, trees)
+        prompts = _prompts(trees, records, options.samples, policy)
+        values |= _samples(options, stage.seed, (policy, reference), prompts, comparisons)
     if options.judgements:
         rows = [item for path in find_files(options.judgements) for item in read_rows(path)]
         values |= {"win_rate": win_rates(read_judgements(rows)), "against": options.judgements}
@@ -222,15 +222,12 @@ def _log_probs(stage: StageConfig, scored: Scored) -> dict[str, Any]:
     }
 
 
-def _prompts(
-    trees: PreparedTrees, records_with: RecordsWith, options: EvaluationOptions, policy: Policy
-) -> list[Prompt]:
+def _prompts(trees: PreparedTrees, records: Sequence[Record], count: int, policy: Policy) -> list[Prompt]:
     """The first held-out prompts, each once, with the ids that their rows have."""
-    records = records_with("id")
     _, first = np.unique(trees.prompt_hashes, return_index=True)
     return [
         prompt_of(records[i], trees[int(i)].prompt, policy.tokenizer, policy.data.encoding)
-        for i in np.sort(first)[: options.samples]
+        for i in np.sort(first)[:count]
     ]
 
 

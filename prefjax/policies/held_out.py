@@ -1,32 +1,21 @@
 """Held-out responses, one by one: their log-probs under the policy and its reference, and samples of both."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Float32
 
+from prefjax.analysis.evaluation import Scored
 from prefjax.data.prompts import Prompt
 from prefjax.models import ModelConfig
 from prefjax.policies.generate import GenerationConfig, Policy, respond
-from prefjax.policies.rollouts import Response, score_trees
-from prefjax.rows.store import MemoryTrees, TreeSource
-from prefjax.rows.trees import TokenTree
+from prefjax.policies.rollouts import Response, one_each, score_trees
+from prefjax.rows.store import TreeSource
 
 
-class HeldOut(NamedTuple):
-    """[n, K] arrays over prompts and responses: log-probs in nats, summed over `length` tokens; `valid` marks the
-    responses that are there."""
-
-    policy_logp: Float32[np.ndarray, "n K"]
-    reference_logp: Float32[np.ndarray, "n K"]
-    length: Int64[np.ndarray, "n K"]
-    target: Float32[np.ndarray, "n K"]
-    valid: Bool[np.ndarray, "n K"]
-
-
-def score_held_out(model: ModelConfig, mesh: Mesh, policy: Any, reference: Any, trees: TreeSource) -> HeldOut:
+def score_held_out(model: ModelConfig, mesh: Mesh, policy: Any, reference: Any, trees: TreeSource) -> Scored:
     """Scores every response of every tree by the step's own path."""
     ours, theirs = score_trees(model, mesh, [policy, reference], trees, progress="scoring")
     length = trees.lengths.responses.astype(np.int64)
@@ -34,7 +23,7 @@ def score_held_out(model: ModelConfig, mesh: Mesh, policy: Any, reference: Any, 
     for index in range(len(trees)):
         own = trees[index].targets
         target[index, : len(own)] = own
-    return HeldOut(ours, theirs, length, target, length > 0)
+    return Scored(ours, theirs, length, target, length > 0)
 
 
 def sampled_kl(
@@ -45,10 +34,7 @@ def sampled_kl(
     Its mean estimates KL(pi || ref) without bias: of whole responses, and of their first tokens where
     `max_new_tokens` cut them off.
     """
-    zero = np.zeros(1, np.float32)
-    trees = MemoryTrees(
-        TokenTree(prompt.tokens, (response.tokens,), zero) for prompt, response in zip(prompts, responses, strict=True)
-    )
+    trees = one_each([prompt.tokens for prompt in prompts], [response.tokens for response in responses])
     ours, theirs = score_trees(policy.model, policy.mesh, [policy.params, reference], trees)
     return (ours - theirs)[:, 0]
 

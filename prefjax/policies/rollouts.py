@@ -165,9 +165,13 @@ def sequence_logps(
     tokens_per_step: int = 16_384,
 ) -> list[Float32[np.ndarray, "n"]]:
     """log pi(response | prompt), nats, summed over tokens, under each of several sets of policy parameters."""
-    zero = np.zeros(1, np.float32)
-    trees = MemoryTrees(
-        TokenTree(prompt, (response,), zero) for prompt, response in zip(prompts, responses, strict=True)
-    )
+    trees = one_each(prompts, responses)
     options = dict(tokens_per_step=tokens_per_step, head_chunk=setup.head_chunk)
     return [table[:, 0] for table in score_trees(setup.model, setup.mesh, params, trees, **options)]
+
+
+def one_each(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> MemoryTrees:
+    """Trees of one response each, from token ids."""
+    zero = np.zeros(1, np.float32)
+    pairs = zip(prompts, responses, strict=True)
+    return MemoryTrees(TokenTree(prompt, (response,), zero) for prompt, response in pairs)

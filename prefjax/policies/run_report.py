@@ -79,8 +79,22 @@ def report_run(
     from prefjax.analysis.report import write_report  # it draws, which only those who want the page install
 
     seconds = {**seconds, "samples" if rewards is None else "rewards": time.perf_counter() - started}
-    results = run_results(run, config, result, samples, workdir, command, seconds)
-    return write_report(workdir, dataclasses.replace(results, rewards=rewards))
+    stage = run.stage
+    results = RunResults(
+        objective=stage.objective,
+        start=run.stages[-2].title if len(run.stages) > 1 else "the initial model",
+        data="the synthetic inn" if stage.data.train == SYNTHETIC else stage.data.train,
+        command=command,
+        config=dict(flatten(config)),
+        machine=provenance.machine(),
+        seconds=seconds,
+        metrics=read_metrics(workdir / "metrics.jsonl"),
+        heldout_pairs=round(result.eval_metrics.get("pairs", 0)),
+        samples=samples,
+        rewards=rewards,
+        accounts=_accounts(workdir),
+    )
+    return write_report(workdir, results)
 
 
 def held_out_rewards(run: RunConfig, result: StageResult) -> Rewards:
@@ -95,32 +109,6 @@ def held_out_rewards(run: RunConfig, result: StageResult) -> Rewards:
         asked += [text(tree.prompt)] * len(tree.responses)
         said += [text(token_ids(response)) for response in tree.responses]
     return Rewards(predicted=predicted, gold=_gold_rewards(run.stage.data, asked, said))
-
-
-def run_results(
-    run: RunConfig,
-    config: Mapping[str, Any],
-    result: StageResult,
-    samples: Samples | None,
-    workdir: Path,
-    command: str,
-    seconds: Mapping[str, float],
-) -> RunResults:
-    stage = run.stage
-    metrics = read_metrics(workdir / "metrics.jsonl")
-    return RunResults(
-        objective=stage.objective,
-        start=run.stages[-2].title if len(run.stages) > 1 else "the initial model",
-        data="the synthetic inn" if stage.data.train == SYNTHETIC else stage.data.train,
-        command=command,
-        config=dict(flatten(config)),
-        machine=provenance.machine(),
-        seconds=seconds,
-        metrics=metrics,
-        heldout_pairs=round(result.eval_metrics.get("pairs", 0)),
-        samples=samples,
-        accounts=_accounts(workdir),
-    )
 
 
 def _accounts(workdir: Path) -> dict[str, str]:
