@@ -176,6 +176,15 @@ class Stage:
     found: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Stage":
+        """The stage that `as_dict` said."""
+        return cls(**{**values, **{name: collections.Counter(values[name]) for name in ("dropped", "found")}})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for a JSON manifest."""
+        return {**vars(self), "dropped": dict(self.dropped), "found": dict(self.found)}
+
     def add(self, findings: list[Finding], outputs: int) -> None:
         """Book one incoming record."""
         rejection = next((finding for finding in findings if isinstance(finding, Rejection)), None)
@@ -217,8 +226,7 @@ class Account:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Account":
         """The account that `as_dict` said."""
-        counters = lambda stage: {name: collections.Counter(stage[name]) for name in ("dropped", "found")}
-        return cls({name: Stage(**{**stage, **counters(stage)}) for name, stage in values.items()})
+        return cls({name: Stage.of(stage) for name, stage in values.items()})
 
     def __getitem__(self, stage: str) -> Stage:
         return self.stages[stage]
@@ -237,10 +245,7 @@ class Account:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for a JSON manifest."""
-        return {
-            name: {**vars(stage), "dropped": dict(stage.dropped), "found": dict(stage.found)}
-            for name, stage in self.stages.items()
-        }
+        return {name: stage.as_dict() for name, stage in self.stages.items()}
 
     def __str__(self) -> str:
         return "\n\n".join(_table(name, stage) for name, stage in self.stages.items())

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from prefjax.data.text_files import EXPANSION
+from prefjax.data.text_files import EXPANSION, what_begins
 
 _BATCH = 128  # rows made Python objects at once
 
@@ -84,7 +84,5 @@ def _check_count(path: Path, rows: int) -> None:
 def _refuse_other(path: Path) -> None:
     with path.open("rb") as file:
         beginning = file.read(6)
-    if beginning.startswith(b"PAR1"):
-        raise ValueError(f"{path} is Parquet: name it .parquet")
-    if beginning.startswith(b"FEA1"):
-        raise ValueError(f"{path} is Feather of version 1: write it again by a newer library, as .feather")
+    if beginning.startswith((b"PAR1", b"FEA1")):
+        raise ValueError(f"{path} is {what_begins(beginning)}")

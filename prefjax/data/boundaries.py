@@ -29,7 +29,13 @@ def split_text(chosen: str, rejected: str, boundaries: Sequence[str]) -> int | N
 
 def common_prefix(a: Sequence, b: Sequence) -> int:
     """Length of the longest common prefix."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    low, high = 0, min(len(a), len(b))
+    if a[:high] == b[:high]:
+        return high
+    while low < high:  # a and b agree up to low, and not up to high + 1
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 def join(

@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from prefjax.data.account import Account, Stage, flow
+from prefjax.data.account import Account, flow
 from prefjax.data.encoding import EncodingPolicy, encoded
 from prefjax.data.progress import progress_bar
 from prefjax.data.records import Record
@@ -32,7 +32,7 @@ class PartEncoder:
         source  number of the source
         records how many came in
         date    what the chat template was told
-        stage   of the account, by `Stage`'s fields
+        stage   "encode" of the account, as `Stage.as_dict`
         last    how often every id ends a response: (id, count)
         trees, bytes   as `write_part` adds them
     """
@@ -50,8 +50,7 @@ class PartEncoder:
             for tree in flow(account, "encode", outcomes, lambda outcome: outcome):
                 last.update(int(ids[-1]) for ids in tree.responses)
                 yield tree
-            stage = account["encode"]
-            facts["stage"] = {**vars(stage), "dropped": dict(stage.dropped), "found": dict(stage.found)}
+            facts["stage"] = account["encode"].as_dict()
             facts["last"] = list(last.items())
 
         return write_part(self.folder, number, trees(), facts)
@@ -60,12 +59,6 @@ class PartEncoder:
         """The facts of a part that an earlier start made, where it would be made the same again."""
         facts = read_facts(self.folder, number)
         return facts if facts and facts["date"] == self.tokenizer.date else None
-
-
-def stage_of(facts: dict[str, Any]) -> Stage:
-    """The stage "encode" of a part."""
-    counters = {name: collections.Counter(facts["stage"][name]) for name in ("dropped", "found")}
-    return Stage(**(facts["stage"] | counters))
 
 
 def encode_parts(

@@ -86,11 +86,15 @@ class RecordFormat:
         if both := set(map(str.casefold, self.true_labels)) & set(map(str.casefold, self.false_labels)):
             raise ValueError(f"data.format.true_labels and false_labels both have {', '.join(sorted(both))}")
         known = set(_KNOWN_COLUMNS)
-        for name in ("auxiliary", "spans", *PAIR_NUMBERS):
-            column = getattr(self, f"{name}_field")
+        for name, column in self.columns.items():
             if column in known:
                 raise ValueError(f"data.format.{name}_field {column!r} has another meaning already")
             known |= {column} - {None}
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The columns that it names, by what they hold."""
+        return {name: getattr(self, f"{name}_field") for name in ("auxiliary", "spans", *PAIR_NUMBERS)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +118,7 @@ class Columns:
 
 def columns_read(record_format: RecordFormat, more: Columns) -> set[str]:
     """All columns that a row may have and `parse` reads."""
-    own = {getattr(record_format, f"{name}_field") for name in ("auxiliary", "spans", *PAIR_NUMBERS)}
-    return _KNOWN_COLUMNS | own - {None} | {*more.record, *more.response}
+    return _KNOWN_COLUMNS | {*record_format.columns.values()} - {None} | {*more.record, *more.response}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +205,7 @@ def _read(row: Any, source: str, record_format: RecordFormat, more: Columns) -> 
     read = (
         own_columns
         | {"prompt", "weight", *GOING_ON, auxiliary, marked, *(name for name, text in given.items() if text)}
-        | {getattr(record_format, f"{name}_field") for name in numbers}
+        | {record_format.columns[name] for name in numbers}
     )
     unread = columns.keys() - read - {*more.record, *more.response}
     if unread:
@@ -253,7 +256,7 @@ def _by_own_names(columns: dict[str, Any], reader: MessageReader) -> dict[str, A
 def _respelled(row: Mapping[Any, Any], record_format: RecordFormat, more: Columns) -> Respelled:
     """The row's columns that are not null, as the functions below read them."""
     columns = Respelled({name: value for name, value in row.items() if value is not None})
-    own = {name: getattr(record_format, f"{name}_field") for name in ("auxiliary", "spans", *PAIR_NUMBERS)}
+    own = record_format.columns
     columns.lists(("completions", "scores", "ends", own["spans"], *more.response))
     columns.numbers((*_NUMBERS, *(own[name] for name in PAIR_NUMBERS)))
     columns.texts(("prompt", "root", *_TEXTS, *_CHATS, own["auxiliary"]))
@@ -299,11 +302,11 @@ def _spans(field: str, value: Any, response: Text) -> Spans:
 
 def _numbers(columns: Mapping[str, Any], record_format: RecordFormat) -> dict[str, float]:
     """Those of PAIR_NUMBERS that the format names a column for, and this pair has."""
-    fields = {name: getattr(record_format, f"{name}_field") for name in PAIR_NUMBERS}
-    numbers = {name: _number(columns, field) for name, field in fields.items() if field in columns}
+    own = {name: record_format.columns[name] for name in PAIR_NUMBERS}
+    numbers = {name: _number(columns, column) for name, column in own.items() if column in columns}
     probability = numbers.get("target_probability", 0)
     if not 0 <= probability <= 1:
-        raise Refused("bad_probability", fields["target_probability"], f"{probability:g}")
+        raise Refused("bad_probability", own["target_probability"], f"{probability:g}")
     return numbers
 
 

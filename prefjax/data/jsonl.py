@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefjax.data.records import Record, Text
+from prefjax.data.records import Record, plain_text
 from prefjax.requirements import PAIR_NUMBERS
 
 SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -22,31 +22,28 @@ def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, A
     Raises:
         ValueError: targets that no row says: those of a pair but 1 and 0.
     """
-    row: dict[str, Any] = {"prompt": _plain(record.prompt)}
+    row: dict[str, Any] = {"prompt": plain_text(record.prompt), **_responses(record)}
     if record.tools:
         row["tools"] = json.loads(record.tools)
     if record.chat_template_kwargs:
         row["chat_template_kwargs"] = json.loads(record.chat_template_kwargs)
     row |= {"begun": True} if record.begun else {}
     row |= {} if record.ends is None else {"ends": list(record.ends)}
-    row |= {} if record.root is None else {"root": _plain(record.root)}
-    texts = [_plain(response) for response in record.responses]
+    row |= {} if record.root is None else {"root": plain_text(record.root)}
     if record.kind == "pair":
         if record.targets != (1.0, 0.0):
             raise ValueError(f"{record.source}: a pair with targets {record.targets} has no row: give them as scores")
-        row |= {"chosen": texts[0], "rejected": texts[1]}
         if record.scores is not None:
             row |= dict(zip(("score_chosen", "score_rejected"), record.scores, strict=True))
     elif record.kind == "ranked":
-        row |= {"completions": texts, "scores": list(record.targets)}
+        row["scores"] = list(record.targets)
     else:
-        row["completion"] = texts[0]
         if record.kind == "unpaired" and record.targets != record.scores:
             row["label"] = record.targets == (1.0,)
         if record.scores is not None:
             row["reward"] = record.scores[0]
     if record.auxiliary is not None:
-        row[auxiliary_field] = _plain(record.auxiliary)
+        row[auxiliary_field] = plain_text(record.auxiliary)
     if record.weight != 1:
         row["weight"] = record.weight
     row |= {name: value for name in PAIR_NUMBERS if (value := getattr(record, name)) is not None}
@@ -63,15 +60,15 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
 def score_row(record: Record, columns: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a score file, as the data method `join` reads it: the record's prompt and responses, and columns."""
-    row: dict[str, Any] = {"prompt": _plain(record.prompt)}
-    texts = [_plain(response) for response in record.responses]
+    scores = {"scores": list(record.scores or record.targets)} if record.kind == "ranked" else {}
+    return {"prompt": plain_text(record.prompt), **_responses(record), **scores, **columns}
+
+
+def _responses(record: Record) -> dict[str, Any]:
+    texts = [plain_text(response) for response in record.responses]
     if record.kind == "pair":
-        row |= {"chosen": texts[0], "rejected": texts[1]}
-    elif record.kind == "ranked":
-        row |= {"completions": texts, "scores": list(record.scores or record.targets)}
-    else:
-        row["completion"] = texts[0]
-    return row | dict(columns)
+        return {"chosen": texts[0], "rejected": texts[1]}
+    return {"completions": texts} if record.kind == "ranked" else {"completion": texts[0]}
 
 
 def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
@@ -97,7 +94,3 @@ def write_rows(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> int:
                 count += 1
     partial.rename(path)
     return count
-
-
-def _plain(text: Text) -> Any:
-    return text if isinstance(text, str) else [turn.as_dict() for turn in text]

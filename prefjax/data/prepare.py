@@ -20,7 +20,7 @@ from prefjax.data.account import Account, Rejection, Stage
 from prefjax.data.chat_templates import check_given
 from prefjax.data.days import as_prepared, first_day
 from prefjax.data.encoding import EncodingPolicy, encode, ends_among
-from prefjax.data.encoding_parts import PartEncoder, encode_parts, stage_of
+from prefjax.data.encoding_parts import PartEncoder, encode_parts
 from prefjax.data.formats import RecordFormat
 from prefjax.data.jsonl import write_rows
 from prefjax.data.methods.sequences import Step, columns_of, parse_methods, provenance
@@ -306,7 +306,7 @@ def _add_up(
     accounts = [passage.account + Account({"encode": Stage()}) for passage in records.passages]
     counts, last = [0] * len(accounts), collections.Counter()
     for part in parts:
-        accounts[part["source"]] += Account({"encode": stage_of(part)})
+        accounts[part["source"]] += Account({"encode": Stage.of(part["stage"])})
         counts[part["source"]] += part["trees"]
         for token, count in part["last"]:
             last[token] += count

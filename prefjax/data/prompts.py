@@ -152,11 +152,6 @@ def prompt_of(record: Record, tokens: np.ndarray, tokenizer: Tokenizer, policy: 
     return Prompt(text, record.source, own, tokens, ending, given, begun)
 
 
-def plain_text(text: Text) -> str | list[dict[str, Any]]:
-    """A text as JSON holds it: itself, or a list of messages."""
-    return text if isinstance(text, str) else [turn.as_dict() for turn in text]
-
-
 def answer(prompt: Text, completion: str) -> Text:
     """A completion as the response of a record with this prompt."""
     return completion if isinstance(prompt, str) else (Message("assistant", completion),)

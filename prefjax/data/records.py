@@ -93,12 +93,9 @@ class Record:
         count = len(self.responses)
         if count < 1 or count != {"pair": 2, "ranked": count}.get(self.kind, 1):
             raise ValueError(f"a record of kind {self.kind!r} cannot have {count} responses")
-        if len(self.targets) != count or (self.scores is not None and len(self.scores) != count):
-            raise ValueError(f"{count} responses need as many targets and scores: {self.targets}, {self.scores}")
-        if self.spans is not None and len(self.spans) != count:
-            raise ValueError(f"{count} responses need as many lists of spans: {self.spans}")
-        if self.ends is not None and len(self.ends) != count:
-            raise ValueError(f"{count} responses need as many ends: {self.ends}")
+        for name in ("targets", "scores", "spans", "ends"):
+            if (values := getattr(self, name)) is not None and len(values) != count:
+                raise ValueError(f"{count} responses need as many {name}: {values}")
         if self.begun and (self.is_chat is False or not self.prompt or self.prompt[-1].role != "assistant"):
             raise ValueError("only a chat whose prompt ends in the assistant's turn has begun it")
         for name, values in self.response_columns.items():
@@ -139,18 +136,21 @@ class Record:
 
         What was said about the pair it may have been (`PAIR_NUMBERS`) does not hold for the selection.
         """
+        pick = lambda own: None if own is None else tuple(own[k] for k in responses)
         return dataclasses.replace(
             self,
             **dict.fromkeys(PAIR_NUMBERS),
-            responses=tuple(self.responses[k] for k in responses),
+            **{name: pick(getattr(self, name)) for name in ("responses", "scores", "ends", "spans")},
             targets=targets,
-            scores=None if self.scores is None else tuple(self.scores[k] for k in responses),
-            ends=None if self.ends is None else tuple(self.ends[k] for k in responses),
-            spans=None if self.spans is None else tuple(self.spans[k] for k in responses),
-            response_columns={name: tuple(own[k] for k in responses) for name, own in self.response_columns.items()},
+            response_columns={name: pick(own) for name, own in self.response_columns.items()},
             kind=kind,
             source=f"{self.source}[{','.join(map(str, responses))}]",
         )
+
+
+def plain_text(text: Text) -> str | list[dict[str, Any]]:
+    """A text as JSON holds it: itself, or a list of messages."""
+    return text if isinstance(text, str) else [turn.as_dict() for turn in text]
 
 
 def is_blank(text: Text) -> bool:

@@ -1,6 +1,7 @@
 """Tables of text, CSV and TSV with a header -> rows, whose cells are text; an empty cell is absent."""
 
 import csv
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def read_table(path: Path, bar: tqdm, *, tabs: bool) -> Iterator[tuple[int, Any]
         lines = _decoded(file)
         first = next(lines, "")
         delimiter = _delimiter(path, first, tabs)
-        table = csv.reader(_chained(first, lines), delimiter=delimiter, strict=True)
+        table = csv.reader(itertools.chain((first,), lines), delimiter=delimiter, strict=True)
         try:
             header = _header(path, next(table, []))
             while (row := _next(table)) is not None:
@@ -48,11 +49,6 @@ def _next(table: Any) -> tuple[int, list[str]] | None:
     begin = table.line_num + 1
     cells = next(table, None)
     return None if cells is None else (begin, cells)
-
-
-def _chained(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
 
 
 def _decoded(file: TextFile) -> Iterator[str]:

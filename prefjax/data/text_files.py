@@ -77,13 +77,18 @@ class TextFile:
         return data
 
 
+def what_begins(beginning: bytes) -> str:
+    """What a file is that is not text, by its first bytes, and the way out; empty: that cannot be told."""
+    return next((said for magic, said in _MAGIC.items() if beginning.startswith(magic)), "")
+
+
 def refuse_binary(path: Path, beginning: bytes) -> None:
     """Raises ValueError where a file that should be text in UTF-8 is none; says what it is instead.
 
     Args:
         beginning: its first line, or its first kilobytes.
     """
-    if kind := next((said for magic, said in _MAGIC.items() if beginning.startswith(magic)), None):
+    if kind := what_begins(beginning):
         raise ValueError(f"{path} is {kind}")
     if not (encoding := json.detect_encoding(beginning)).startswith("utf-8"):
         raise ValueError(f"{path} is {encoding[:6].upper()}, not UTF-8: {ICONV}")

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, SupportsIndex, runtime_checkable
@@ -25,7 +24,7 @@ from prefjax.data.chat_templates import (
 )
 from prefjax.data.limits import bounded_memory, in_time
 from prefjax.data.records import Message
-from prefjax.data.word_cache import cache_of
+from prefjax.data.word_cache import any_of, cache_of
 
 _PLAIN_TURN = {"role", "content"}
 PLAIN = "plain"  # names the chat template that is built in, in place of a tokenizer's own
@@ -235,8 +234,8 @@ class HuggingFaceTokenizer:
         special = {i: token.content for i, token in self._wrapped.added_tokens_decoder.items() if token.special}
         # The unknown token is special to transformers, yet it stands for text.
         self.special_ids = frozenset(special) - {self._wrapped.unk_token_id} | {self.eos_id}
-        self._special_pattern = _any_of(special.values())
-        self._added_pattern = _any_of(token.content for token in self._wrapped.added_tokens_decoder.values())
+        self._special_pattern = any_of(special.values())
+        self._added_pattern = any_of(token.content for token in self._wrapped.added_tokens_decoder.values())
         self.has_chat_template = self._plain or self._wrapped.chat_template is not None
         template = PLAIN if self._plain else self._wrapped.chat_template
         self._arguments = arguments_text(chat_template_kwargs)
@@ -352,11 +351,6 @@ def _compiler() -> Callable[[str], Any] | None:
     from transformers.utils import chat_template_utils
 
     return getattr(chat_template_utils, "_compile_jinja_template", None)
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Any of the texts, the longest first; nothing where there are none."""
-    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
 def _without_leading_space(backend: dict) -> dict:

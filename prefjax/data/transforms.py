@@ -146,28 +146,17 @@ def stream_adapted(
         raise ValueError(f"rankings must be one of {RANKING_RULES}, got {rule!r}")
 
     def step(record: Record) -> Iterator[Record | Finding]:
+        made: Iterable[Record | Finding] = (record,)
         if requires.imitates:
             made = keep_best(record)
         elif record.kind == "ranked" and rule is not None:
             made = rankings_to_pairs(record, rule)
-        else:
-            made = iter((record,))
         for item in made:
-            if isinstance(item, Finding):
-                yield item
-            elif item.kind == "pair" and pair_targets == "scores":
-                yield from targets_from_scores(item)
-            else:
-                yield item
+            if isinstance(item, Record) and item.kind == "pair" and pair_targets == "scores":
+                item = next(targets_from_scores(item))
+            yield item if isinstance(item, Finding) else _unmet(item, requires) or item
 
-    def checked(record: Record) -> Iterator[Record | Finding]:
-        for item in step(record):
-            if isinstance(item, Finding):
-                yield item
-            else:
-                yield _unmet(item, requires) or item
-
-    return flow(account, "adapt", records, checked)
+    return flow(account, "adapt", records, step)
 
 
 def _unmet(record: Record, requires: Requirements) -> Rejection | None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from prefjax.data.boundaries import common_prefix
 from prefjax.data.records import CALL_FIELDS, Message
 from prefjax.data.tokenizers import TemplateError, Tokenizer
 
@@ -67,7 +68,7 @@ def read_turn(history: Sequence[Message], turn: Message, render: Render, tokeniz
     bare = functools.cache(lambda: render(history, generate=False))
     shown, content = whole, turn.content
     # The text may begin as a header does that only asking for a turn adds: "<" and "<think>".
-    from_here = lambda: max(_shared(start, shown) - len(content), 0)
+    from_here = lambda: max(common_prefix(start, shown) - len(content), 0)
     if not content.strip() or '"tool_calls"' in turn.fields or shown.count(content, from_here()) != 1:
         shown, content = render((*history, _in_words(turn)), generate=False), _WORDS
     at = shown.find(content, from_here())
@@ -179,7 +180,7 @@ def _opening(
             header = shown[len(start) : opens]
             return opens, {"header_moved": header} if header.strip() else {}
         return len(start), {"added_text": before} if before.strip() and apart is None else {}
-    opens = min(_shared(start, shown), at)
+    opens = min(common_prefix(start, shown), at)
     if opens < len(bare()) or not shown.startswith(bare()):
         raise UnclearTurn(_parting(start, shown))
     # The header may stand in what comes before the text only where it is there but for white space.
@@ -204,7 +205,7 @@ def _thought(turn: Message) -> dict[str, str]:
 
 def _thought_apart(history: Sequence[Message], turn: Message, render: Render) -> int:
     without = render((*history, Message("assistant", _WORDS)), generate=False)
-    return _shared(render((*history, _in_words(turn)), generate=False), without)
+    return common_prefix(render((*history, _in_words(turn)), generate=False), without)
 
 
 def _in_words(turn: Message) -> Message:
@@ -213,20 +214,9 @@ def _in_words(turn: Message) -> Message:
     return Message("assistant", _WORDS, json.dumps(thought) if thought else "")
 
 
-def _shared(a: str, b: str) -> int:
-    """Length of the longest common prefix."""
-    low, high = 0, min(len(a), len(b))
-    if a[:high] == b[:high]:
-        return high
-    while low < high:  # a and b agree up to low, and not up to high + 1
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low
-
-
 def _parting(before: str, after: str) -> str:
     """Two renders around where they part."""
-    at = _shared(before, after)
+    at = common_prefix(before, after)
     near = lambda text: repr(text[max(at - _SHOWN, 0) : at + _SHOWN])
     return (
         f"without the response ...{near(before)}, with it ...{near(after)}: give data.chat_template='plain' or a "

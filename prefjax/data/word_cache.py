@@ -41,7 +41,7 @@ class WordCache:
         self._patterns = [regex.compile(pattern).findall for pattern in patterns]
         self._of_ascii = [re.compile(_in_ascii(pattern), re.ASCII).findall for pattern in patterns]
         self._tokens = {token["content"]: token["id"] for token in added if not token["normalized"]}
-        self._split = _any_of(self._tokens)
+        self._split = any_of(self._tokens)
         # The tokenizer looks for these in what is left, once it is normalised.
         self._others = [token["content"] for token in added if token["normalized"]]
         self._ids: dict[str, tuple[int, ...]] = {}
@@ -148,6 +148,6 @@ def _in_ascii(pattern: str) -> str:
     return pattern
 
 
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+def any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Any of the texts, the longest first; nothing where there are none."""
     return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")

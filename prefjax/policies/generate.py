@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from prefjax.data.encoding import decode_response
 from prefjax.data.progress import progress_bar
-from prefjax.data.prompts import Prompt, plain_text
-from prefjax.data.records import is_blank
+from prefjax.data.prompts import Prompt
+from prefjax.data.records import is_blank, plain_text
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.models import SamplingOptions
 from prefjax.policies.chunks import Chunk, write_chunks

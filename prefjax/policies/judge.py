@@ -9,8 +9,9 @@ from jaxtyping import Float32
 
 from prefjax.data.account import Rejection
 from prefjax.data.progress import progress_bar
-from prefjax.data.prompts import Prompt, plain_text
+from prefjax.data.prompts import Prompt
 from prefjax.data.readers import find_files, read_rows
+from prefjax.data.records import plain_text
 from prefjax.policies.generate import response_text
 from prefjax.policies.rollouts import Response
 from prefjax.training.parameters import Policy

@@ -11,8 +11,8 @@ import numpy as np
 from prefjax.analysis.statistics import mean
 from prefjax.data.account import Account
 from prefjax.data.prepare import SYNTHETIC
-from prefjax.data.prompts import Prompt, answered, encode_prompts, plain_text, read_prompts
-from prefjax.data.records import Record
+from prefjax.data.prompts import Prompt, answered, encode_prompts, read_prompts
+from prefjax.data.records import Record, plain_text
 from prefjax.data.synthetic import World
 from prefjax.data.treatment import is_held_out
 from prefjax.models.huggingface import is_checkpoint

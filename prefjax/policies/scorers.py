@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 
 from prefjax.data.account import Rejection
 from prefjax.data.encoding import encode
-from prefjax.data.prompts import answered, plain_text
-from prefjax.data.records import Text
+from prefjax.data.prompts import answered
+from prefjax.data.records import Text, plain_text
 from prefjax.data.synthetic import World
 from prefjax.policies.open import open_mesh, open_policy, open_reference
 from prefjax.policies.rewards import open_reward_model
