@@ -39,25 +39,24 @@ class HubParquet:
     """One split as the Hugging Face hub converts it to Parquet, in as many files as its API lists.
 
     For repositories whose own file names are not fixed. Below `manual_dir`/<dataset> the files lie as on the branch
-    refs/convert/parquet: <config>/<split>/0000.parquet, ...
+    refs/convert/parquet: default/<split>/0000.parquet, ...
     """
 
     repository: str
     split: str
-    config: str = "default"
 
     @property
     def path(self) -> str:
-        return f"{self.config}/{self.split}/*.parquet"
+        return f"default/{self.split}/*.parquet"
 
     @property
     def listing(self) -> str:
         """A JSON list of URLs (https://huggingface.co/docs/dataset-viewer/parquet)."""
-        return f"{_HUB}/api/datasets/{self.repository}/parquet/{self.config}/{self.split}"
+        return f"{_HUB}/api/datasets/{self.repository}/parquet/default/{self.split}"
 
     @property
     def origin(self) -> str:
-        return f"{_HUB}/datasets/{self.repository}/tree/refs%2Fconvert%2Fparquet/{self.config}/{self.split}"
+        return f"{_HUB}/datasets/{self.repository}/tree/refs%2Fconvert%2Fparquet/default/{self.split}"
 
 
 @dataclasses.dataclass(frozen=True)

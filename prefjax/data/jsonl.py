@@ -13,12 +13,12 @@ from prefjax.requirements import PAIR_NUMBERS
 SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
-def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, Any]:
+def to_row(record: Record) -> dict[str, Any]:
     """The row that `formats.parse` reads back as this record, up to its source.
 
-    Args:
-        auxiliary_field: the column of the auxiliary response, where there is one. Margin, probability and spans go into
-            columns of their names; all four must be named in `RecordFormat` to be read back.
+    The auxiliary response, margin, probability and spans go into columns of their names, which must be named in
+    `RecordFormat` to be read back.
+
     Raises:
         ValueError: targets that no row says: those of a pair but 1 and 0.
     """
@@ -43,7 +43,7 @@ def to_row(record: Record, *, auxiliary_field: str = "auxiliary") -> dict[str, A
         if record.scores is not None:
             row["reward"] = record.scores[0]
     if record.auxiliary is not None:
-        row[auxiliary_field] = plain_text(record.auxiliary)
+        row["auxiliary"] = plain_text(record.auxiliary)
     if record.weight != 1:
         row["weight"] = record.weight
     row |= {name: value for name in PAIR_NUMBERS if (value := getattr(record, name)) is not None}

@@ -59,13 +59,20 @@ def stream_records(
         FileNotFoundError: a path or pattern matches nothing.
         ValueError: a file has another suffix, is named twice, or is damaged.
     """
+    columns = columns_read(record_format or RecordFormat(), more or Columns())
+    rows = (row for path in find_files(files) for row in read_rows(path, columns=columns, progress=progress))
+    return parse_rows(rows, account, record_format, more)
+
+
+def parse_rows(
+    rows: Iterable[tuple[str, Any]], account: Account, record_format: RecordFormat | None, more: Columns | None
+) -> Iterator[Record]:
+    """The records of rows as `read_rows` gives them; `account` gets the stage "read"."""
 
     def step(numbered: tuple[str, Any]) -> Iterable[Record | Finding]:
         source, row = numbered
         return (row,) if isinstance(row, Rejection) else parse(row, source, record_format, more)
 
-    columns = columns_read(record_format or RecordFormat(), more or Columns())
-    rows = (row for path in find_files(files) for row in read_rows(path, columns=columns, progress=progress))
     return flow(account, "read", rows, step)
 
 

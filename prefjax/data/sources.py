@@ -16,9 +16,9 @@ from jaxtyping import Bool
 
 from prefjax.data.account import Account, Finding, Rejection, flow
 from prefjax.data.datasets import DATASETS, find
-from prefjax.data.formats import Columns, RecordFormat, parse
+from prefjax.data.formats import Columns, RecordFormat
 from prefjax.data.progress import progress_bar
-from prefjax.data.readers import SUFFIXES, find_files, read_rows, stream_records
+from prefjax.data.readers import SUFFIXES, find_files, parse_rows, read_rows, stream_records
 from prefjax.data.records import Record
 
 HUB = "hf:"
@@ -124,13 +124,7 @@ class OpenSource:
         """Its records, named "<source>:<row>" from row 1 on, as they are asked for; `account` gets the stage "read"."""
         if self.files:
             return stream_records(self.files, account, record_format, more=more, progress=progress)
-
-        def step(numbered: tuple[int, Any]) -> Iterable[Record | Finding]:
-            number, row = numbered
-            return parse(row, f"{self.name}:{number}", record_format, more)
-
-        bar = progress_bar(self._rows, desc=self.name, unit=" rows", shown=progress)
-        return flow(account, "read", enumerate(bar, 1), step)
+        return parse_rows(self.rows(progress=progress), account, record_format, more)
 
 
 def open_sources(sources: Sequence[Source], *, data_dir: str = "", manual_dir: str = "") -> list[OpenSource]:

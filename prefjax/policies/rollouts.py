@@ -161,13 +161,11 @@ def sequence_logps(
     params: Sequence[Any],
     prompts: Sequence[np.ndarray],
     responses: Sequence[np.ndarray],
-    *,
-    tokens_per_step: int = 16_384,
 ) -> list[Float32[np.ndarray, "n"]]:
     """log pi(response | prompt), nats, summed over tokens, under each of several sets of policy parameters."""
     trees = one_each(prompts, responses)
-    options = dict(tokens_per_step=tokens_per_step, head_chunk=setup.head_chunk)
-    return [table[:, 0] for table in score_trees(setup.model, setup.mesh, params, trees, **options)]
+    tables = score_trees(setup.model, setup.mesh, params, trees, head_chunk=setup.head_chunk)
+    return [table[:, 0] for table in tables]
 
 
 def one_each(prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]) -> MemoryTrees:

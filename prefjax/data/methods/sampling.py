@@ -10,15 +10,7 @@ from jaxtyping import Float64
 
 from prefjax.data.account import Notice, Refused
 from prefjax.data.methods import method
-from prefjax.data.methods.stream import (
-    Outcome,
-    Outcomes,
-    Seed,
-    each,
-    generator,
-    rewards,
-    take_kind,
-)
+from prefjax.data.methods.stream import Outcome, Outcomes, Seed, each, generator, rewards, take_kind
 from prefjax.data.records import Record
 from prefjax.options import Count, Positive
 
