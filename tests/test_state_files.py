@@ -6,7 +6,9 @@ import os
 import pytest
 
 from prefjax import ByteTokenizer, state_files
-from prefjax.data.prepare import DataConfig, WorldOptions, prepare
+from prefjax.data.config import DataConfig
+from prefjax.data.prepare import prepare
+from prefjax.data.world_records import WorldOptions
 from prefjax.requirements import Requirements
 from prefjax.state_files import read_object, staying, write_whole
 from prefjax.training import provenance

@@ -24,8 +24,9 @@ from absl import flags
 from experiments.benchmarks import sweep
 from experiments.command import start_command
 from prefjax.analysis import style
+from prefjax.data.config import DataConfig
 from prefjax.data.encoding import EncodingPolicy
-from prefjax.data.prepare import DataConfig, prepare
+from prefjax.data.prepare import prepare
 from prefjax.data.readers import find_files
 from prefjax.data.tokenizers import load_tokenizer
 from prefjax.requirements import Requirements

@@ -38,7 +38,8 @@ _CHATML = (
 _PREPARE = """
 import json, sys
 from pathlib import Path
-from prefjax.data.prepare import DataConfig, prepare
+from prefjax.data.config import DataConfig
+from prefjax.data.prepare import prepare
 from prefjax.data.tokenizers import load_tokenizer
 from prefjax.requirements import Requirements
 data, tokenizer, folder, workers = sys.argv[1:]

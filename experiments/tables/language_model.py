@@ -27,9 +27,9 @@ import numpy as np
 from experiments.tables import figures
 from experiments.tables.harness import SECONDS, Results, Row, Setting, bootstrap_interval
 from experiments.tables.sources import source_hash
+from prefjax.data.config import SYNTHETIC
 from prefjax.data.curation import curate_file
 from prefjax.data.formats import RecordFormat
-from prefjax.data.prepare import SYNTHETIC
 from prefjax.data.prompts import answered
 from prefjax.data.readers import read_rows
 from prefjax.data.sources import OpenSource

@@ -4,6 +4,7 @@ from . import boundaries as boundaries
 from . import chat_templates as chat_templates
 from . import chats as chats
 from . import columns as columns
+from . import config as config
 from . import curation as curation
 from . import dataset_builder as dataset_builder
 from . import dataset_entry as dataset_entry
@@ -49,6 +50,7 @@ from .account import Account as Account
 from .account import Finding as Finding
 from .account import Notice as Notice
 from .account import Rejection as Rejection
+from .config import DataConfig as DataConfig
 from .dataset_builder import build as build
 from .dataset_entry import Dataset as Dataset
 from .dataset_entry import Variant as Variant
@@ -71,7 +73,6 @@ from .methods import METHODS as METHODS
 from .methods import method as method
 from .methods.sequences import apply_methods as apply_methods
 from .methods.sequences import parse_methods as parse_methods
-from .prepare import DataConfig as DataConfig
 from .prompts import Prompt as Prompt
 from .prompts import PromptFile as PromptFile
 from .prompts import encode_prompts as encode_prompts

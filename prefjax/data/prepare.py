@@ -7,7 +7,6 @@ stream, so memory grows by what an index holds of a tree alone; who was killed f
 
 import collections
 import dataclasses
-import functools
 import hashlib
 import json
 import shutil
@@ -17,20 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from prefjax.data.account import Account, Rejection, Stage
-from prefjax.data.chat_templates import check_given
+from prefjax.data.config import DataConfig
 from prefjax.data.days import as_prepared, first_day
-from prefjax.data.encoding import EncodingPolicy, encode, ends_among
+from prefjax.data.encoding import encode, ends_among
 from prefjax.data.encoding_parts import PartEncoder, encode_parts
-from prefjax.data.formats import RecordFormat
-from prefjax.data.jsonl import write_rows
-from prefjax.data.methods.sequences import Step, columns_of, parse_methods, provenance
+from prefjax.data.methods.sequences import provenance
 from prefjax.data.records import Record
-from prefjax.data.sources import OpenSource, Source, open_sources, parse_sources, refuse_copies
+from prefjax.data.sources import Source, refuse_copies
 from prefjax.data.tokenizers import Tokenizer
-from prefjax.data.transforms import PAIR_TARGETS, RANKING_RULES, Normalization, measure_targets, normalized
-from prefjax.data.treatment import TreatedRecords, Treatment
-from prefjax.data.world_records import WorldOptions, world_records
-from prefjax.options import check_ranges, option
+from prefjax.data.transforms import Normalization, measure_targets, normalized
+from prefjax.data.treatment import Asked, TreatedRecords
 from prefjax.requirements import Requirements
 from prefjax.rows.lengths import summarize
 from prefjax.rows.parts import finish, parts_of, read_index
@@ -38,92 +33,9 @@ from prefjax.rows.store import PreparedTrees, open_trees
 from prefjax.rows.trees import TokenTree
 from prefjax.rows.vectors import same_tokens
 
-SYNTHETIC = "synthetic"
-SPLITS = ("train", "eval")
 _ENCODING = 6  # of encoded records and the manifest: prepared trees of an earlier number are not found again
 # Options that decide nothing, or that the key holds in another way.
 _ELSEWHERE = "train tokenizer world directory mixture_seed tfds_dir manual_dir methods workers".split()
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Which records, and how they become token trees."""
-
-    train: str = option(
-        SYNTHETIC,
-        '"synthetic"; a file, a folder or a glob pattern (docs/shapes.md); a named dataset and its split as in '
-        '"hh_rlhf/harmless-base:train" (docs/datasets.md); "hf:owner/name:split" with the library datasets; or '
-        'several, "a + b" for all records of both and "0.7 a + 0.3 b" for shares',
-        decides=False,
-    )
-    eval: str = option(
-        "",
-        "held-out records, given as `train` is; empty: `holdout` of the training prompts (the synthetic world has a "
-        "held-out split of its own)",
-        decides=False,
-    )
-    holdout: float = option(0.05, "share of the training prompts held out where `eval` is empty", at_least=0, below=1)
-    tokenizer: str = option(
-        "byte",
-        '"byte", or a Hugging Face tokenizer folder; empty: that of the Hugging Face folder that training starts from',
-        decides=False,
-    )
-    chat_template: str | None = option(None, 'None: the tokenizer\'s own; "plain", or a Jinja template')
-    chat_template_kwargs: str = option("", "what else the template is given, a JSON object; a record's own go first")
-    date: str = option(
-        "", "the day that templates which read the clock are told, as 2026-11-29; empty: that of the first preparation"
-    )
-    rankings: str | None = option(
-        None, "which pairs a ranking makes; None: the objective decides", choices=RANKING_RULES
-    )
-    pair_targets: str = option(
-        "labels",
-        '"labels": 1 and 0; "scores": the file\'s scores, for objectives that read rewards, probabilities or scores; '
-        "those of pairs that read scores take nothing else",
-        choices=PAIR_TARGETS,
-    )
-    normalize_targets: bool = option(
-        False,
-        "mean 0, variance 1 over the training set (DRO's rewards; never scores, which only compare the responses of "
-        "one prompt)",
-    )
-    methods: str = option(
-        "",
-        'data methods for training records, as "rso(count=8) | flip_labels(rate=0.1)", see docs/data_methods.md; of a '
-        "mixture each source goes through them by itself, before shares are taken; held-out records stay as they are",
-    )
-    directory: str = option(
-        "", "where prepared trees are kept and found again; empty: inside the run's workdir", decides=False
-    )
-    mixture_seed: int = option(0, "which records a mixture with shares takes", at_least=0, at_most=2**31 - 1)
-    tfds_dir: str = option(
-        "", "where named datasets are downloaded and built; empty: TFDS's own, ~/tensorflow_datasets", decides=False
-    )
-    manual_dir: str = option(
-        "", "offline: a folder with <dataset>/<file> of named datasets; empty: they are downloaded", decides=False
-    )
-    workers: int = option(
-        0,
-        "processes that encode records; 0: one for each core, where there are more than 4,096 records; the result is "
-        "the same for any number",
-        at_least=0,
-        decides=False,
-    )
-    format: RecordFormat = option(RecordFormat(), "how rows of files are read")
-    encoding: EncodingPolicy = option(EncodingPolicy(), "limits of length")
-    world: WorldOptions = option(WorldOptions(), "of the synthetic world")
-
-    def __post_init__(self):
-        check_ranges(self, "data")
-        if not self.train:
-            raise ValueError("data.train is empty: give --config.data.train=FILE, a dataset's name, or 'synthetic'")
-        if not self.eval and self.train != SYNTHETIC and not self.holdout:
-            raise ValueError("nothing to evaluate on: set data.eval to a file or data.holdout above 0")
-        columns_of(parse_methods(self.methods))
-        check_given(self.chat_template_kwargs, self.date)
-        for given in filter(None, (self.train, self.eval)):
-            if given != SYNTHETIC and SYNTHETIC in (source.name for source in parse_sources(given)):
-                raise ValueError(f"{given!r}: the synthetic world cannot be mixed with other data")
 
 
 def prepare(
@@ -143,8 +55,8 @@ def prepare(
     if config.normalize_targets and requires.reads in ("scores", "probabilities"):
         raise ValueError(f"normalize_targets would change {requires.reads}, which are left as they are: drop it")
     told = tokenizer.on_day(config.date or first_day(tokenizer, Path(directory)))
-    asked = _Asked(config, requires, told, Path(directory), split)
-    target = asked.directory / f"{split}-{asked.key()}"
+    asked = Asked(config, requires, split, Path(directory))
+    target = asked.directory / f"{split}-{_key(asked, told)}"
     if target.exists():
         try:
             return open_trees(target)
@@ -153,7 +65,7 @@ def prepare(
             shutil.rmtree(target)
     with parts_of(target) as folder:
         # Another process may have made it while this one waited.
-        return open_trees(target) if target.exists() else _make(asked, target, folder, progress)
+        return open_trees(target) if target.exists() else _make(asked, told, target, folder, progress)
 
 
 def records_of(
@@ -176,9 +88,9 @@ def records_of(
       ValueError: a record no longer becomes the tree that was prepared, or some are not there any more.
     """
     tokenizer = as_prepared(tokenizer, trees)
-    asked = _Asked(config, requires, tokenizer, Path(directory), trees.manifest["split"])
+    asked = Asked(config, requires, trees.manifest["split"], Path(directory))
     index = 0
-    for _, record in asked.records(progress=True, columns=tuple(columns)):
+    for _, record in TreatedRecords(asked, columns=columns):
         made = encode(record, tokenizer, config.encoding)
         if isinstance(made, Rejection):
             continue
@@ -190,80 +102,34 @@ def records_of(
         raise ValueError(f"no record becomes tree {index} of {trees.directory} any more: prepare them again")
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What was asked for, and what it says of the sources."""
-
-    config: DataConfig
-    requires: Requirements
-    tokenizer: Tokenizer
-    directory: Path
-    split: str
-
-    @functools.cached_property
-    def given(self) -> str:
-        return _given(self.config, self.requires, self.split, self.directory)
-
-    @functools.cached_property
-    def sources(self) -> tuple[Source, ...]:
-        return parse_sources(self.given)
-
-    @functools.cached_property
-    def opened(self) -> list[OpenSource]:
-        return open_sources(self.sources, data_dir=self.config.tfds_dir, manual_dir=self.config.manual_dir)
-
-    @functools.cached_property
-    def steps(self) -> tuple[Step, ...]:
-        return parse_methods(self.config.methods) if self.split == "train" else ()
-
-    @property
-    def holds_out(self) -> bool:
-        return not self.config.eval and self.config.train != SYNTHETIC
-
-    def records(self, *, progress: bool, columns: tuple[str, ...] = ()) -> TreatedRecords:
-        config = self.config
-        how = Treatment(
-            record_format=config.format,
-            requires=self.requires,
-            split=self.split,
-            holdout=config.holdout if self.holds_out else None,
-            rankings=config.rankings,
-            pair_targets=config.pair_targets,
-            steps=self.steps,
-            mixture_seed=config.mixture_seed,
-            columns=columns,
-        )
-        return TreatedRecords(self.sources, self.opened, how, progress=progress)
-
-    def key(self) -> str:
-        """Of everything that the trees depend on."""
-        digest = hashlib.sha256()
-        for source in self.opened:
-            digest.update(source.fingerprint())
-        refuse_copies(self.opened)
-        own = self.requires.of_data()
-        facts = [_ENCODING, _options(self.config), own, self.tokenizer.fingerprint, self.split]
-        if self.sources[0].share is not None:  # which records a mixture draws depends on the sources' names
-            facts += [self.config.mixture_seed, [dataclasses.asdict(source) for source in self.sources]]
-        facts += [step.fingerprint() for step in self.steps]
-        digest.update(json.dumps(facts, sort_keys=True).encode())
-        return digest.hexdigest()[:16]
-
-    def normalization(self, records: TreatedRecords) -> Normalization | None:
-        """Constants of the training set, which another set takes over; None where targets stay as they are."""
-        if not self.config.normalize_targets or self.requires.imitates:
-            return None
-        if self.split == "train":
-            return measure_targets(record for _, record in records)
-        train = prepare(self.config, self.requires, self.tokenizer, self.directory, split="train")
-        return Normalization(**train.manifest["normalization"])
+def _key(asked: Asked, tokenizer: Tokenizer) -> str:
+    """Of everything that the trees depend on."""
+    digest = hashlib.sha256()
+    for source in asked.opened:
+        digest.update(source.fingerprint())
+    refuse_copies(asked.opened)
+    facts = [_ENCODING, _options(asked.config), asked.requires.of_data(), tokenizer.fingerprint, asked.split]
+    if asked.sources[0].share is not None:  # which records a mixture draws depends on the sources' names
+        facts += [asked.config.mixture_seed, [dataclasses.asdict(source) for source in asked.sources]]
+    facts += [step.fingerprint() for step in asked.steps]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
 
 
-def _make(asked: _Asked, target: Path, folder: Path, progress: bool) -> PreparedTrees:
+def _normalization(asked: Asked, tokenizer: Tokenizer, records: TreatedRecords) -> Normalization | None:
+    """Constants of the training set, which another set takes over; None where targets stay as they are."""
+    if not asked.config.normalize_targets or asked.requires.imitates:
+        return None
+    if asked.split == "train":
+        return measure_targets(record for _, record in records)
+    train = prepare(asked.config, asked.requires, tokenizer, asked.directory, split="train")
+    return Normalization(**train.manifest["normalization"])
+
+
+def _make(asked: Asked, tokenizer: Tokenizer, target: Path, folder: Path, progress: bool) -> PreparedTrees:
     """Encodes the records into parts in `folder`, which become the dataset `target`."""
-    config, tokenizer = asked.config, asked.tokenizer
-    records = asked.records(progress=progress)
-    constants = asked.normalization(records)
+    config, records = asked.config, TreatedRecords(asked, progress=progress)
+    constants = _normalization(asked, tokenizer, records)
     pairs = records if constants is None else ((number, normalized(own, constants)) for number, own in records)
     encoder = PartEncoder(tokenizer, config.encoding, folder)
     parts = list(encode_parts(pairs, encoder, workers=config.workers, progress=progress))
@@ -332,19 +198,6 @@ def _source_table(sources: Sequence[Source], accounts: Sequence[Account], counts
         read, usable = account["read"].read, account["adapt"].outputs
         lines.append(f"{source.name:<{width}} {asked:>7} {read:>8} {usable:>8} {count:>8} {count / sum(counts):>7.1%}")
     return ["\n".join(lines)]
-
-
-def _given(config: DataConfig, requires: Requirements, split: str, directory: Path) -> str:
-    """What to read; the synthetic world's records are written down first, so that they can be looked at."""
-    given = config.eval if split == "eval" and config.eval else config.train
-    if given != SYNTHETIC:
-        return given
-    kind, records = world_records(config.world, requires, split)
-    identity = hashlib.sha256(repr((config.world, kind, split)).encode()).hexdigest()[:8]
-    path = Path(directory) / f"synthetic-{kind}-{split}-{identity}.jsonl"
-    if not path.exists():
-        write_rows(path, records)
-    return str(path)
 
 
 def _options(config: DataConfig) -> dict[str, Any]:

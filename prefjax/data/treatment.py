@@ -2,46 +2,67 @@
 adapted to an objective, mixed. Whoever goes through it holds one record at a time, and what methods hold."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from prefjax.data.account import Account
-from prefjax.data.formats import Columns, RecordFormat
-from prefjax.data.methods.sequences import Step, apply_methods, columns_of, split_steps
+from prefjax.data.config import SYNTHETIC, DataConfig
+from prefjax.data.jsonl import write_rows
+from prefjax.data.methods.sequences import Step, apply_methods, columns_of, parse_methods, split_steps
 from prefjax.data.records import Record
-from prefjax.data.sources import OpenSource, Source, draw_shares, keep_drawn
+from prefjax.data.sources import OpenSource, Source, draw_shares, keep_drawn, open_sources, parse_sources
 from prefjax.data.transforms import stream_adapted
+from prefjax.data.world_records import world_records
 from prefjax.requirements import Requirements
 
 _PARTS = 10_000  # resolution of the held-out share
 
 
 @dataclasses.dataclass(frozen=True)
-class Treatment:
-    """The same for all sources.
+class Asked:
+    """What a run asks for of one split, and what that says of the sources.
 
-    split         "train" or "eval"
-    holdout       share of the prompts that makes the eval split; None: the sources hold one split only
-    rankings      see `transforms.adapt`, and so `pair_targets`
-    steps         data methods
-    mixture_seed  which records a mixture with shares takes
-    columns       to keep in `Record.columns`, besides those that methods read
+    directory  where the synthetic world's records are written down, so that they can be looked at
     """
 
-    record_format: RecordFormat
+    config: DataConfig
     requires: Requirements
     split: str
-    holdout: float | None = None
-    rankings: str | None = None
-    pair_targets: str = "labels"
-    steps: tuple[Step, ...] = ()
-    mixture_seed: int = 0
-    columns: tuple[str, ...] = ()
+    directory: Path
+
+    @functools.cached_property
+    def given(self) -> str:
+        """What to read."""
+        config = self.config
+        given = config.eval if self.split == "eval" and config.eval else config.train
+        if given != SYNTHETIC:
+            return given
+        kind, records = world_records(config.world, self.requires, self.split)
+        identity = hashlib.sha256(repr((config.world, kind, self.split)).encode()).hexdigest()[:8]
+        path = self.directory / f"synthetic-{kind}-{self.split}-{identity}.jsonl"
+        if not path.exists():
+            write_rows(path, records)
+        return str(path)
+
+    @functools.cached_property
+    def sources(self) -> tuple[Source, ...]:
+        return parse_sources(self.given)
+
+    @functools.cached_property
+    def opened(self) -> list[OpenSource]:
+        return open_sources(self.sources, data_dir=self.config.tfds_dir, manual_dir=self.config.manual_dir)
+
+    @functools.cached_property
+    def steps(self) -> tuple[Step, ...]:
+        """Data methods."""
+        return parse_methods(self.config.methods) if self.split == "train" else ()
 
     @property
-    def read_columns(self) -> Columns:
-        by_steps = columns_of(self.steps)
-        return dataclasses.replace(by_steps, record=tuple(dict.fromkeys((*by_steps.record, *self.columns))))
+    def holds_out(self) -> bool:
+        """Whether a share of the training prompts makes the eval split; else sources hold one split only."""
+        return not self.config.eval and self.config.train != SYNTHETIC
 
 
 @dataclasses.dataclass
@@ -59,16 +80,23 @@ class TreatedRecords:
     passages  what the last loop counted, by source: whole once it is through
     """
 
-    def __init__(self, sources: Sequence[Source], opened: Sequence[OpenSource], how: Treatment, *, progress: bool):
-        self._sources, self._opened, self._how, self._progress = sources, opened, how, progress
+    def __init__(self, asked: Asked, *, columns: Sequence[str] = (), progress: bool = True):
+        """
+        Args:
+            columns: to keep in `Record.columns`, besides those that methods read.
+        """
+        self._asked, self._progress = asked, progress
+        by_steps = columns_of(asked.steps)
+        self._columns = dataclasses.replace(by_steps, record=tuple(dict.fromkeys((*by_steps.record, *columns))))
         self._drawn = None
         self.passages: list[Passage] = []
 
     def __iter__(self) -> Iterator[tuple[int, Record]]:
-        if self._sources[0].share is not None and self._drawn is None:
-            counts = [sum(1 for _ in self._treated(number, Passage())) for number in range(len(self._sources))]
-            self._drawn = draw_shares(counts, self._sources, self._how.mixture_seed)
-        self.passages = [Passage() for _ in self._sources]
+        sources = self._asked.sources
+        if sources[0].share is not None and self._drawn is None:
+            counts = [sum(1 for _ in self._treated(number, Passage())) for number in range(len(sources))]
+            self._drawn = draw_shares(counts, sources, self._asked.config.mixture_seed)
+        self.passages = [Passage() for _ in sources]
         for number, passage in enumerate(self.passages):
             records = self._treated(number, passage)
             if self._drawn is not None:
@@ -77,25 +105,25 @@ class TreatedRecords:
                 yield number, record
 
     def _treated(self, number: int, passage: Passage) -> Iterator[Record]:
-        how, account = self._how, passage.account
-        before, after = split_steps(how.steps)
-        options = {} if how.requires.imitates else dict(rankings=how.rankings, pair_targets=how.pair_targets)
+        config, requires, account = self._asked.config, self._asked.requires, passage.account
+        before, after = split_steps(self._asked.steps)
+        options = {} if requires.imitates else dict(rankings=config.rankings, pair_targets=config.pair_targets)
         records = self._own_side(number, passage)
         records = apply_methods(records, before, account, stream=number)
-        records = stream_adapted(records, how.requires, account, **options)
+        records = stream_adapted(records, requires, account, **options)
         return apply_methods(records, after, account, stream=number, first=len(before) + 1)
 
     def _own_side(self, number: int, passage: Passage) -> Iterator[Record]:
         """The records of the split, which are counted before and after."""
-        how = self._how
-        records = self._opened[number].stream(
-            passage.account, how.record_format, more=how.read_columns, progress=self._progress
+        asked, config = self._asked, self._asked.config
+        records = asked.opened[number].stream(
+            passage.account, config.format, more=self._columns, progress=self._progress
         )
 
         def side() -> Iterator[Record]:
             for record in records:
                 passage.read += 1
-                if how.holdout is None or is_held_out(record, how.holdout) == (how.split == "eval"):
+                if not asked.holds_out or is_held_out(record, config.holdout) == (asked.split == "eval"):
                     passage.kept += 1
                     yield record
 
@@ -104,11 +132,11 @@ class TreatedRecords:
     def division(self) -> str:
         """How the splits were divided, in words."""
         read, kept = (sum(getattr(passage, name) for passage in self.passages) for name in ("read", "kept"))
-        if self._how.holdout is None:
-            return f"split {self._how.split}: all {read} records"
+        if not self._asked.holds_out:
+            return f"split {self._asked.split}: all {read} records"
         return (
-            f"split {self._how.split}: {kept} of {read} records; a share of {self._how.holdout:g} of the prompts, "
-            "chosen by their hash, makes the eval split"
+            f"split {self._asked.split}: {kept} of {read} records; a share of {self._asked.config.holdout:g} of the "
+            "prompts, chosen by their hash, makes the eval split"
         )
 
 

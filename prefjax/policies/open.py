@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from prefjax.data.prepare import DataConfig
+from prefjax.data.config import DataConfig
 from prefjax.models import decoder, hub, huggingface
 from prefjax.options import build
 from prefjax.state_files import read_object

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from prefjax.data.account import Account, Rejection, collect
+from prefjax.data.config import DataConfig
 from prefjax.data.encoding import encode, encode_prompt, end_id
-from prefjax.data.prepare import DataConfig
 from prefjax.data.progress import progress_bar
 from prefjax.data.records import Record, Text, is_blank
 from prefjax.data.tokenizers import Tokenizer

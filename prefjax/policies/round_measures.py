@@ -10,7 +10,7 @@ import numpy as np
 
 from prefjax.analysis.statistics import mean
 from prefjax.data.account import Account
-from prefjax.data.prepare import SYNTHETIC
+from prefjax.data.config import SYNTHETIC
 from prefjax.data.prompts import Prompt, answered, encode_prompts, read_prompts
 from prefjax.data.records import Record, plain_text
 from prefjax.data.synthetic import World

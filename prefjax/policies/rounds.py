@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from jax import monitoring
 
+from prefjax.data.config import SYNTHETIC
 from prefjax.data.curation import curate_file
 from prefjax.data.formats import RecordFormat
 from prefjax.data.methods.sequences import columns_of, parse_methods
-from prefjax.data.prepare import SYNTHETIC
 from prefjax.data.sources import OpenSource
 from prefjax.models import SamplingOptions
 from prefjax.options import REQUIRED, build, check_ranges, deciding, option, stated

@@ -12,7 +12,8 @@ import numpy as np
 
 from prefjax.analysis import Gold, Rewards, RunResults, Samples, read_metrics
 from prefjax.analysis.runs import flatten
-from prefjax.data.prepare import SYNTHETIC, DataConfig, full_account
+from prefjax.data.config import SYNTHETIC, DataConfig
+from prefjax.data.prepare import full_account
 from prefjax.data.synthetic import GARBLED_REWARD, World
 from prefjax.models import SamplingOptions
 from prefjax.models.lora import LoraConfig

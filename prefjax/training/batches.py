@@ -12,7 +12,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float32
 
-from prefjax.data.prepare import DataConfig, full_account, prepare, short_account
+from prefjax.data.config import DataConfig
+from prefjax.data.prepare import full_account, prepare, short_account
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.requirements import Requirements
 from prefjax.rows.arrays import Branches, Rows, RowShape

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from prefjax.data.prepare import DataConfig
+from prefjax.data.config import DataConfig
 from prefjax.losses import Objective, objective
 from prefjax.losses.responses import PROVIDED_BY
 from prefjax.models import ModelConfig

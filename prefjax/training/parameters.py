@@ -10,8 +10,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from prefjax.data.config import DataConfig
 from prefjax.data.encoding import end_id
-from prefjax.data.prepare import DataConfig
 from prefjax.data.records import Message
 from prefjax.data.tokenizers import TemplateError, Tokenizer, load_tokenizer
 from prefjax.losses import objective

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from prefjax.data import encoding_parts
+from prefjax.data.config import DataConfig
 from prefjax.data.encoding import EncodingPolicy
 from prefjax.data.encoding_parts import PartEncoder, encode_parts
-from prefjax.data.prepare import DataConfig, prepare
+from prefjax.data.prepare import prepare
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.data.worker_processes import WorkerProcesses

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from configs import quickstart
 from docs import write_data_methods
 from prefjax.data.account import Account
+from prefjax.data.config import DataConfig
 from prefjax.data.formats import Columns, RecordFormat, parse
 from prefjax.data.jsonl import to_row, write_records
 from prefjax.data.methods import METHODS
@@ -25,7 +26,7 @@ from prefjax.data.methods.sequences import (
     provenance,
     split_steps,
 )
-from prefjax.data.prepare import DataConfig, prepare
+from prefjax.data.prepare import prepare
 from prefjax.data.readers import read_records
 from prefjax.data.records import Message, Record
 from prefjax.data.tokenizers import load_tokenizer

@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
+from prefjax.data.config import DataConfig
 from prefjax.data.encoding import EncodingPolicy, encode
-from prefjax.data.prepare import DataConfig, prepare, records_of
+from prefjax.data.prepare import prepare, records_of
 from prefjax.data.preview import legend, preview_tree, render, spans, tree_blocks
 from prefjax.data.preview_page import preview_page
 from prefjax.data.records import Message, Record

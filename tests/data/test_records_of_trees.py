@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from prefjax.data.prepare import DataConfig, prepare, records_of
+from prefjax.data.config import DataConfig
+from prefjax.data.prepare import prepare, records_of
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.requirements import Requirements
 

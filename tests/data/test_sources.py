@@ -8,11 +8,13 @@ import types
 import numpy as np
 import pytest
 
+from prefjax.data.config import DataConfig
 from prefjax.data.formats import RecordFormat
-from prefjax.data.prepare import DataConfig, WorldOptions, full_account, prepare
+from prefjax.data.prepare import full_account, prepare
 from prefjax.data.readers import read_records
 from prefjax.data.sources import OpenSource, Source, parse_sources, take_shares
 from prefjax.data.tokenizers import load_tokenizer
+from prefjax.data.world_records import WorldOptions
 from prefjax.options import build as dataclass_from
 from prefjax.requirements import Requirements
 from tests.data.dataset_samples import write_samples

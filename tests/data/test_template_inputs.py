@@ -9,8 +9,9 @@ import pytest
 
 from prefjax.data import chat_templates, tokenizers
 from prefjax.data.account import Rejection
+from prefjax.data.config import DataConfig
 from prefjax.data.encoding import EncodingPolicy, decode_response, encode, encode_all, encode_prompt
-from prefjax.data.prepare import DataConfig, full_account, prepare, records_of
+from prefjax.data.prepare import full_account, prepare, records_of
 from prefjax.data.prompts import Prompt, encode_prompts, prompt_of, read_prompts
 from prefjax.data.records import THOUGHT, Message, Record
 from prefjax.data.tokenizers import ByteTokenizer, HuggingFaceTokenizer, TemplateError, load_tokenizer

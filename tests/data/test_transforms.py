@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from prefjax.data import transforms
 from prefjax.data.account import Finding, Rejection
-from prefjax.data.prepare import DataConfig, prepare
+from prefjax.data.config import DataConfig
+from prefjax.data.prepare import prepare
 from prefjax.data.readers import read_records
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import ByteTokenizer

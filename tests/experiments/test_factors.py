@@ -12,8 +12,8 @@ import pytest
 from docs import draw_mask
 from experiments.benchmarks import factors, sweep
 from experiments.benchmarks.factors import Trie, views
+from prefjax.data.config import DataConfig
 from prefjax.data.encoding import EncodingPolicy, encode_all
-from prefjax.data.prepare import DataConfig
 from prefjax.data.readers import read_records
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import ModelConfig

@@ -13,7 +13,8 @@ import pytest
 from configs import rounds as config_file
 from experiments.config_flag import complete
 from prefjax.data import curation
-from prefjax.data.prepare import SYNTHETIC, prepare
+from prefjax.data.config import SYNTHETIC
+from prefjax.data.prepare import prepare
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import ModelConfig, init
 from prefjax.options import merged

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from prefjax.data.config import DataConfig
 from prefjax.data.encoding import EncodingPolicy
-from prefjax.data.prepare import DataConfig, WorldOptions
 from prefjax.data.records import Message
 from prefjax.data.tokenizer_files import write_tokenizer
 from prefjax.data.tokenizers import PLAIN, ByteTokenizer, load_tokenizer
+from prefjax.data.world_records import WorldOptions
 from prefjax.models import ModelConfig, init
 from prefjax.models.huggingface import load_huggingface, read_config, save_huggingface
 from prefjax.policies.export import export_policy

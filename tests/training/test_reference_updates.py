@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from prefjax.data.prepare import DataConfig, WorldOptions
+from prefjax.data.config import DataConfig
+from prefjax.data.world_records import WorldOptions
 from prefjax.models import init
 from prefjax.models.lora import LoraConfig
 from prefjax.policies.evaluate import evaluate_stage

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from prefjax.data.prepare import DataConfig, WorldOptions
+from prefjax.data.config import DataConfig
+from prefjax.data.world_records import WorldOptions
 from prefjax.models import ModelConfig
 from prefjax.policies.evaluate import evaluate_stage
 from prefjax.training import loop, reference, stage

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from prefjax.data.config import DataConfig
 from prefjax.data.jsonl import write_rows
-from prefjax.data.prepare import DataConfig
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import ModelConfig
 from prefjax.policies.evaluate import EvaluationOptions, subset_names
