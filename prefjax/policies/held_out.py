@@ -13,16 +13,17 @@ from prefjax.models import ModelConfig
 from prefjax.policies.generate import GenerationConfig, Policy, respond
 from prefjax.policies.rollouts import Response, one_each, score_trees
 from prefjax.rows.store import TreeSource
+from prefjax.rows.trees import is_scored
 
 
 def score_held_out(model: ModelConfig, mesh: Mesh, policy: Any, reference: Any, trees: TreeSource) -> Scored:
     """Scores every response of every tree by the step's own path."""
     ours, theirs = score_trees(model, mesh, [policy, reference], trees, progress="scoring")
-    length = trees.lengths.responses.astype(np.int64)
-    target = np.zeros(length.shape, np.float32)
+    length, target = np.zeros(ours.shape, np.int64), np.zeros(ours.shape, np.float32)
     for index in range(len(trees)):
-        own = trees[index].targets
-        target[index, : len(own)] = own
+        tree = trees[index]
+        length[index, : len(tree.responses)] = [is_scored(response).sum() for response in tree.responses]
+        target[index, : len(tree.responses)] = tree.targets
     return Scored(ours, theirs, length, target, length > 0)
 
 

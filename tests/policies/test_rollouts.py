@@ -6,6 +6,9 @@ import pytest
 
 from prefjax.models import ModelConfig, SamplingOptions, init
 from prefjax.policies import rollouts
+from prefjax.policies.held_out import score_held_out
+from prefjax.rows.store import MemoryTrees
+from prefjax.rows.trees import TokenTree
 from prefjax.training import tables
 from prefjax.training.mesh import MeshConfig, make_mesh
 from tests.training.examples import setup_for
@@ -65,3 +68,16 @@ def test_sequence_logps_are_sums_of_log_softmax():
         (one,) = rollouts.sequence_logps(setup, [params], prompts[i : i + 1], responses[i : i + 1])
         np.testing.assert_allclose(got[i], one[0], rtol=1e-5)
     assert np.ptp(got) > 0
+
+
+def test_the_length_of_a_held_out_response_counts_what_is_scored():
+    """A turn of the user's inside of it is read alone, so that log-probs per token are of the tokens they sum."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    uniform = jax.tree.map(np.zeros_like, init(MODEL, jax.random.key(0)))
+    long = np.array([5, 6, ~7, ~8, ~9, 6, 2], np.int32)
+    responses = [(long, long[:2]), (long[:3],)]
+    trees = MemoryTrees(TokenTree(np.arange(3, 6), own, np.arange(len(own))[::-1]) for own in responses)
+    scored = score_held_out(MODEL, mesh, uniform, uniform, trees)
+    assert scored.length.tolist() == [[4, 2], [2, 0]] and scored.target.tolist() == [[1, 0], [0, 0]]
+    assert scored.valid.tolist() == [[True, True], [True, False]]
+    np.testing.assert_allclose(scored.policy_logp, -scored.length * np.log(29), rtol=1e-6)
