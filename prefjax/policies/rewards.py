@@ -106,12 +106,14 @@ class RewardModel:
 
         A response without text is the end token alone: a policy may say that, and so it has a score.
         """
-        texts = [text for text in dict.fromkeys(record.responses) if not is_blank(text)]
+        places = {text: k for k, text in reversed([*enumerate(record.responses)]) if not is_blank(text)}
+        own = sorted(places.values())  # the first of equal ones
         policy, given = self.data.encoding, record.given
         end = np.array([end_id(record.prompt, self.tokenizer, policy, given=given)], np.int32)
-        if texts:
-            plain = Record(record.prompt, tuple(texts), (0.0,) * len(texts), "ranked", source=record.source, **given)
-            tree = encode(plain, self.tokenizer, policy)
+        if own:
+            different = record.select(tuple(own), (0.0,) * len(own), "ranked")
+            different = dataclasses.replace(different, source=record.source, auxiliary=None, spans=None)
+            tree = encode(different, self.tokenizer, policy)
             if isinstance(tree, Rejection):
                 yield tree
                 return
@@ -120,7 +122,7 @@ class RewardModel:
             tree = TokenTree(prompt, (), np.zeros(0, np.float32))
         responses = tree.responses + (end,) * any(map(is_blank, record.responses))
         tree = dataclasses.replace(tree, responses=responses, targets=np.zeros(len(responses), np.float32))
-        yield record, tree, [texts.index(t) if not is_blank(t) else len(texts) for t in record.responses]
+        yield record, tree, [len(own) if is_blank(t) else own.index(places[t]) for t in record.responses]
 
 
 def open_reward_model(workdir: str | Path, config: StageConfig | None = None) -> RewardModel:

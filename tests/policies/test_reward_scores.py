@@ -7,8 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from prefjax.data.encoding import encode
+from prefjax.data.records import Message, Record
+from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import apply, init
 from prefjax.models.reward_head import RewardHead, features
+from prefjax.policies.rewards import RewardModel
 from prefjax.rows.arrays import LAYOUTS
 from prefjax.rows.trees import token_ids
 from prefjax.training.scoring import Scores, response_features, response_states, score, score_reference
@@ -118,3 +122,17 @@ def test_heads_that_make_no_sense_are_refused():
         RewardHead(normalize=True)
     with pytest.raises(ValueError, match="reward_head has no effect: objective dpo trains no reward model"):
         dataclasses.replace(setup_for("dpo"), reward_head=RewardHead(2))
+
+
+def test_a_step_of_a_begun_turn_is_scored_as_it_was_trained_on():
+    """It goes on where the prompt ends, and no end follows it; equal responses are encoded once."""
+    begun = (Message("user", "2 + 2?"), Message("assistant", "It is"))
+    steps = tuple((Message("assistant", text),) for text in (" four", " five", " four"))
+    record = Record(begun, steps, (1.0, 0.0, 1.0), "ranked", begun=True, ends=(False,) * 3)
+    model = RewardModel(setup_for("bt"), {}, ByteTokenizer())
+    ((_, tree, places),) = model._encode(record)
+    expected = encode(record, ByteTokenizer())
+    assert places == [0, 1, 0]
+    np.testing.assert_array_equal(tree.prompt, expected.prompt)
+    for mine, trained in zip(tree.responses, expected.responses[:2], strict=True):
+        np.testing.assert_array_equal(mine, trained)
