@@ -1,13 +1,12 @@
 """Responses of a policy and of another model side by side, and a judge's preference between them, in both orders."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from prefjax.data.account import Rejection
 from prefjax.data.progress import progress_bar
 from prefjax.data.prompts import Prompt
 from prefjax.data.readers import find_files, read_rows
@@ -61,7 +60,7 @@ def answers_in(file: str, prompts: Sequence[Prompt]) -> list[str | None]:
     """
     answers: dict[str, str] = {}
     for source, row in (item for path in find_files(file) for item in read_rows(path)):
-        if isinstance(row, Rejection) or "prompt" not in row or not {"completion", "completions"} & row.keys():
+        if not isinstance(row, Mapping) or "prompt" not in row or not {"completion", "completions"} & row.keys():
             raise ValueError(
                 f"{source}: needs prompt, and completion or completions, as experiments.generate writes them"
             )

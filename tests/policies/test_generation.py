@@ -15,6 +15,7 @@ from prefjax.data.records import Message
 from prefjax.data.tokenizers import ByteTokenizer
 from prefjax.models import ModelConfig, SamplingOptions, init
 from prefjax.policies.generate import GenerationConfig, Policy, generate_file, respond, rows_of
+from prefjax.policies.judge import answers_in
 from prefjax.policies.rollouts import Response, sequence_logps
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
 from tests.training.examples import setup_for
@@ -156,3 +157,17 @@ def test_responses_do_not_depend_on_how_many_are_asked_for(policy):
         setup, [policy.params], [prompt.tokens for prompt in asked], [own[0].tokens for own in several]
     )
     np.testing.assert_allclose(scored, [own[0].logps.sum() for own in several], rtol=1e-4, atol=1e-4)
+
+
+def test_answers_of_another_model_are_rows_with_their_prompt(tmp_path):
+    file, prompts = tmp_path / "answers.jsonl", [Prompt("a", "f:1"), Prompt("b", "f:2")]
+    file.write_text(json.dumps({"prompt": "b", "completions": ["x", "y"], "best": 1}) + "\n")
+    assert answers_in(str(file), prompts) == [None, "y"]
+    for row, hint in (
+        (3, "needs prompt"),
+        ({"prompt": "b"}, "needs prompt"),
+        ({"prompt": "c", "completion": "x"}, "none"),
+    ):
+        file.write_text(json.dumps(row) + "\n")
+        with pytest.raises(ValueError, match=hint):
+            answers_in(str(file), prompts)
