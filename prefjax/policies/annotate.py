@@ -40,7 +40,7 @@ def _by_text(scorer: Scorer, records: Sequence[Record]) -> tuple[list[tuple[Reco
             yield Rejection("wrong_type", record.source, "completions", "this scorer takes answers of one turn")
             return
         given = [record.response_columns.get(name, ()) for name in SAMPLED.response]
-        yield record, Candidates(record.prompt, tuple(texts), *map(tuple, given))
+        yield record, Candidates(record.prompt, tuple(texts), *map(tuple, given), record.given)
 
     read, account = collect("score", records, step)
     scores = checked(scorer, [candidates for _, candidates in read])

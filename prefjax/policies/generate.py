@@ -97,11 +97,11 @@ def rows_of(
         if shown:
             logps = tuple(float(own[k].logps.sum(dtype=np.float64)) for k in shown)
             lengths = tuple(len(own[k].tokens) for k in shown)
-            candidates = Candidates(prompt.text, tuple(texts[k] for k in shown), logps, lengths)
+            candidates = Candidates(prompt.text, tuple(texts[k] for k in shown), logps, lengths, prompt.given)
             kept.append((prompt, candidates, [own[k].ended for k in shown]))
     scores = None if scorer is None else checked(scorer, [candidates for _, candidates, _ in kept])
     rows = []
-    for at, (prompt, (text, completions, logps, lengths), finished) in enumerate(kept):
+    for at, (prompt, (text, completions, logps, lengths, _), finished) in enumerate(kept):
         row = {"id": prompt.id} if prompt.id is not None else {}
         row |= {"from": prompt.source, "prompt": plain_text(text)}
         row |= {name: json.loads(given) for name, given in prompt.given.items() if given}

@@ -64,6 +64,10 @@ class RewardModel:
             Record(prompt, tuple(texts), (0.0,) * len(texts), "ranked", source=f"prompt {index}")
             for index, (prompt, texts) in enumerate(zip(prompts, completions, strict=True))
         ]
+        return self.scores_of(records)
+
+    def scores_of(self, records: Sequence[Record]) -> list[list[float]]:
+        """The same for records."""
         scored, account = self.score(records)
         if len(scored) < len(records):
             raise ValueError(f"{len(records) - len(scored)} of {len(records)} prompts cannot be scored\n{account}")

@@ -1,21 +1,22 @@
 """Scorers by name: what says how good the completions of a prompt are."""
 
+import dataclasses
 import importlib
 import itertools
 import json
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
 from prefjax.data.account import Rejection
-from prefjax.data.encoding import encode
+from prefjax.data.encoding import NOTHING, encode
 from prefjax.data.prompts import answered
-from prefjax.data.records import Text, plain_text
+from prefjax.data.records import Record, Text, plain_text
 from prefjax.data.synthetic import World
 from prefjax.policies.open import open_mesh, open_policy, open_reference
 from prefjax.policies.rewards import open_reward_model
@@ -33,12 +34,19 @@ SCORERS = (
 
 class Candidates(NamedTuple):
     """What a scorer sees: a prompt with its completions, and of each the sampler's own log-prob (nats, summed over
-    tokens) and number of tokens."""
+    tokens) and number of tokens; and what the chat's template was given besides the turns, as `Record.given`."""
 
     prompt: Text
     completions: tuple[str, ...]
     logps: tuple[float, ...]
     lengths: tuple[int, ...]
+    given: Mapping[str, str] = NOTHING
+
+    @property
+    def record(self) -> Record:
+        """A ranking of the completions, without scores yet."""
+        unscored = answered(self.prompt, self.completions, [0.0] * len(self.completions))
+        return dataclasses.replace(unscored, **self.given)
 
 
 # One score per completion of every prompt, higher is better. Scores are finite.
@@ -96,7 +104,7 @@ def load_scorer(spec: str, mesh: Mesh) -> Scorer:
         return _implicit(rest, mesh)
     if kind == "reward" and rest:
         model = open_reward_model(rest)
-        return lambda candidates: model([own.prompt for own in candidates], [_answers(own) for own in candidates])
+        return lambda candidates: model.scores_of([own.record for own in candidates])
     if not rest:
         raise ValueError(f"scorer {spec!r}: choose {SCORERS}")
     function = load_function(spec)
@@ -160,11 +168,6 @@ def checked(scorer: Scorer, candidates: Sequence[Candidates]) -> list[list[float
     return scores
 
 
-def _answers(own: Candidates) -> tuple[Text, ...]:
-    """The completions as responses to their prompt: text, or a message where that is a chat."""
-    return answered(own.prompt, own.completions, [0.0] * len(own.completions)).responses
-
-
 def _implicit(workdir: str, mesh: Mesh) -> Scorer:
     policy = open_policy(workdir, mesh)
     stage, _ = stage_of(workdir)
@@ -185,7 +188,10 @@ def _implicit(workdir: str, mesh: Mesh) -> Scorer:
 
 def _tree(own: Candidates, policy: Policy) -> TokenTree:
     """One tree of all completions, which may be equal, as a training record's would not."""
-    trees = [encode(answered(own.prompt, [text], [0.0]), policy.tokenizer) for text in own.completions]
+    encoding = policy.data.encoding
+    encoding = dataclasses.replace(encoding.without_limits(), special_text=encoding.special_text)
+    alone = [own.record.select((k,), (0.0,), "ranked") for k in range(len(own.completions))]
+    trees = [encode(record, policy.tokenizer, encoding) for record in alone]
     if rejected := next((tree for tree in trees if isinstance(tree, Rejection)), None):
         raise ValueError(f"a completion of {str(own.prompt)[:80]!r} cannot be scored: {rejected.reason}, {rejected}")
     return TokenTree(trees[0].prompt, tuple(tree.responses[0] for tree in trees), np.zeros(len(trees), np.float32))

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 import pytest
 
+from prefjax.data.config import DataConfig
+from prefjax.data.encoding import EncodingPolicy, encode_prompt
 from prefjax.data.prompts import Prompt, encode_prompts
 from prefjax.data.readers import read_records
 from prefjax.data.records import Message
@@ -17,7 +19,9 @@ from prefjax.models import ModelConfig, SamplingOptions, init
 from prefjax.policies.generate import GenerationConfig, Policy, generate_file, respond, rows_of
 from prefjax.policies.judge import answers_in
 from prefjax.policies.rollouts import Response, sequence_logps
+from prefjax.policies.scorers import Candidates, _tree
 from prefjax.training.mesh import MeshConfig, make_mesh, parameter_shardings
+from tests.data.small_tokenizers import TOOLS, small_tokenizer
 from tests.training.examples import setup_for
 
 MODEL = ModelConfig(259, 1, 16, 2, 1, 8, 24, tie_embeddings=False)
@@ -171,3 +175,16 @@ def test_answers_of_another_model_are_rows_with_their_prompt(tmp_path):
         file.write_text(json.dumps(row) + "\n")
         with pytest.raises(ValueError, match=hint):
             answers_in(str(file), prompts)
+
+
+def test_candidates_are_scored_after_the_prompt_that_was_answered(tmp_path):
+    """With its tools, and going on where it was begun, as the run's options say."""
+    data, tokenizer = DataConfig(encoding=EncodingPolicy(prefill=True)), small_tokenizer(tmp_path, TOOLS)
+    prompt = (Message("user", "yes?"), Message("assistant", "I say"))
+    given = {"tools": '[{"name": "look"}]', "chat_template_kwargs": ""}
+    own = Candidates(prompt, (" no", " yes"), (-1.0, -2.0), (2, 2), given)
+    tree = _tree(own, Policy(MODEL, {}, make_mesh(MeshConfig()), tokenizer, (4,), data))
+    assert tree.prompt.tolist() == encode_prompt(prompt, tokenizer, data.encoding, given=given)
+    shown = tokenizer.decode(tree.prompt)
+    assert "look" in shown and shown.endswith("I say")
+    assert [tokenizer.decode(response) for response in tree.responses] == [" no<|end|>", " yes<|end|>"]
