@@ -13,6 +13,7 @@ from prefjax.data.formats import RecordFormat, parse
 from prefjax.data.records import Message, Record, Text
 from prefjax.data.sources import open_all
 from prefjax.data.tokenizers import TemplateError, Tokenizer
+from prefjax.data.tree_shapes import Node, is_conversation
 
 _ANY = "."  # stands for the response, which is not read
 
@@ -45,9 +46,9 @@ def read_prompts(
 ) -> tuple[list[Prompt], PromptFile]:
     """The prompts of some sources in order, each once.
 
-    A row has `prompt` (text or messages), or `messages` or `conversations`, whole ones, or it is a pair whose prompt is
-    implicit. Responses are not looked at where the prompt stands apart. The assistant's turns at the end are left out,
-    which is counted of a prompt.
+    A row has `prompt` (text or messages; of a tree of replies its first message is taken), or `messages` or
+    `conversations`, whole ones, or it is a pair whose prompt is implicit. Responses are not looked at where the prompt
+    stands apart. The assistant's turns at the end are left out, which is counted of a prompt.
 
     Args:
         given: as `data.train`, without shares.
@@ -84,7 +85,8 @@ def _read(source: str, row: Any, prefill: bool) -> Iterator[Prompt | Finding]:
         name = next((name for name in ("prompt", "messages", "conversations") if row.get(name) is not None), None)
         if name is not None:
             more = {other: row[other] for other in ("tools", "chat_template_kwargs") if other in row}
-            row = {"prompt": row[name], "completion": _ANY, **more}
+            prompt = Node(name, row[name]).message(()) if is_conversation(row[name]) else row[name]
+            row = {"prompt": prompt, "completion": _ANY, **more}
     for item in parse(row, source, RecordFormat(ties="keep")):
         if not isinstance(item, Record):
             if isinstance(item, Rejection):

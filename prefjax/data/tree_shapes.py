@@ -174,7 +174,7 @@ _SHAPES = {"prompt": _Conversation, "steps": _Solution, "branches": _Search, **d
 def shape_of(columns: Mapping[str, Any]) -> Shape:
     """The shape of the tree that a row holds, its columns that are not null. Raises Refused."""
     there = [name for name in (*_SHAPES, *_ANSWERS) if name in columns]
-    if not _is_conversation(columns.get("prompt")) and not any(name in columns for name in _CHATS):
+    if not is_conversation(columns.get("prompt")) and not any(name in columns for name in _CHATS):
         there.remove("prompt") if "prompt" in there else None
     if len(there) == 1:
         return _SHAPES[there[0]]()
@@ -230,12 +230,13 @@ def is_tree(row: Any) -> bool:
     """Whether a row holds a tree."""
     if not isinstance(row, Mapping):
         return False
-    if _is_conversation(row.get("prompt")):
+    if is_conversation(row.get("prompt")):
         return True
     return any(row.get(name) is not None for name in TREE_COLUMNS) or any(map(_has_alternatives, map(row.get, _CHATS)))
 
 
-def _is_conversation(prompt: Any) -> bool:
+def is_conversation(prompt: Any) -> bool:
+    """Whether a row's prompt is a message with replies."""
     return isinstance(prompt, Mapping) and ("replies" in prompt or "text" in prompt and "content" not in prompt)
 
 

@@ -34,6 +34,7 @@ def test_every_shape_gives_its_prompt_once(tmp_path):
         {"prompt": "  "},
         {"completion": 3},
         "{",
+        {"prompt": {"role": "prompter", "text": "tree", "replies": [{"role": "assistant", "text": "x", "rank": 0}]}},
     ]
     prompts, file = read(tmp_path, rows)
     hi, said, more = (Message(turn["role"], turn["content"]) for turn in (USER, SAID, MORE))
@@ -43,11 +44,12 @@ def test_every_shape_gives_its_prompt_once(tmp_path):
         (hi,),
         (hi, said, more),
         "\n\nHuman: a\n\nAssistant:",
+        (Message("user", "tree"),),
     ]
-    assert [prompt.id for prompt in prompts] == [7, None, None, None, None]
+    assert [prompt.id for prompt in prompts] == [7, None, None, None, None, None]
     assert prompts[2].source.endswith("prompts.jsonl:4")
     dropped = file.account["prompts"].dropped
-    assert file.account["prompts"].read == 12 and sum(dropped.values()) == 7
+    assert file.account["prompts"].read == 13 and sum(dropped.values()) == 7
     assert dropped["repeated_prompt"] == 3 and dropped["empty_prompt"] == 2 and dropped["malformed_json"] == 1
     (digest,) = file.sources.values()
     assert len(digest) == 64
