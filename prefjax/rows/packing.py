@@ -262,7 +262,7 @@ def suggest_for_units(shape: RowShape, sizes: Int[np.ndarray, "n C"], trunk: int
     )
 
 
-def _emitted_fill(tokens: Int[np.ndarray, "n"], rows: Iterable[Int[np.ndarray, "members"]], length: int) -> float:
+def _emitted_fill(tokens: Int[np.ndarray, "n"], rows: Iterable[np.ndarray], length: int) -> float:
     """Fill of the rows a run would emit: the emptiest row waits for the next window."""
     packed = sorted(int(tokens[row].sum()) for row in rows)
     emitted = packed[1:] or packed
