@@ -170,9 +170,12 @@ class Phases:
         with staying(self.folder), naming(path), _compiling() as compiled:
             facts = work(path)
         took = {"seconds": round(time.perf_counter() - started, 3), "compiling": round(sum(compiled), 3)}
-        self.done[name] = {"file": file, "sha256": sha256(path), **took, **facts}
-        write_whole(self.path, json.dumps(self.done, indent=1, ensure_ascii=False) + "\n")
+        self.record(name, {"file": file, "sha256": sha256(path), **took, **facts})
         return self.done[name]
+
+    def record(self, name: str, facts: dict[str, Any]) -> None:
+        self.done[name] = facts
+        write_whole(self.path, json.dumps(self.done, indent=1, ensure_ascii=False) + "\n")
 
 
 @contextlib.contextmanager
