@@ -23,7 +23,7 @@ from prefjax.data.methods.stream import (
 )
 from prefjax.data.records import Record
 from prefjax.data.transforms import rankings_to_pairs
-from prefjax.options import Count
+from prefjax.options import Count, Finite
 
 
 @method(shapes=True)
@@ -41,8 +41,8 @@ def pairs(records: Iterable[Record], *, rule: Literal["best_worst", "adjacent", 
 def reward_positions(
     records: Iterable[Record],
     *,
-    chosen: Literal["max", "min"] | float = "max",
-    rejected: Literal["max", "min"] | float = -2.0,
+    chosen: Literal["max", "min"] | Finite = "max",
+    rejected: Literal["max", "min"] | Finite = -2.0,
     reward: str | None = None,
 ) -> Outcomes:
     """The sweet spot: the samples whose rewards lie nearest to two positions of their distribution.
