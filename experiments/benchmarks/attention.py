@@ -32,10 +32,14 @@ COLUMNS = (
 )
 
 
-def packed_row(length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(visible_until, positions), each [1, length], of a row filled with random trees."""
+def packed_row(length: int, seed: int = 0, median: int = 150) -> tuple[np.ndarray, np.ndarray]:
+    """(visible_until, positions), each [1, length], of a row filled with random trees of three nodes.
+
+    Args:
+      median: tokens of a node.
+    """
     rng = np.random.default_rng(seed)
-    draw = lambda: max(4, int(rng.lognormal(np.log(150), 0.5)))
+    draw = lambda: max(4, int(rng.lognormal(np.log(median), 0.5)))
     lengths, parents = [], []
     while True:
         tree = [draw() for _ in range(3)]
@@ -72,6 +76,7 @@ def compiled(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], *m
     Args:
       function: of query, key, value and `masks`, which are arguments of the program; some functions make their own.
       arrays: query, key, value and the upstream gradient.
+      masks: of the call; it takes others of their shapes.
     """
     query, key, value, upstream = arrays
     inputs = {"query": query, "key": key, "value": value}
@@ -79,25 +84,26 @@ def compiled(function: Callable[..., jax.Array], arrays: Sequence[jax.Array], *m
     loss = lambda given, *masks: (output(given, *masks) * upstream).astype(jnp.float32).sum()
     program = jax.jit(jax.value_and_grad(loss)).lower(inputs, *masks).compile()
 
-    def run():
-        loss, gradients = jax.block_until_ready(program(inputs, *masks))
+    def run(*others):
+        loss, gradients = jax.block_until_ready(program(inputs, *(others or masks)))
         return {"loss": loss, **gradients}
 
     return sweep.Cell({"temporary_mb": program.memory_analysis().temp_size_in_bytes / 1e6}, run)
 
 
-def implementations(visible_until: jax.Array, positions: jax.Array) -> dict[str, Callable[..., jax.Array]]:
-    """name -> function of (query, key, value); the mask is prepared or written out inside, as a step would."""
+def masked(query, key, value, visible_until, positions):
+    """The whole mask, written out inside."""
+    mask = attention.visible(visible_until)[:, None]
+    return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=WIDTH**-0.5)
 
-    def masked(query, key, value):
-        mask = attention.visible(visible_until)[:, None]
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, scale=WIDTH**-0.5)
 
-    def tiled(query, key, value):
-        mask = attention.prepare(visible_until, positions, implementation="tiled")
-        return attention.attend(query, key, value, mask, scale=WIDTH**-0.5)
+def tiled(query, key, value, visible_until, positions):
+    """The mask's live tiles, listed inside, as a step would."""
+    mask = attention.prepare(visible_until, positions, implementation="tiled")
+    return attention.attend(query, key, value, mask, scale=WIDTH**-0.5)
 
-    return {PLAIN: masked, TILES: tiled}
+
+IMPLEMENTATIONS = {PLAIN: masked, TILES: tiled}
 
 
 @dataclasses.dataclass
@@ -112,7 +118,7 @@ class Attention(sweep.Sweep):
     def cells(self, case):
         """One per implementation, on the same row."""
         masks, arrays = drawn(1, case, QUERY_HEADS, KEY_HEADS, WIDTH)
-        return {name: compiled(function, arrays) for name, function in implementations(*masks).items()}
+        return {name: compiled(function, arrays, *masks) for name, function in IMPLEMENTATIONS.items()}
 
     def rows(self, case, cells):
         timed = lambda cell: {"milliseconds": 1e3 * cell["seconds"].median, "temporary_mb": cell["temporary_mb"]}

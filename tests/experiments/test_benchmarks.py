@@ -21,6 +21,7 @@ from experiments.benchmarks import (
     correlation,
     grid,
     lengths,
+    live_tiles,
     merging,
     pipeline,
     responses,
@@ -325,7 +326,7 @@ SMALLEST = {
     "attention": ["--lengths=640", "--repeats=1"],
     "grid": ["--model=tiny", "--prompts=16", "--responses=8", "--repeats=1"],
     "responses": ["--model=tiny", "--responses=2", "--prompts=1", "--prompt_length=12", "--repeats=1"],
-    "live_tiles": ["--lengths=640", "--repeats=1"],
+    "live_tiles": ["--lengths=640", "--seeds=1", "--repeats=1"],
     "merging": ["--data=gsm8k_like", "--model=tiny", "--pairs=6", "--repeats=1"],
     "remat": ["--model=tiny", "--prompts=1", "--repeats=1"],
     "preparing": ["--records=60", "--words=6", "--workers=1"],
@@ -368,6 +369,20 @@ def test_command(name, tmp_path, monkeypatch):
         assert shape_of(new) == shape_of(old)
         old, new = ((folder / "table.md").read_text().split("\n\n")[-1] for folder in (kept, tmp_path))
         assert new.splitlines()[:2] == old.splitlines()[:2]
+
+
+def test_costs_of_calls_and_tiles_are_told_apart():
+    """5 ms a call, 700 µs a tile of pairs and 630 a deep one: the interval of the ratio is narrow and holds it."""
+    noise = itertools.cycle([0.1, -0.1, 0.05, -0.05])
+    made = [
+        {"kind": kind, "length": 9, "causal": 99, "depth": 2, "live": live, "cpu": 5 + tile * live + next(noise)}
+        for kind, tile in (("pairs", 0.7), ("deep", 0.63))
+        for live in (20, 30, 40, 50)
+    ]
+    line = live_tiles.fitted(made)
+    assert line["call"] == pytest.approx(5, abs=0.3) and line["tile"]["deep"] == pytest.approx(630, abs=10)
+    assert line["ratio"][0] == pytest.approx(0.9, abs=line["ratio"][1]) and 0 < line["ratio"][1] < 0.02
+    assert line["live"] == {"pairs": "20-50", "deep": "20-50"}
 
 
 def test_correlation_command(tmp_path, monkeypatch):
