@@ -35,9 +35,10 @@ CONTINUING = """
 ## Continuing a run
 
 A command given again continues its run from the newest sound checkpoint. What decides the result must be the same, of
-every stage that has a checkpoint already; a folder without one is free, so a corrected command goes on there. Compared
-are hashes of the training trees, of the held-out trees, of the tokenizer, of the parameters that training starts from
-and of the reference's, wherever they lie by now, and these options:
+every stage that has a checkpoint already; a folder without one is free, so a corrected command goes on there. An option
+that came after a run was begun has its default in it, and a line names it. One process at a time trains in a folder.
+Compared are hashes of the training trees, of the held-out trees, of the tokenizer, of the parameters that training
+starts from and of the reference's, wherever they lie by now, and these options:
 
 {same}.
 

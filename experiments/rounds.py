@@ -26,6 +26,7 @@ from experiments.config_flag import define_config
 from prefjax.interrupts import StopRequest
 from prefjax.policies.rounds import RoundsConfig, Stopped, rounds_of, run_rounds
 from prefjax.state_files import naming
+from prefjax.training.processes import alone_in
 
 _CONFIG = define_config(sections={"rounds": RoundsConfig})
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything goes; the same one continues.")
@@ -36,7 +37,7 @@ def main(_) -> None:
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     command = command_line("rounds")
-    with StopRequest() as stop, naming(workdir):
+    with StopRequest() as stop, naming(workdir), alone_in(workdir):
         try:
             page = run_rounds(
                 rounds_of(_CONFIG.value.to_dict(), workdir, command), should_stop=lambda step: stop.requested

@@ -3,7 +3,8 @@
 python -m experiments.train --config=configs/quickstart.py:dpo --workdir=runs/dpo --config.loss.beta=0.2
 
 A folder without a checkpoint is free for any run. One with a checkpoint is continued by the same command, and begun
-anew, with other options too, by --overwrite.
+anew, with other options too, by --overwrite, which deletes once data, options and model are found usable. One process
+at a time trains in a folder.
 """
 
 from pathlib import Path
@@ -18,8 +19,8 @@ from prefjax.interrupts import StopRequest
 from prefjax.options import stated
 from prefjax.policies.run_report import report_run
 from prefjax.state_files import naming, staying
-from prefjax.training.processes import Agreed, processes
-from prefjax.training.runs import clear_run, record_config, run_config, train_run
+from prefjax.training.processes import Agreed, alone_in, processes
+from prefjax.training.runs import check_run, clear_run, record_config, run_config, train_run
 
 _CONFIG = define_config()
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where everything the run makes goes; the same one continues a run.")
@@ -37,11 +38,12 @@ def train(stop: StopRequest) -> None:
     if not jax.config.jax_compilation_cache_dir:  # JAX_COMPILATION_CACHE_DIR shares compiled programs between runs
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     run = run_config(values)
-    if _OVERWRITE.value:
-        clear_run(run, workdir)
-    record_config(values, workdir)
     seconds: dict[str, float] = {}
-    with staying(workdir):
+    with alone_in(workdir), staying(workdir):
+        if _OVERWRITE.value:
+            check_run(run, workdir)
+            clear_run(run, workdir)
+        record_config(values, workdir)
         result = train_run(run, workdir, should_stop=Agreed(lambda: stop.requested), seconds=seconds)
         if not result.finished:
             stop.end()

@@ -13,14 +13,14 @@ import dataclasses
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
 from absl import app, flags
 from ml_collections import config_flags
+from tqdm import tqdm
 
 from configs import quickstart
 from experiments.command import command_line, start_command
@@ -30,7 +30,8 @@ from prefjax.interrupts import StopRequest
 from prefjax.losses import COMPOSITIONS, OBJECTIVES
 from prefjax.options import stated
 from prefjax.policies.run_report import report_run
-from prefjax.training.runs import RunConfig, record_config, run_config
+from prefjax.training.processes import alone_in
+from prefjax.training.runs import record_config, run_config
 from prefjax.training.stage import run_stage
 
 _CONFIG = define_changes(quickstart.get_config("dpo"), "configs/quickstart.py:dpo")
@@ -55,7 +56,7 @@ def main(_) -> None:
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(workdir / "compiled"))
     command = command_line("zoo")
-    with StopRequest() as stop:
+    with StopRequest() as stop, alone_in(workdir):
         try:
             outcomes = run_all(names, workdir, command, stop)
         except _Stopped:
@@ -67,18 +68,16 @@ def main(_) -> None:
 def run_all(names: Sequence[str], workdir: Path, command: str, stop: StopRequest) -> list[Outcome]:
     """Outcomes in the order of the names; a run that cannot be, or that fails, is one that says why."""
     start_from_sft(workdir, stop)
-    outcomes = []
-    for name in names:
+    outcomes: list[Outcome] = []
+    seconds: list[float] = []
+    for place, name in enumerate(names, start=1):
         family = "sums" if name in COMPOSITIONS else OBJECTIVES[name].apply.__module__.rsplit(".", 1)[-1]
-        try:
-            config = objective_config(name).to_dict()
-            run = run_config(config)
-        except ValueError as error:
-            outcomes.append(Outcome(name, family, failure=f"refused: {error}"))
+        if why := refusal(name):
+            outcomes.append(Outcome(name, family, failure=f"refused: {why}"))
             continue
-        new = not (workdir / name / "result.json").exists()
+        new, started = not is_reported(workdir, name), time.perf_counter()
         try:
-            outcomes.append(run_one(run, config, family, workdir, command, stop))
+            outcomes.append(run_one(name, family, workdir, command, stop))
         except _Stopped:
             raise
         except Exception as error:  # one objective must not take the others with it
@@ -87,8 +86,25 @@ def run_all(names: Sequence[str], workdir: Path, command: str, stop: StopRequest
         if new:
             jax.clear_caches()  # the next objective compiles other programs; shared ones are found on disk
             write_comparison(workdir, outcomes, command)
+            seconds.append(time.perf_counter() - started)
+            left = sum(not (is_reported(workdir, later) or refusal(later)) for later in names[place:])
+            total = tqdm.format_interval(sum(seconds) / len(seconds) * left)
+            print(f"runs to go: {left}, about {total} at the pace of the {len(seconds)} before", flush=True)
     write_comparison(workdir, outcomes, command)
     return outcomes
+
+
+def is_reported(workdir: Path, name: str) -> bool:
+    return (workdir / name / "result.json").exists()
+
+
+def refusal(name: str) -> str:
+    """Why an objective cannot be run; empty: it can."""
+    try:
+        run_config(objective_config(name).to_dict())
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def start_from_sft(workdir: Path, stop: StopRequest) -> None:
@@ -100,17 +116,16 @@ def start_from_sft(workdir: Path, stop: StopRequest) -> None:
         raise _Stopped
 
 
-def run_one(
-    run: RunConfig, config: Mapping[str, Any], family: str, workdir: Path, command: str, stop: StopRequest
-) -> Outcome:
+def run_one(name: str, family: str, workdir: Path, command: str, stop: StopRequest) -> Outcome:
     """Trains and reports one objective, or reads the report that an earlier command made.
 
     Raises:
       ValueError: the folder holds a run with another config.
     """
-    name, directory = run.stage.objective, workdir / run.stage.objective
+    config, directory = objective_config(name).to_dict(), workdir / name
+    run = run_config(config)
     record_config(config, directory)
-    if not (directory / "result.json").exists():
+    if not is_reported(workdir, name):
         print(f"== {name}", flush=True)
         started = time.perf_counter()
         stage = dataclasses.replace(run.stage, init_from=str(workdir / "sft"))

@@ -175,6 +175,19 @@ def deciding(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
+def defaults_of(cls: type) -> dict[str, Any]:
+    """What `deciding` says of a dataclass that is left as it is, without what has no default."""
+    kept: dict[str, Any] = {}
+    for field in options_of(cls):
+        if dataclasses.is_dataclass(field.default):
+            kept[field.name] = deciding(field.default)
+        elif field.default is REQUIRED and dataclasses.is_dataclass(field.kind):
+            kept[field.name] = defaults_of(field.kind)
+        elif field.default is not REQUIRED and field.decides:
+            kept[field.name] = json.loads(json.dumps(field.default))
+    return kept
+
+
 def unknown_option(path: str, known: Collection[str]) -> str:
     """A message for an option that does not exist, with the one that is nearest to its full name, if any is."""
     same_name = [other for other in known if other.rpartition(".")[2] == path.rpartition(".")[2]]

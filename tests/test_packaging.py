@@ -28,8 +28,8 @@ FILES = {
 OPTIONAL = ("tensorflow_datasets", "pyarrow", "transformers", "tokenizers", "huggingface_hub", "jinja2", "datasets")
 OPTIONAL += ("regex", "matplotlib", "adjustText", "tensorboardX", "wandb", "ml_collections", "pytest", "beartype")
 CORE_ROOMS = ("data", "rows", "losses", "models", "training", "policies")
-# Their modules that do need one: [data], [data], [report].
-BEYOND_CORE = ("prefjax.data.dataset_builder", "prefjax.rows.record_files")
+# Their modules that do need one: [data], [data], [hub].
+BEYOND_CORE = ("prefjax.data.dataset_builder", "prefjax.rows.record_files", "prefjax.data.template_arithmetic")
 
 
 def requirements(lines):

@@ -57,6 +57,16 @@ def test_the_integers_of_the_concepts_are_those_of_the_code():
         assert eval(expression, names).tolist() == json.loads(numbers)
 
 
+def test_the_picture_of_the_rooms_shows_what_may_import_what():
+    """Its arrows, followed to their ends."""
+    arrows = re.findall(r'<path id="(\w+)-(\w+)"', (ROOT / "docs/rooms.svg").read_text())
+
+    def reached(room: str) -> set[str]:
+        return {end for start, to in arrows if start == room for end in (to, *reached(to))}
+
+    assert {room: reached(room) for room in ALLOWED} == ALLOWED and reached("experiments") == set(ALLOWED)
+
+
 # A table of a page that says where its numbers are from, and the table's rows.
 _NUMBERS = re.compile(r"^<!-- numbers of (\S+) -->\n\n((?:\|.*\n)+)", re.MULTILINE)
 TABLES = [
@@ -121,7 +131,10 @@ def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(site):
             target = (folder / unquote(path)).resolve() if path else folder
             assert target.exists(), f"{folder.relative_to(site)}: {link}"
             assert not anchor or unquote(anchor) in ids.get(target, {unquote(anchor)}) | {"__skip", "__toc"}, link
-        assert not re.search(r'<(?:script|img|link rel="stylesheet")[^>]*(?:src|href)="https?:', text), folder
+        assert not re.search(r'<(?:script|img|iframe|link rel="(?!canonical)\w+")[^>]*(?:src|href)="(https?:)?//', text)
+        assert 'class="mermaid"' not in text, "the theme fetches what draws that"
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(?:url\(|@import )[\s\"']*(?:https?:)?//", sheet.read_text()), sheet
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def dots(
             axis.errorbar(mean, place, xerr=half, fmt="o", ms=4, color=COLORS[0], lw=1.4)
             axis.plot(results.mean(setting.key, known, metric), place, "o", ms=8, mfc="none", mec=COLORS[2], mew=1.2)
         axis.set_yticks(range(len(shown)), [s.key for s in shown])
-        axis.invert_yaxis()
+        axis.set_ylim(len(shown) - 0.5, -0.5)  # downwards, with room for whole markers above and below
         axis.set_title(metric, fontsize=9, color=style.INK)
         if log:
             axis.set_xscale("log")

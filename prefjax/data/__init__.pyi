@@ -35,6 +35,7 @@ from . import spellings as spellings
 from . import synthetic as synthetic
 from . import synthetic_trees as synthetic_trees
 from . import table_files as table_files
+from . import template_arithmetic as template_arithmetic
 from . import text_files as text_files
 from . import tokenizer_files as tokenizer_files
 from . import tokenizers as tokenizers

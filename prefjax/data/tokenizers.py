@@ -347,9 +347,13 @@ class HuggingFaceTokenizer:
 
 @functools.cache
 def _compiler() -> Callable[[str], Any] | None:
-    """How transformers compiles a chat template, once for each; None where it keeps that elsewhere."""
+    """How transformers compiles a chat template, once for each, from here on with bounded arithmetic; None where it
+    keeps that elsewhere."""
     from transformers.utils import chat_template_utils
 
+    from prefjax.data.template_arithmetic import BoundedEnvironment
+
+    chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
     return getattr(chat_template_utils, "_compile_jinja_template", None)
 
 

@@ -13,6 +13,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from prefjax.options import differences
+from prefjax.options import differences, merged
 from prefjax.training.fingerprints import describe, fingerprints, name_of
 
 T = TypeVar("T")
@@ -70,10 +71,19 @@ class Checkpointer:
     Args:
       keep: how many of the newest checkpoints stay.
       identity, facts: see `Proof`; JSON-able.
+      defaults: what an identity has where an earlier version did not record it.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2, identity: dict[str, Any], facts: dict[str, Any]):
-        self.directory = Path(directory).resolve()
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 2,
+        identity: dict[str, Any],
+        facts: dict[str, Any],
+        defaults: Mapping[str, Any] = MappingProxyType({}),
+    ):
+        self.directory, self._defaults = Path(directory).resolve(), defaults
         self._identity, self._facts = json.loads(json.dumps((identity, facts)))
         logging.getLogger("absl").addFilter(_no_traceback)
         # lightweight: reading what Orbax wrote beside every step would fail where one is damaged.
@@ -122,7 +132,8 @@ class Checkpointer:
 
         def read(step: int) -> Restored:
             proof = _read_proof(self.directory, step)
-            require_same(self.directory.parent, proof.identity, self._identity)
+            there, now = (merged(self._defaults, identity) for identity in (proof.identity, self._identity))
+            require_same(self.directory.parent, there, now)
             return Restored(_read_arrays(self.directory, step, proof, dict(like)), proof)
 
         damaged: list[int] = []

@@ -10,7 +10,7 @@ from prefjax.losses.responses import PROVIDED_BY
 from prefjax.models import ModelConfig
 from prefjax.models.lora import LoraConfig
 from prefjax.models.reward_head import RewardHead
-from prefjax.options import REQUIRED, check_ranges, option
+from prefjax.options import REQUIRED, check_ranges, defaults_of, option
 from prefjax.requirements import PAIR_NUMBERS
 from prefjax.rows.arrays import LAYOUTS
 from prefjax.training.loop import LoopConfig
@@ -244,3 +244,8 @@ def objective_of(config: StageConfig) -> Objective:
         return objective(config.objective, **config.loss)
     except ValueError as error:
         raise ValueError(f"loss: {error}" if config.loss else str(error)) from error
+
+
+def defaults_before(config: StageConfig) -> dict[str, Any]:
+    """What a stage with this objective had, by `deciding`, of options that came after it was recorded."""
+    return {**defaults_of(StageConfig), "loss": objective(config.objective).options}

@@ -17,6 +17,7 @@ from prefjax.data.tokenizers import TemplateError, Tokenizer, load_tokenizer
 from prefjax.losses import objective
 from prefjax.models import ModelConfig, hub, init, lora
 from prefjax.models.huggingface import is_checkpoint, read_params
+from prefjax.options import build
 from prefjax.state_files import read_object
 from prefjax.training.checkpoint import load_params, load_proof
 from prefjax.training.mesh import parameter_shardings
@@ -82,7 +83,7 @@ def read_policy(source: str, model: ModelConfig, mesh: Mesh, *, seed: int = 0) -
     if _trains_reward_model(name):
         raise ValueError(f"{source} holds a reward model ({name}), which is no policy: it has no vocabulary head")
     if proof and options["lora"]["rank"]:
-        adapters = lora.LoraConfig(**options["lora"])
+        adapters = build(lora.LoraConfig, options["lora"], f"{source}: config.lora")
         base = lora.freeze(adapters, read_policy(proof.facts["init_from"], model, mesh, seed=options["seed"]))
         saved = load_params(source, {"policy": on_mesh(mesh, lora.shapes(adapters, shapes))})["policy"]
         return jax.jit(functools.partial(lora.merge, adapters), out_shardings=shardings)(base, saved)

@@ -1,11 +1,16 @@
-"""Several processes as one run: how they find each other, stop at one step, and end when one of them died."""
+"""Several processes as one run: how they find each other, stop at one step, and end when one of them died; and two runs
+that must not be one: how a process keeps others out of its folder."""
 
+import fcntl
 import functools
 import os
+import platform
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import jax
@@ -20,6 +25,7 @@ T = TypeVar("T")
 # Where no cluster describes itself, these do; the words of JAX and of most launchers.
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 PATIENCE = 30  # seconds without a sign of life after which a process counts as dead
+_ours: set[Path] = set()  # folders that this process holds
 
 
 def join_processes(start_timeout: int = 300) -> None:
@@ -89,6 +95,44 @@ def processes(join: bool) -> Iterator[None]:
             time.sleep(PATIENCE + 10)
         print(f"{here} ends with {type(error).__name__}, and with it the others", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly exit would wait for those that are gone
+
+
+@contextmanager
+def alone_in(folder: str | Path) -> Iterator[None]:
+    """Makes a folder, and keeps other processes from training in it meanwhile; of several that are one run, the first
+    does so for all.
+
+    The lock is the system's, on the file `.lock` there: it goes with the process, however that ends, and holds on all
+    hosts that share a file system with locks. Where there are none, a line says so.
+
+    Raises:
+      RuntimeError: another process holds the folder; names it.
+    """
+    folder = Path(folder).resolve()
+    if jax.process_index() or folder in _ours:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            who = " ".join(file.read().split()) or "another process"
+            raise RuntimeError(
+                f"{folder} is held by {who}, which trains there: wait until it has ended, stop it (Ctrl-C or SIGTERM, "
+                "and it saves first), or give another --workdir"
+            ) from None
+        except OSError as error:
+            print(f"{folder} cannot be locked ({error.strerror}): see to it that nothing else trains there", flush=True)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} ({shlex.join(sys.orig_argv)})")
+        file.flush()
+        _ours.add(folder)
+        try:
+            yield
+        finally:
+            _ours.discard(folder)
 
 
 def one_at_a_time(results: T) -> T:

@@ -22,10 +22,13 @@ from prefjax.options import build, check_ranges, deciding, merged, option, state
 from prefjax.state_files import read_object, staying, write_whole
 from prefjax.training.batches import data_directory
 from prefjax.training.checkpoint import load_proof, require_same
-from prefjax.training.config import StageConfig
+from prefjax.training.config import StageConfig, defaults_before
+from prefjax.training.mesh import make_mesh
 from prefjax.training.optimizers import make_optimizer
 from prefjax.training.parameters import tokenizer_of
-from prefjax.training.stage import StageResult, load_splits, run_stage
+from prefjax.training.scoring import Setup
+from prefjax.training.stage import StageResult, load_splits, make_setup, open_start, run_stage
+from prefjax.training.writers import check_installed
 
 # Options that may hold a stage before the run's own, by the name of its folder, with the objective it trains.
 EARLIER = {"sft": "sft"}
@@ -38,6 +41,7 @@ Some of this is there only once the run got so far, or was asked for it.
 
 | | |
 | --- | --- |
+| `.lock` | held by the process that trains here; what it says is of the last one |
 | `config.json` | every option of the run; the same command continues it (docs/config.md: what may change) |
 | `run.json` | data and its hashes, reference, first loss; each session's command, time, machine, versions, commit |
 | `code-*.patch` | what the code had besides that commit: `git checkout COMMIT && git apply FILE` |
@@ -59,8 +63,9 @@ Some of this is there only once the run got so far, or was asked for it.
     python -m experiments.export --workdir=FOLDER --output=D  a Hugging Face folder
 """
 # What of it a run that begins anew deletes; data, scores and compiled programs are found by what they are made of.
-_OF_A_RUN = ("checkpoints", "run.json", "config.json", "code-*.patch", "metrics.jsonl", "samples.jsonl", "tensorboard")
-_OF_A_RUN += ("wandb", "wandb.json", "report.md", "plot.png", "result.json", "overview.*", "evaluation.*", "profile")
+_OF_A_RUN = ("checkpoints", "run.json", "code-*.patch", "metrics.jsonl", "samples.jsonl", "tensorboard", "wandb")
+_OF_A_RUN += ("wandb.json", "report.md", "plot.png", "result.json", "overview.*", "evaluation.*", "profile")
+_OF_A_RUN += ("config.json",)  # the last: who is stopped before it finds a run to delete again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,10 +133,9 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     if not isinstance(start, str):
         raise ValueError(f"config.init_from={start!r} must be of type str")
     folder = origin(start)
-    known = start and (Path(start, "config.json").is_file() or Path(start).name in EARLIER)
     sized = {"vocab_size", "num_layers", "width"} & stated(values.get("model")).keys()
-    if values.get("objective") and not known and not sized:
-        raise ValueError(_no_start(start))
+    if values.get("objective") and not _may_be_policy(start) and not sized:
+        raise ValueError(_no_start(start, "config.init_from"))
     if folder is not None:
         values["model"] = _model_of(folder, values.get("model", {}))
         data = values.get("data", {})
@@ -158,15 +162,19 @@ def _here(stage: Mapping[str, Any]) -> Mapping[str, Any]:
     return found({**stage, "reference": found(reference)} if isinstance(reference, Mapping) else stage)
 
 
-def _no_start(start: str) -> str:
-    """Why there is nothing to train from, and how to have it."""
+def _may_be_policy(source: str) -> bool:
+    return bool(source) and (Path(source, "config.json").is_file() or Path(source).name in EARLIER)
+
+
+def _no_start(start: str, option: str) -> str:
+    """Why there is nothing to train from, or to compare with, and how to have it."""
     if not start:
         return "config.init_from is empty: give --config.init_from=FOLDER, a Hugging Face folder or a run's --workdir"
     is_id = re.fullmatch(r"[\w.-]+/[\w.-]+", start) and not Path(start).parent.is_dir()
     name = start if is_id else "owner/name"
     return (
-        f"config.init_from={start!r} is neither a run's workdir nor a Hugging Face folder here (there is no "
-        f"config.json): correct the path, or --config.init_from=hf:{name} downloads a model of the hub"
+        f"{option}={start!r} is neither a run's workdir nor a Hugging Face folder here (there is no config.json): "
+        f"correct the path, or --{option}=hf:{name} downloads a model of the hub"
     )
 
 
@@ -197,12 +205,17 @@ def open_run(workdir: str | Path) -> RunConfig:
     """The run that a folder holds.
 
     Raises:
-      ValueError: there is no run, or its config.json is damaged, which the command that trains it writes anew.
+      ValueError: there is no run, or its config.json is damaged, which the command that trains it writes anew; or
+        that has an option which does not exist here. One that it lacks has its default.
     """
     path = Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(f"{workdir} is neither a run's --workdir nor a Hugging Face folder: there is no {path}")
-    return run_config(read_object(path))
+    values = read_object(path)
+    try:
+        return run_config(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def stage_of(workdir: str | Path) -> tuple[StageConfig, str]:
@@ -258,12 +271,34 @@ def record_config(values: Mapping[str, Any], workdir: str | Path) -> None:
     for name, config in run_config(values).stages:
         proof = load_proof(workdir / name)
         if proof:
-            require_same(workdir, proof.identity["config"], deciding(config), f"config.{name}".rstrip("."))
+            recorded = (proof.identity["config"], deciding(config))
+            there, now = (merged(defaults_before(config), options) for options in recorded)
+            require_same(workdir, there, now, f"config.{name}".rstrip("."))
     if jax.process_index():
         return
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(workdir / "config.json", json.dumps(values, indent=1) + "\n")
     write_whole(workdir / "README.md", FOLDER)
+
+
+def check_run(run: RunConfig, workdir: str | Path) -> None:
+    """Raises what training would before its first step: of options, data and devices, and of the model to start from,
+    which is read for it. Writes nothing but prepared data."""
+    data = data_directory(run.stage.data, Path(workdir))
+    for name, config in run.stages:
+        _check_optimizer(name, config)
+    setups = [_check_stage(config, data) for _, config in run.stages]
+    open_start(run.stages[0].config, setups[0])
+
+
+def _check_stage(config: StageConfig, data: Path) -> Setup:
+    """What a stage needs besides parameters to start from."""
+    check_installed(config.train.writers)
+    if (other := config.reference.init_from) and not _may_be_policy(other):
+        raise ValueError(_no_start(other, "config.reference.init_from"))
+    mesh, tokenizer = make_mesh(config.mesh), tokenizer_of(config.data, config.model)
+    load_splits(config, tokenizer, data, say=False)
+    return make_setup(config, tokenizer, mesh)
 
 
 def clear_run(run: RunConfig, workdir: str | Path) -> None:
@@ -273,7 +308,7 @@ def clear_run(run: RunConfig, workdir: str | Path) -> None:
     Raises:
       ValueError: the run starts from what would be deleted.
     """
-    folders = [Path(workdir), *(Path(workdir) / name for name in EARLIER)]
+    folders = [*(Path(workdir) / name for name in EARLIER), Path(workdir)]
     for source in (source for _, own in run.stages for source in (own.init_from, own.reference.init_from)):
         if source and Path(source).resolve() in [folder.resolve() for folder in folders]:
             raise ValueError(f"--overwrite would delete {source}, which the run starts from: give another --workdir")
@@ -299,14 +334,14 @@ def train_run(
       seconds: is filled with the wall time of each stage by its title.
 
     Raises:
-      ValueError: a stage cannot use its data; no stage has trained then.
+      ValueError: a stage cannot use its data or devices; no stage has trained then.
     """
     workdir = Path(workdir)
     data = data_directory(run.stage.data, workdir)
     for name, config in run.stages:
         _check_optimizer(name, config)
-    for _, config in run.stages[1:]:  # what is wrong with their data is said before the first stage trains
-        load_splits(config, tokenizer_of(config.data, config.model), data, say=False)
+    for _, config in run.stages[1:]:  # what is wrong with them is said before the first stage trains
+        _check_stage(config, data)
     for name, config in run.stages:
         stage = Stage(name, config)
         print(f"== {stage.title}", flush=True)

@@ -14,7 +14,7 @@ from jaxtyping import Float32
 
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.models import lora
-from prefjax.options import deciding
+from prefjax.options import deciding, differences
 from prefjax.rows.arrays import Rows, RowShape
 from prefjax.rows.store import PreparedTrees, TreeSource
 from prefjax.training import loop, provenance
@@ -31,13 +31,14 @@ from prefjax.training.batches import (
     with_baselines,
 )
 from prefjax.training.checkpoint import Checkpointer, Proof, load_proof, parameter_hash
-from prefjax.training.config import StageConfig, objective_of
+from prefjax.training.config import StageConfig, defaults_before, objective_of
 from prefjax.training.evaluator import Evaluator
 from prefjax.training.feed import DeviceFeed, to_devices
 from prefjax.training.greedy_samples import GreedySamples
 from prefjax.training.mesh import make_mesh, parameter_shardings, row_shards
 from prefjax.training.optimizers import make_optimizer, warmup_of
 from prefjax.training.parameters import complete_model, context_of, read_policy, tokenizer_of
+from prefjax.training.processes import alone_in
 from prefjax.training.reference import open_scores, reference_table
 from prefjax.training.score_cache import set_facts
 from prefjax.training.scoring import Setup
@@ -125,17 +126,19 @@ def run_stage(
         keep=config.train.keep_checkpoints,
         identity=_identity(config, train, held_out, begin),
         facts={"steps": steps, "epochs": [*before, config.train.epochs or None], "init_from": config.init_from},
+        defaults={"config": defaults_before(config)},
     )
     feed = DeviceFeed(_rows(config, mesh, train, train_table, before), mesh)
     start_step, checked, restored = 0, None, checkpointer.restore(state.saved())
     if restored:
         start_step, state = restored.proof.step, state.replace(**restored.state)
         feed.set_state(restored.proof.position)
-        _say_continued(workdir, restored.proof, steps)
+        _say_continued(workdir, restored.proof, config, steps)
     elif config.check_start and not config.reference.init_from:
         checked = _check_start(config, setup, state, train, train_table)
     facts = _facts(config, steps, train, held_out, begin, checked)
     with (
+        alone_in(workdir),
         checkpointer,
         provenance.session(workdir, facts, from_step=start_step) as session,
         Writers(config.train.writers, workdir, resume_step=start_step, config=facts["config"]) as writer,
@@ -303,13 +306,20 @@ def _say_warmup(config: StageConfig, steps: int) -> None:
         )
 
 
-def _say_continued(workdir: Path, proof: Proof, steps: int) -> None:
-    """Raises ValueError where a run is to become shorter than it already is."""
+def _say_continued(workdir: Path, proof: Proof, config: StageConfig, steps: int) -> None:
+    """Also what the run lacked of options that came after it. Raises ValueError where a run is to become shorter than
+    it already is."""
     if proof.step > steps:
         raise ValueError(f"{workdir} is at step {proof.step}, beyond train.steps={steps}: raise it, or a new --workdir")
     before = proof.facts["steps"]
     longer = f"; {steps} steps, not {before}: schedules of the learning rate go by that from here on"
     print(f"continuing from step {proof.step}{longer if steps != before else ''}", flush=True)
+    came = [f"{name}={value!r}" for name, _, value in differences(proof.identity["config"], deciding(config))]
+    if came:
+        print(
+            f"{workdir} was begun before these options were there, and has their defaults: {', '.join(came)}",
+            flush=True,
+        )
 
 
 def _epochs_before(workdir: Path, config: StageConfig) -> tuple[int, ...]:

@@ -79,6 +79,13 @@ def test_a_damaged_tokenizer_is_named(tmp_path, name):
         ("{{ messages.x.y }}", "has no attribute 'x'"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{% if %}", "Expected an expression"),
+        ("{{ 9 ** (9 ** 9) }}", r":1: OverflowError: \*\* of numbers that are too large"),
+        ("{{ 'a' * (10 ** (10 ** 8)) }}", "OverflowError: .. of"),
+        ("{% set n = namespace(x=3) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}", "OverflowError"),
+        ("{{ messages | length ** messages | length }}{{ (messages | length + 8) ** 99999999 }}", "OverflowError"),
+        ("{{ ('f' * 9999) | int(base=16) % ('e' * 5000) | int(base=16) }}", "OverflowError: % of"),
+        ("{{ 5 | round(-999999999) }}{{ 5 | round(999999999, 'ceil') }}", "OverflowError: round"),
+        ("{{ 2.5 | round(999999999, 'ceil') }}", "OverflowError: round"),
     ],
 )
 def test_a_template_that_fails_rejects_the_conversation(make_tokenizer, monkeypatch, template, message):
@@ -86,6 +93,19 @@ def test_a_template_that_fails_rejects_the_conversation(make_tokenizer, monkeypa
     tokenizer = make_tokenizer(template)
     with pytest.raises(TemplateError, match=message):
         tokenizer.render((Message("user", "a"),), generate=True)
+
+
+def test_arithmetic_of_a_template_is_as_ever(make_tokenizer):
+    """Where tools are offered too, which go another way through transformers."""
+    tokenizer = make_tokenizer("{{ 2 ** 10 }} {{ -7 // 2 }} {{ -7 % 4 }} {{ 3 / 2 }} {{ 'ab' * 2 }} {{ 2.0 ** -1 }} ")
+    huge = make_tokenizer("{{ 9 ** (9 ** 9) }}{{ tools }}")
+    for tools in ("", '[{"type": "function"}]'):
+        turns = dict(messages=(Message("user", "a"),), generate=True, tools=tools)
+        assert tokenizer.render(**turns) == "1024 -4 1 1.5 abab 0.5 "
+        with pytest.raises(TemplateError, match="OverflowError"):
+            huge.render(**turns)
+    rounds = make_tokenizer("{{ 2.567 | round(2) }} {{ 42 | round(-1) | int }} {{ 2.1 | round(0, 'ceil') }}")
+    assert rounds.render((Message("user", "a"),), generate=True) == "2.57 40 3.0"
 
 
 @pytest.mark.parametrize("body", ["{{ messages[0].content }}", ""])

@@ -18,7 +18,9 @@ from prefjax.losses import OBJECTIVES
 from prefjax.options import deciding
 from prefjax.state_files import read_lines
 from prefjax.training.checkpoint import Checkpointer
-from prefjax.training.runs import clear_run, record_config, run_config
+from prefjax.training.config import defaults_before
+from prefjax.training.runs import check_run, clear_run, open_run, record_config, run_config
+from prefjax.training.stage import _say_continued
 from tests.compilation import COMPILED, QUICK
 from tests.started import Started
 
@@ -152,11 +154,15 @@ def test_sigterm_saves_and_says_how_to_continue(tmp_path):
     options = ["--config=configs/quickstart.py:dpo", f"--workdir={workdir}", *TINY, "--config.train.steps=100000"]
     with Started(command("train", *options), tmp_path / "said", cwd=ROOT, env=ENVIRONMENT) as started:
         started.until("step 5/100000")
+        second = run("train", *options[:2], "--overwrite", check=False)
+        assert f"is held by process {started.process.pid} on " in second.stderr and second.returncode == 1
         started.process.send_signal(signal.SIGTERM)
         assert started.ended() == 130, started.said[-2000:]
     assert "stopped, and saved. To continue:" in started.said and "--config.train.steps=100000" in started.said
     (step,) = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
     assert 5 <= step < 100_000
+    refused = run("train", *options, "--overwrite", "--config.data.train=nowhere.jsonl", check=False)
+    assert "nowhere.jsonl" in refused.stderr and (workdir / "checkpoints" / str(step)).is_dir(), "deleted before"
     with Started(command("train", *options), tmp_path / "said_again", cwd=ROOT, env=ENVIRONMENT) as started:
         started.until(f"continuing from step {step}")
 
@@ -267,6 +273,58 @@ def test_what_decides_may_not_change_once_a_stage_has_a_checkpoint(tmp_path):
     clear_run(run_config(change(seed=3).to_dict()), tmp_path)
     assert not (tmp_path / "sft" / "checkpoints").exists() and (tmp_path / "data").is_dir()
     record_config(change(seed=3).to_dict(), tmp_path)
+
+
+def test_a_run_begun_before_an_option_was_there_has_its_default(tmp_path, capsys):
+    now = dict(sft={}, loss__beta=0.1, optimizer__warmup_ratio=0.0)
+    config = run_config(change(**now).to_dict()).stage
+    older = deciding(config)
+    del older["optimizer"]["warmup_ratio"], older["loss"]["beta"], older["lora"]
+    checkpointer = Checkpointer(tmp_path / "checkpoints", identity={"config": older}, facts={"steps": 9})
+    with checkpointer:
+        checkpointer.save(1, {"params": jnp.zeros(1)}, {})
+    record_config(change(**now).to_dict(), tmp_path)
+    how = dict(identity={"config": deciding(config)}, facts={}, defaults={"config": defaults_before(config)})
+    with Checkpointer(tmp_path / "checkpoints", **how) as checkpointer:
+        proof = checkpointer.restore({"params": jnp.zeros(1)}).proof
+    _say_continued(tmp_path, proof, config, 9)
+    said = capsys.readouterr().out
+    assert "was begun before these options were there, and has their defaults: lora={'rank': 0, " in said
+    assert "loss.beta=0.1, " in said and said.endswith("optimizer.warmup_ratio=0.0\n")
+    with pytest.raises(ValueError, match=r"\(config.optimizer.warmup_ratio: 0.0 there, 0.5 now\)"):
+        record_config(change(**now | {"optimizer__warmup_ratio": 0.5}).to_dict(), tmp_path)
+
+
+def test_options_that_a_later_version_recorded_are_refused_by_name(tmp_path):
+    values = change(sft={}).to_dict()
+    values["optimizer"]["momentums"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config.json: config.optimizer.momentums is not an option"):
+        open_run(tmp_path)
+    config = run_config(change(sft={}).to_dict()).stage
+    later = deciding(config)
+    later["optimizer"]["momentums"] = 3
+    with Checkpointer(tmp_path / "checkpoints", identity={"config": later}, facts={"steps": 9}) as checkpointer:
+        checkpointer.save(1, {"params": jnp.zeros(1)}, {})
+    with pytest.raises(ValueError, match=r"\(config.optimizer.momentums: 3 there, None now\)"):
+        record_config(change(sft={}).to_dict(), tmp_path)
+
+
+def test_what_can_be_refused_is_before_anything_is_deleted(tmp_path):
+    """The data of every stage and the model to start from; tests of commands have one that would delete."""
+    world = dict(data__world__train_examples=8, data__world__eval_examples=8, data__directory=str(tmp_path))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"objective": "sft"}')
+    for changes, message in (
+        (dict(data__train="nowhere.jsonl"), "nowhere.jsonl"),
+        (world | dict(sft={}, init_from=str(tmp_path / "broken")), "no checkpoints in .*broken"),
+        (
+            world | dict(reference={"kind": "live", "init_from": "nowhere"}),
+            "reference.init_from='nowhere' is neither",
+        ),
+    ):
+        with pytest.raises((ValueError, OSError, ImportError), match=message):
+            check_run(run_config(change(**changes).to_dict()), tmp_path / "run")
 
 
 def test_overwriting_spares_what_the_run_starts_from_and_folders_that_hold_no_run(tmp_path):

@@ -12,7 +12,7 @@ import scipy.special
 from matplotlib.figure import Figure
 
 from experiments import run
-from experiments.tables import bandit, enumerable, harness, load_table, table_ids
+from experiments.tables import bandit, enumerable, figures, harness, load_table, table_ids
 from experiments.tables.harness import Row
 from prefjax.losses import OBJECTIVES
 
@@ -55,6 +55,21 @@ def test_every_claim_holds_in_seconds(table_id):
         pytest.skip(str(missing))
     failed = [claim.name for claim, outcome in zip(module.CLAIMS, judgement.claims, strict=True) if not outcome[2]]
     assert not failed, judgement.reasons
+
+
+def test_markers_at_the_edges_of_a_figure_are_whole():
+    settings = [harness.Setting({"loss": loss}, "value") for loss in ("first", "last")]
+    numbers = [("first", "known", 0.0), ("first", "ours", 0.1), ("last", "known", 1.0), ("last", "ours", 0.9)]
+    rows = [Row(row, col, "value", None, None, value) for row, col, value in numbers]
+    figure = figures.dots(harness.Results(rows), settings, known="known", ours="ours")
+    figure.draw_without_rendering()
+    (axis,) = figure.axes
+    markers = [line for line in axis.lines if line.get_marker() == "o"]
+    assert len(markers) == 4
+    for line in markers:
+        (place,) = axis.transData.transform(line.get_xydata())
+        radius = (line.get_markersize() + line.get_markeredgewidth()) / 2 * figure.dpi / 72
+        assert (axis.bbox.min <= place - radius).all() and (place + radius <= axis.bbox.max).all()
 
 
 def chosen_for_rejected(r):

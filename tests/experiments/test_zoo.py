@@ -1,6 +1,7 @@
 """One command for the whole zoo: objectives of every kind from one SFT stage, resumable, failures as rows."""
 
 import json
+import re
 
 import pytest
 
@@ -44,6 +45,8 @@ def test_every_kind_of_data_feeds_its_objective(finished):
     for row in rows:
         assert not row["failure"] and row["gold_trained"]["count"] == 4 and row["kl"]["value"] == row["kl"]["value"]
         assert row["first_loss"] is not None and row["improves"] is (row["last_loss"] < row["first_loss"])
+    to_go = re.findall(r"runs to go: (\d), about \d\d:\d\d at the pace of the (\d) before", done.stdout)
+    assert to_go == [(str(7 - done_), str(done_)) for done_ in range(1, 8)], "what is refused is none to go"
     assert refused["failure"].startswith("refused: objective rationale_dpo scores a rationale")
     assert "| `pl_dpo` |" in done.stdout and (workdir / "frontier.png").stat().st_size > 10_000
 
