@@ -181,7 +181,7 @@ def defaults_of(cls: type) -> dict[str, Any]:
     for field in options_of(cls):
         if dataclasses.is_dataclass(field.default):
             kept[field.name] = deciding(field.default)
-        elif field.default is REQUIRED and dataclasses.is_dataclass(field.kind):
+        elif field.default is REQUIRED and isinstance(field.kind, type) and dataclasses.is_dataclass(field.kind):
             kept[field.name] = defaults_of(field.kind)
         elif field.default is not REQUIRED and field.decides:
             kept[field.name] = json.loads(json.dumps(field.default))
