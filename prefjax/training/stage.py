@@ -121,13 +121,8 @@ def run_stage(
     steps = config.train.steps or forecast(config, train.trees, train.shape, None, before).steps
     _say_warmup(config, steps)
     state = init_state(setup, begin.policy, make_optimizer(config.optimizer, steps), reference=begin.reference)
-    checkpointer = Checkpointer(
-        workdir / "checkpoints",
-        keep=config.train.keep_checkpoints,
-        identity=_identity(config, train, held_out, begin),
-        facts={"steps": steps, "epochs": [*before, config.train.epochs or None], "init_from": config.init_from},
-        defaults={"config": defaults_before(config)},
-    )
+    facts = {"steps": steps, "epochs": [*before, config.train.epochs or None], "init_from": config.init_from}
+    checkpointer = _checkpointer(config, workdir, _identity(config, train, held_out, begin), facts)
     feed = DeviceFeed(_rows(config, mesh, train, train_table, before), mesh)
     start_step, checked, restored = 0, None, checkpointer.restore(state.saved())
     if restored:
@@ -282,6 +277,11 @@ def _answering(
         resume_step=start_step,
     )
     return lambda step, state: samples(step, plain_policy(setup, state)) if samples else None
+
+
+def _checkpointer(config: StageConfig, workdir: Path, identity: dict[str, Any], facts: dict[str, Any]) -> Checkpointer:
+    keep, defaults = config.train.keep_checkpoints, {"config": defaults_before(config)}
+    return Checkpointer(workdir / "checkpoints", keep=keep, identity=identity, facts=facts, defaults=defaults)
 
 
 def _identity(config: StageConfig, train: Split, held_out: Split, start: Start) -> dict[str, Any]:
