@@ -121,8 +121,8 @@ def run_stage(
     steps = config.train.steps or forecast(config, train.trees, train.shape, None, before).steps
     _say_warmup(config, steps)
     state = init_state(setup, begin.policy, make_optimizer(config.optimizer, steps), reference=begin.reference)
-    facts = {"steps": steps, "epochs": [*before, config.train.epochs or None], "init_from": config.init_from}
-    checkpointer = _checkpointer(config, workdir, _identity(config, train, held_out, begin), facts)
+    known = {"steps": steps, "epochs": [*before, config.train.epochs or None], "init_from": config.init_from}
+    checkpointer = _checkpointer(config, workdir, _identity(config, train, held_out, begin), known)
     feed = DeviceFeed(_rows(config, mesh, train, train_table, before), mesh)
     start_step, checked, restored = 0, None, checkpointer.restore(state.saved())
     if restored:
