@@ -16,7 +16,7 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 # They may round differently in programs that hold the same computation beside another; what is to be equal bit for bit
 # across programs is tested in a process of its own (`in_a_process_that_compiles_as_users_do`).
 AS_USERS_DO = "PREFJAX_TEST_COMPILE_AS_USERS_DO"
-# Where commands that tests start keep compiled programs: made once a session, before its workers start.
+# Where tests and the commands that they start keep compiled programs: made once a session, before its workers start.
 if "PREFJAX_TEST_COMPILED" not in os.environ:
     os.environ["PREFJAX_TEST_COMPILED"] = tempfile.mkdtemp(prefix="prefjax-compiled-")
     atexit.register(shutil.rmtree, os.environ["PREFJAX_TEST_COMPILED"], ignore_errors=True)

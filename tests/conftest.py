@@ -4,9 +4,12 @@ import gc
 import os
 from pathlib import Path
 
-from tests.compilation import QUICK
+from tests.compilation import COMPILED, QUICK
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests and the processes they start compile a program once: most runs here are of one tiny model.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK}"
 
 import jax

@@ -1,5 +1,6 @@
 """The library as the README shows it: its script runs as it stands there, and what it promises of it holds."""
 
+import ast
 import os
 import re
 import subprocess
@@ -28,15 +29,13 @@ def test_the_readmes_script_learns_and_speaks():
     """In a process of its own, with nothing prepared: held-out accuracy above that of the start, and four samples."""
     code = readme_block("import itertools, optax, prefjax as px")
     assert len(code.strip().splitlines()) <= 22, "a training loop is a few lines"
-    code += "print('ACCURACY', px.evaluate(setup, state, held_out)['reward_accuracy'])\n"
-    code += "print('SAMPLES', len(px.sample(setup, state, held_out.prompts[:4], tok)))\n"
     # Training is most of it: compiled as users do, on the one device they have.
     environment = os.environ | {"XLA_FLAGS": ""}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    accuracy = float(re.search(r"ACCURACY (\S+)", done.stdout)[1])
-    assert accuracy > 0.7 and "SAMPLES 4" in done.stdout
-    assert "'reward_accuracy': " in done.stdout.splitlines()[0]
+    metrics, samples = done.stdout.splitlines()
+    assert float(re.search(r"'reward_accuracy': ([\d.]+)", metrics)[1]) > 0.7
+    assert [type(sample) for sample in ast.literal_eval(samples)] == [str] * 4
 
 
 def test_importing_costs_nothing_before_jax_is_needed():

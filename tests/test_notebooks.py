@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 from docs.write_notebooks import notebook
-from tests.compilation import COMPILED, QUICK
+from tests.compilation import QUICK
 
 NAMES = ("add_an_objective", "bring_your_model_and_data", "explore_losses", "prefix_sharing", "quickstart")
 NAMES += ("reproduce_a_table",)
@@ -77,7 +77,6 @@ def test_a_notebook_runs_from_its_own_folder_and_draws(name, monkeypatch):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("XLA_FLAGS", QUICK)  # on one device
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", COMPILED)
     before = set(FOLDER.iterdir())
     book = read(name)
     for large, small in SMALLER.get(name, ()):

@@ -20,7 +20,7 @@ BLOCK = re.compile(r"(.*?)^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 def test_a_recipe_works_as_it_is_written(name, tmp_path):
     """Python goes into the file that the words before it name last, at its end where it is there; bash is run."""
     for part in ("prefjax", "docs", "tests", "experiments", "configs"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / part, tmp_path / part)  # with what Python compiled, which stays true of what stays
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for words, language, code in BLOCK.findall(RECIPES[name]):

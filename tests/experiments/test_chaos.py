@@ -11,7 +11,6 @@ from experiments.chaos.runs import Runs, kills, refused
 from experiments.chaos.several import Ended, problem_after_a_kill, problem_after_a_stop
 from experiments.chaos.tally import DIFFERENT, FAULT, FINE, REFUSED, Tally
 from prefjax.training.processes import PATIENCE
-from tests.compilation import COMPILED
 from tests.experiments.test_commands import run
 
 SAVED = "SIGTERM: stopping after this step\nstopped, and saved. To continue:\n"
@@ -85,7 +84,6 @@ def test_models_folders(tmp_path):
 @pytest.mark.slow
 def test_a_kill(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # those of the tests ask for eight devices
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", COMPILED)
     tally = kills(Runs(tmp_path, random.Random(1)), 1)
     assert not list(tally.bad()) and len(tally.ends) == 1
 

@@ -21,7 +21,8 @@ from prefjax.training.checkpoint import Checkpointer
 from prefjax.training.config import defaults_before
 from prefjax.training.runs import check_run, clear_run, open_run, record_config, run_config
 from prefjax.training.stage import _say_continued
-from tests.compilation import COMPILED, QUICK
+from tests import forked
+from tests.compilation import QUICK
 from tests.started import Started
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,9 +38,6 @@ TINY = [
 ENVIRONMENT = os.environ | {
     "XLA_FLAGS": QUICK,
     "JAX_PLATFORMS": "cpu",
-    # All of a session's commands share what they compile.
-    "JAX_COMPILATION_CACHE_DIR": COMPILED,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "PYTHONUNBUFFERED": "1",
 }
 
@@ -48,9 +46,14 @@ def command(name, *options):
     return [sys.executable, "-m", f"experiments.{name}", *map(str, options)]
 
 
-def run(name, *options, check=True, **variables):
-    environment = ENVIRONMENT | variables
-    done = subprocess.run(command(name, *options), cwd=ROOT, env=environment, capture_output=True, text=True)
+def python_m(words, folder, environment):
+    """As users start it: what `forked.run` does is the same without the imports."""
+    command = [sys.executable, "-m", *map(str, words)]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def run(name, *options, check=True, start=forked.run, **variables):
+    done = start([f"experiments.{name}", *options], ROOT, ENVIRONMENT | variables)
     assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
 
@@ -62,7 +65,8 @@ def train(objective, workdir, *options, **how):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, train("dpo", workdir, "--config.loss.beta=0.2", "--config.train.eval_samples=2", **ALONE)
+    options = ["--config.loss.beta=0.2", "--config.train.eval_samples=2"]
+    return workdir, train("dpo", workdir, *options, start=python_m, **ALONE)
 
 
 ALONE = {"JAX_COMPILATION_CACHE_DIR": ""}  # what it compiles goes to its own folder, as everybody's does
@@ -169,7 +173,7 @@ def test_sigterm_saves_and_says_how_to_continue(tmp_path):
 
 def test_an_unknown_option_is_an_error_before_anything_is_made(tmp_path):
     """tests/experiments/test_mistakes.py has more of them, in one process."""
-    done = train("dpo", tmp_path, "--config.loss.tau=0.1", check=False)
+    done = train("dpo", tmp_path, "--config.loss.tau=0.1", check=False, start=python_m)
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ") and "tau" in done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from prefjax.training.processes import VARIABLES, join_processes
-from tests.compilation import COMPILED, QUICK
+from tests.compilation import QUICK
 from tests.experiments.test_commands import TINY
 from tests.started import Started
 
@@ -35,7 +35,6 @@ def start(count, folder, module, *arguments, patience=30):
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": COMPILED,
     }
     program = (
         "import runpy, sys; from prefjax.training import processes; "

@@ -6,7 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.tables import harness, language_model, load_table, table_ids
 from experiments.tables.ranking import accuracy
@@ -47,13 +46,10 @@ def test_claims_see_which_arm_is_better(table_id, monkeypatch):
 
 @pytest.fixture(scope="module")
 def stems(tmp_path_factory):
-    """Where the tables' runs go: they share what they can. What is compiled for them is kept there, and by no other."""
-    before = jax.config.jax_compilation_cache_dir
+    """Where the tables' runs go: they share what they can."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(language_model, "FOLDER", tmp_path_factory.mktemp("stems"))
         yield language_model.FOLDER
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
 
 
 @pytest.mark.slow
