@@ -21,6 +21,13 @@ gc.set_threshold(20_000, 20, 20)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook("prefjax", "beartype.beartype")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: those left for the end are short, and no worker waits long for another."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 _SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
