@@ -110,12 +110,18 @@ def is_expected(error: BaseException) -> bool:
 
 
 def line_of(error: BaseException) -> str:
-    """What an error says before a blank line, as one; of a file that cannot be used: which, why, what can be done."""
+    """What an error says before a blank line, as one; of a file that cannot be used: which, why, what can be done. What
+    a terminal would obey, in the name of a file or in a damaged one, is spelled out."""
+    words = " ".join(_words_of(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in words)
+
+
+def _words_of(error: BaseException) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
-        return " ".join(str(error).partition("\n\n")[0].split()) or type(error).__name__
+        return str(error).partition("\n\n")[0]
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
     fix = f": {_FIXES[error.errno]}, then give the same command again" if error.errno in _FIXES else ""
-    return " ".join(f"{where}{error.strerror}{fix}".split())
+    return f"{where}{error.strerror}{fix}"
 
 
 def _parse(words: Sequence[str]) -> list[str]:

@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
         ),
         (NotADirectoryError(20, "Not a directory", b"x"), "x: Not a directory: something else lies in its place: "),
         (OSError(5, "Input/output error"), "Input/output error"),
+        (ValueError("a\x1b[2J\x01\u202e.jsonl: no"), r"a\x1b[2J\x01\u202e.jsonl: no"),
+        (FileNotFoundError(2, "No such file", "é\x1b[31m"), r"é\x1b[31m: No such file"),
     ],
     ids=repr,
 )
