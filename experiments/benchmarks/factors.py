@@ -107,12 +107,16 @@ def _read(rows: Iterable[dict[str, Any]]) -> list[Record]:
     return [item for item in items if isinstance(item, Record)]
 
 
-def turns(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """Pairs of chats as dialogues with an alternative at every answer: rows of the shape `messages`."""
+def turns(records: Sequence[Record], side: int = 0) -> Iterator[dict[str, Any]]:
+    """Pairs of chats as dialogues with an alternative at every answer: rows of the shape `messages`.
+
+    Args:
+      side: of the next record's responses, 0 the chosen and 1 the rejected one, that is beside answers of the prompt.
+    """
     for record, other in zip(records, [*records[1:], *records[:1]], strict=True):
         messages = [turn.as_dict() for turn in record.prompt]
         for turn in messages:
-            turn |= {"alternatives": [_last(other.responses[0])]} if turn["role"] == "assistant" else {}
+            turn |= {"alternatives": [_last(other.responses[side])]} if turn["role"] == "assistant" else {}
         chosen, rejected = map(_last, record.responses)
         yield {"messages": [*messages, {"role": "assistant", "content": chosen, "alternatives": [rejected]}]}
 

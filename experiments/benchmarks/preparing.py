@@ -11,13 +11,14 @@ COLUMNS   records/s: of wall time; speed-up: against the first number of process
 """
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,7 @@ _CHATML = (
 _PREPARE = """
 import json, sys
 from pathlib import Path
-from prefjax.data.config import DataConfig
-from prefjax.data.prepare import prepare
+from prefjax.data.prepare import DataConfig, prepare
 from prefjax.data.tokenizers import load_tokenizer
 from prefjax.requirements import Requirements
 data, tokenizer, folder, workers = sys.argv[1:]
@@ -78,8 +78,8 @@ def write_records(path: Path, count: int, words: int) -> None:
             file.write(json.dumps(row | {"rejected": turn("assistant", rejected)}) + "\n")
 
 
-def write_tokenizer(folder: Path, words: int) -> None:
-    """A byte-level BPE tokenizer of 8,000 tokens."""
+def write_tokenizer(folder: Path, given: Iterable[str], tokens: int = 8000) -> None:
+    """A byte-level BPE tokenizer of at most so many tokens, trained on the texts given."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -88,10 +88,10 @@ def write_tokenizer(folder: Path, words: int) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     special, alphabet = ["<|im_start|>", "<|im_end|>"], pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=8000, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        vocab_size=tokens, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator((text for parts in texts(500, words) for text in parts), trainer)
-    folder.mkdir()
+    tokenizer.train_from_iterator(given, trainer)
+    folder.mkdir(exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": _CHATML}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
@@ -167,7 +167,7 @@ def main(_) -> None:
     with tempfile.TemporaryDirectory(dir=output) as place:
         tokenizer = options.tokenizer or str(Path(place) / "tokenizer")
         if not options.tokenizer:
-            write_tokenizer(Path(tokenizer), options.words)
+            write_tokenizer(Path(tokenizer), itertools.chain.from_iterable(texts(500, options.words)))
         for count in map(int, options.records):
             data = Path(place) / f"{count}.jsonl"
             write_records(data, count, options.words)

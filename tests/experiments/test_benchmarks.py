@@ -386,17 +386,18 @@ def test_costs_of_calls_and_tiles_are_told_apart():
 
 
 def test_correlation_command(tmp_path, monkeypatch):
-    """Both orders give the step the same pairs, as many at a time, and units take fewer tokens; nothing is trained."""
+    """Both orders give the step the same pairs, as many at a time; units have more of a dialogue in it and take fewer
+    tokens. Nothing is trained."""
     rows, seen = list(synthetic_trees.dialogues(World(), 24, turns=2)), []
 
     def step(state, rows):
         seen.append(rows.example_id[rows.example_id >= 0])
         return state, None
 
-    monkeypatch.setattr(correlation, "sources", lambda data, count: [("inn", rows)])
+    monkeypatch.setattr(correlation, "sources", lambda *_: [("inn", ByteTokenizer(), rows, rows[:6])])
     monkeypatch.setattr(correlation.px, "make_train_step", lambda setup: step)
     monkeypatch.setattr(correlation, "Evaluator", lambda *_: lambda *_: {"reward_accuracy": len(seen), "loss": 0.5})
-    sizes = ["--dialogues=8", "--seeds=2", "--pairs=5", "--longest=128"]
+    sizes = ["--seeds=2", "--pairs=5", "--epochs=2", "--longest=128", "--readings=2"]
     with as_program(["correlation", "--data=unread", f"--output={tmp_path}", *sizes], monkeypatch):
         correlation.define_flags()
         start_command(correlation.main)
@@ -407,12 +408,11 @@ def test_correlation_command(tmp_path, monkeypatch):
     given = {key: list(itertools.islice(steps, row["steps"])) for key, row in by.items()}
     assert not list(steps)
     for seed in (0, 1):
-        units, random = given["units", seed], given["random", seed]
-        assert [len(one) for one in units] == [len(one) for one in random]
-        assert (
-            sorted(np.concatenate(units)) == sorted(np.concatenate(random)) == list(range(by["units", seed]["pairs"]))
-        )
-        assert by["units", seed]["tokens"] < by["random", seed]["tokens"]
+        (units, ours), (random, others) = ((by[order, seed], given[order, seed]) for order in ("units", "random"))
+        assert [len(one) for one in ours] == [len(one) for one in others]
+        assert sorted(np.concatenate(ours)) == sorted(np.concatenate(others)) == sorted([*range(units["pairs"])] * 2)
+        assert units["tokens"] < random["tokens"] and 1 <= random["together"] < units["together"]
+        assert [one["step"] for one in units["curve"]] == [len(ours) // 2, len(ours)]
     kept = json.loads((ROOT / "docs/benchmarks/correlation/result.json").read_text())
     assert shape_of(result) == shape_of(kept)
     table = sweep.table(correlation.COLUMNS, correlation.lines(kept["rows"]))
