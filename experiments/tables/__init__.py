@@ -7,7 +7,7 @@ Such a file has
     SETTINGS           the table's rows
     CLAIMS             what must hold, each a measurement with a bound
     PROTOCOL, SIZES    the config at the size :cpu, and what differs from it at :smoke (seconds), :long and :paper
-    cells(config)      -> names of what is computed at once, and kept on disk as soon as it is there
+    cells(config)      -> names of what is computed at once, and kept on disk as soon as it is there; else all is one
     run(config, cell)  -> the tidy result rows of one cell
     plot(results)      -> the paper's figure; its docstring is the alt text
     own_settings(name) -> the rows of a user's own objective, where the table takes some; their cell is "+name"

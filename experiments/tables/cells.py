@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from experiments.tables.harness import Row, UsageError
+from experiments.tables.harness import Row, UsageError, cell_names
 from experiments.tables.sources import source_hash
 from prefjax import state_files
 
@@ -45,7 +45,7 @@ def cells_of(module: ModuleType, config: ml_collections.ConfigDict, own: Sequenc
     Raises:
         NotRun: the table needs something that is not here.
     """
-    names = [*module.cells(config), *(OWN + name for name in own)]
+    names = [*cell_names(module, config), *(OWN + name for name in own)]
     return [_cell(module, config.to_dict(), name, cache) for name in names]
 
 

@@ -10,11 +10,12 @@ is not. Worlds, data and measures are NumPy in float64; what a loss is trained t
 is jax.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import scipy.optimize
 import scipy.special
@@ -22,6 +23,8 @@ from jaxtyping import Array, Float, Int
 
 from experiments.tables.harness import UsageError
 from prefjax.losses import Objective, Responses, objective
+
+SHAPE = {"prompts": 64, "responses": 256, "width": 32}  # of the worlds of a table, as its PROTOCOL has it
 
 
 class World(NamedTuple):
@@ -51,6 +54,22 @@ def make_world(seed: int, *, prompts: int, responses: int, width: int, noise: fl
     return World(features, scipy.special.log_softmax(reference, axis=1), (reward - reward.mean()) / reward.std())
 
 
+def world_of(config: ml_collections.ConfigDict, seed: int = 0, noise: float = 0.0) -> World:
+    """The world of one seed; config holds its shape, see `SHAPE`."""
+    return make_world(seed, prompts=config.prompts, responses=config.responses, width=config.width, noise=noise)
+
+
+def worlds(config: ml_collections.ConfigDict, noise: float = 0.0) -> list[World]:
+    """The world of every seed."""
+    return [world_of(config, seed, noise) for seed in range(config.num_seeds)]
+
+
+def shifted(rng: np.random.Generator, world: World, by: float) -> World:
+    """The world with another reference: moved along a random direction, which changes its logits by variance by^2."""
+    shift = by * world.features @ rng.normal(size=world.features.shape[-1])
+    return world._replace(reference_logp=scipy.special.log_softmax(world.reference_logp + shift, axis=1))
+
+
 def draw(rng: np.random.Generator, world: World, count: int, each: int) -> tuple[np.ndarray, np.ndarray]:
     """`count` prompts [N], uniformly, and `each` responses to each of them [N, K] from the reference."""
     prompt = rng.integers(len(world.reward), size=count)
@@ -72,6 +91,14 @@ def draw_pairs(rng: np.random.Generator, world: World, count: int, flip_rate: fl
     return Pairs(pairs.prompt, np.where(first[:, None], pairs.response, pairs.response[:, ::-1]))
 
 
+def drawn_pairs(config: ml_collections.ConfigDict, worlds: Sequence[World]) -> list[Pairs]:
+    """The pairs of every seed: config.pairs of them in its world, with labels exchanged at config.flip_rate."""
+    return [
+        draw_pairs(np.random.default_rng([seed, 1]), world, config.pairs, config.flip_rate)
+        for seed, world in enumerate(worlds)
+    ]
+
+
 def optimum(world: World, beta: float) -> Float[np.ndarray, "X Y"]:
     """log of the policy with the highest reward - beta KL (arXiv 2305.18290, equation 4)."""
     return scipy.special.log_softmax(world.reference_logp + world.reward / beta, axis=1)
@@ -89,6 +116,15 @@ def mean_reward(world: World, logp: Float[np.ndarray, "X Y"]) -> float:
 def kl(logp: Float[np.ndarray, "X Y"], other: Float[np.ndarray, "X Y"]) -> float:
     """KL(policy || other), nats, averaged over prompts."""
     return float((np.exp(logp) * (logp - other)).sum(1).mean())
+
+
+def reward_and_kl(world: World, logp: Float[np.ndarray, "X Y"], beta: float) -> dict[str, float]:
+    """By column: the mean reward of the optimum and of a policy, and the policy's KL to the reference, nats."""
+    return {
+        "RLHF optimum": mean_reward(world, optimum(world, beta)),
+        "reward": mean_reward(world, logp),
+        "KL": kl(logp, world.reference_logp),
+    }
 
 
 def win_rate(world: World, logp: Float[np.ndarray, "X Y"], other: Float[np.ndarray, "X Y"]) -> float:

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -46,6 +46,14 @@ class Row(NamedTuple):
     seed: int | None
     step: int | None
     value: float
+
+
+def by_column(
+    row: str, metric: str, values: Mapping[str, float], seed: int | None = None, step: int | None = None
+) -> Iterator[Row]:
+    """One number of a row in each of these columns: computed, or of a seed after so many steps."""
+    for col, value in values.items():
+        yield Row(row, col, metric, seed, step, float(value))
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,10 @@ class Results:
         """The mean over seeds at the last step."""
         return float(self.final(row, col, metric).mean())
 
+    def lead(self, better: str, worse: str, col: str, metric: str) -> tuple[float, float]:
+        """The 95 % interval of how much more one row has than another in a column at the last step, paired by seed."""
+        return bootstrap_interval(self.final(better, col, metric) - self.final(worse, col, metric))
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -113,6 +125,11 @@ class Claim:
     at_most: float
     verdict: str = EXACT
     paper: bool = False
+
+
+def away_from(known: str) -> Callable[[Results, Setting], float]:
+    """For a claim: how far the number that a row shows is from the one in the column `known`."""
+    return lambda results, s: abs(results.mean(s.key, "ours", s.metric) - results.mean(s.key, known, s.metric))
 
 
 @dataclass(frozen=True)
@@ -201,6 +218,15 @@ def get_config(table_id: str, module: ModuleType, size: str = CPU) -> ml_collect
         asked = f"ask for {table_id}:{LONG}"
         raise NotRun(f"it runs language models, {module.TABLE.minutes:g} minutes of two CPU cores: {asked}")
     return ml_collections.ConfigDict({**module.PROTOCOL, **({} if size == CPU else module.SIZES[size])})
+
+
+def cell_names(module: ModuleType, config: ml_collections.ConfigDict) -> list[str]:
+    """What a table computes at once: the names that its `cells` gives, or all of it where it has none.
+
+    Raises:
+        NotRun: the table needs something that is not here.
+    """
+    return module.cells(config) if hasattr(module, "cells") else ["all"]
 
 
 def mean_interval(values: Float[np.ndarray, "seeds *rest"]) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import figures
-from experiments.tables.harness import SECONDS, Results, Row, Setting, bootstrap_interval
+from experiments.tables.harness import LONG, ORDER, SECONDS, Claim, Results, Row, Setting, Table, bootstrap_interval
 from experiments.tables.sources import source_hash
 from prefjax.data.config import SYNTHETIC
 from prefjax.data.curation import curate_file
@@ -71,6 +71,7 @@ SMOKE = {
     **{"layers": 1, "width": 16, "pairs": 48, "sft_steps": 2, "reward_steps": 2, "prompts": 8, "samples": 4},
     **{"prompts_per_step": 8, "steps": 2, "answered": 4},
 }
+SIZES: dict[str, dict[str, Any]] = {"smoke": SMOKE, "long": {}, "paper": {}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +94,19 @@ def cells(config: ml_collections.ConfigDict) -> list[str]:
     return [str(seed) for seed in range(config.num_seeds)]
 
 
-def settings(*names: str) -> tuple[Setting, ...]:
-    """The rows of arms, by name."""
-    return tuple(Setting({"arm": name}, METRIC) for name in names)
+def table(shows: str, minutes: float, verdict: str) -> Table:
+    """What is said of a table of arms."""
+    return Table(shows, COLUMNS, minutes, verdict, size=LONG, over="answers")
+
+
+def settings(arms: Mapping[str, Arm]) -> tuple[Setting, ...]:
+    """The rows of a table of arms."""
+    return tuple(Setting({"arm": name}, METRIC) for name in arms)
+
+
+def runner(arms: Mapping[str, Arm]) -> Callable[[ml_collections.ConfigDict, str], Iterator[Row]]:
+    """The `run` of a table of arms."""
+    return lambda config, cell: rows(config, cell, arms)
 
 
 def rows(config: ml_collections.ConfigDict, cell: str, arms: Mapping[str, Arm]) -> Iterator[Row]:
@@ -277,7 +288,7 @@ def _evaluate(config: ml_collections.ConfigDict, stem: Path, path: Path) -> dict
 def lead(results: Results, better: str, worse: str, col: str) -> tuple[float, float]:
     """The 95 % interval of how much more one arm has than another: a bootstrap over answers, paired by prompt and seed.
     Of one seed it says nothing about others."""
-    return bootstrap_interval(results.final(better, col, METRIC) - results.final(worse, col, METRIC))
+    return results.lead(better, worse, col, METRIC)
 
 
 def ahead_of(worse: str, col: str = "gold reward") -> Callable[[Results, Setting], float]:
@@ -294,6 +305,12 @@ def above_sft(results: Results, s: Setting) -> float:
     """Minus the lower end of the interval of an arm's gold reward over that of the SFT policy."""
     gap = results.final(s.key, "gold reward", METRIC) - results.final(s.key, "SFT", METRIC)
     return -bootstrap_interval(gap)[0]
+
+
+def learns(where: Callable[[Setting], bool]) -> Claim:
+    """That arms earn more than the SFT policy."""
+    text = "the gold reward is above that of SFT (minus the lower end of the 95 % interval)"
+    return Claim("learns", text, where, above_sft, 0.0, ORDER)
 
 
 def plot(results: Results, rows: tuple[Setting, ...]) -> matplotlib.figure.Figure:

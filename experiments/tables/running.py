@@ -19,6 +19,7 @@ from experiments.tables.harness import (
     Results,
     Setting,
     UsageError,
+    cell_names,
     get_config,
     load_paper,
 )
@@ -144,7 +145,7 @@ def committed(table_id: str) -> dict[str, Any]:
     if kept is not None:
         return kept
     try:
-        module.cells(get_config(table_id, module, module.TABLE.size))
+        cell_names(module, get_config(table_id, module, module.TABLE.size))
     except NotRun as error:
         return not_run(table_id, module, str(error))
     return not_run(table_id, module, f"no reference run yet: {verdicts.command(module.__doc__)} --keep_reference")

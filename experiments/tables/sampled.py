@@ -16,15 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from experiments.tables import enumerable, fitting
 from experiments.tables.enumerable import Pairs, World
-from experiments.tables.harness import Results, bootstrap_interval
 from prefjax.data.records import Record
 from prefjax.losses import Objective, Responses, objective
-
-
-def worlds(config: ml_collections.ConfigDict, noise: float = 0.0) -> list[World]:
-    """The world of every seed; config holds their shape."""
-    shape = {"prompts": config.prompts, "responses": config.responses, "width": config.width}
-    return [enumerable.make_world(seed, **shape, noise=noise) for seed in range(config.num_seeds)]
 
 
 def reward_model(world: World, pairs: Pairs) -> Float[np.ndarray, "D"]:
@@ -108,12 +101,14 @@ def fit_pair_paths(
         [_drawn(seed, (pairs, dict(more[seed][i]) if more else {}), count) for i, pairs in enumerate(of_seed)]
         for seed, of_seed in enumerate(runs)
     ]
-    data = _stack([_stack(of_seed) for of_seed in given])
+    data = [fitting.stack(of_seed) for of_seed in given]
     order = np.arange(count).reshape(points, config.steps // points, config.batch_size)
 
     values = [{name: of_runs[i] for name, of_runs in (options or {}).items()} for i in range(len(runs[0]))]
 
-    def train(world, data):
+    def train(given):
+        world, data = given
+
         def loss(theta, batch, **options):
             (prompt, response), fields = batch
             return jnp.mean(own.loss(enumerable.gap_responses(world, theta, prompt, response, **fields), **options))
@@ -129,7 +124,7 @@ def fit_pair_paths(
         by_example = jax.tree.map(lambda array: jnp.moveaxis(array, 0, 1), data)
         return jnp.moveaxis(fitting.fit_path(total, start, by_example, order, config.learning_rate), 0, 1)
 
-    return np.asarray(jax.jit(jax.vmap(train))(_stack(worlds), data))
+    return fitting.over_worlds(train, list(zip(worlds, data, strict=True)))
 
 
 def _drawn(seed: int, data: Any, count: int) -> Any:
@@ -137,12 +132,3 @@ def _drawn(seed: int, data: Any, count: int) -> Any:
     size = len(jax.tree.leaves(data)[0])
     at = np.random.default_rng([seed, 9]).integers(size, size=count)
     return jax.tree.map(lambda array: array[at], data)
-
-
-def _stack(trees: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def lead(results: Results, better: str, worse: str, col: str, metric: str) -> tuple[float, float]:
-    """The 95 % interval of how much more one row has than another in a column, paired by seed."""
-    return bootstrap_interval(results.final(better, col, metric) - results.final(worse, col, metric))

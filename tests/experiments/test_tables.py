@@ -35,7 +35,7 @@ def judged(table_id: str, again: str = "") -> harness.Judgement:
     """The claims on a smoke run; the cells whose name has the word `again` in it are computed anew."""
     module = load_table(table_id)
     rows = []
-    for cell in module.cells(harness.get_config(table_id, module, "smoke")):
+    for cell in harness.cell_names(module, harness.get_config(table_id, module, "smoke")):
         rows += smoke.__wrapped__(table_id, cell) if again and again in cell else smoke(table_id, cell)
     return harness.judge(module.SETTINGS, module.CLAIMS, harness.Results(rows), unverified(table_id))
 

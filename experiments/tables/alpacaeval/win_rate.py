@@ -30,7 +30,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import figures
-from experiments.tables.harness import EXACT, SIGN, Claim, NotRun, Results, Row, Setting, Table
+from experiments.tables.harness import EXACT, SIGN, Claim, NotRun, Results, Row, Setting, Table, by_column
 from prefjax.analysis.statistics import win_rate
 
 LEADERBOARD = "src/alpaca_eval/leaderboards/data_AlpacaEval_2/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv"
@@ -81,12 +81,11 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
             if name != "avg_length" or len(rows) == int(published[model]["n_total"]) == PROMPTS:
                 gaps[name].append(abs(value - float(published[model][name])))
     for name, values in gaps.items():
-        yield Row(f"{name} all models", "published", "largest gap", None, None, 0.0)
-        yield Row(f"{name} all models", "ours", "largest gap", None, None, float(max(values, default=np.nan)))
+        ours = max(values, default=np.nan)
+        yield from by_column(f"{name} all models", "largest gap", {"published": 0.0, "ours": ours})
     share, pairs = _longer_wins(preferences, lengths, config.clear)
     for metric, known, ours in ((BIAS, 0.5, share), ("pairs", 0.0, pairs), ("models", 0.0, len(preferences))):
-        yield Row("length bias all clear pairs", "published", metric, None, None, known)
-        yield Row("length bias all clear pairs", "ours", metric, None, None, float(ours))
+        yield from by_column("length bias all clear pairs", metric, {"published": known, "ours": ours})
 
 
 def _measures(preference: np.ndarray, length: np.ndarray) -> dict[str, float]:

@@ -20,11 +20,10 @@ from collections.abc import Iterator
 
 import matplotlib.figure
 import ml_collections
-import numpy as np
 
 from experiments.tables import enumerable, figures, sampled
 from experiments.tables.enumerable import Pairs
-from experiments.tables.harness import ORDER, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import ORDER, Claim, Results, Row, Setting, Table, by_column
 from prefjax.data.methods.selection import subset
 from prefjax.losses import objective
 
@@ -34,9 +33,7 @@ SHARES = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
 TABLE = Table("The improvement curve over subsets", ("RLHF optimum", "reward", "KL"), 0.4, ORDER, float64=True)
 SETTINGS = tuple(Setting({"share of the pairs": share}, METRIC) for share in SHARES)
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 4_000,
     "flip_rate": 0.0,
     "learning_rate": 0.02,
@@ -51,29 +48,16 @@ SIZES = {
 }
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """Reward and KL at the end for every share of the pairs."""
-    worlds = sampled.worlds(config)
-    pairs = [
-        enumerable.draw_pairs(np.random.default_rng([seed, 1]), world, config.pairs, config.flip_rate)
-        for seed, world in enumerate(worlds)
-    ]
+    worlds = enumerable.worlds(config)
+    pairs = enumerable.drawn_pairs(config, worlds)
     runs = [[_subset(of_seed, share, seed) for share in SHARES] for seed, of_seed in enumerate(pairs)]
     thetas = sampled.fit_pairs(objective("dpo", beta=BETA), worlds, runs, config)
     for i, share in enumerate(SHARES):
         for seed, world in enumerate(worlds):
-            logp = enumerable.listed_policy(world, thetas[seed, i])
-            values = {
-                "RLHF optimum": enumerable.mean_reward(world, enumerable.optimum(world, BETA)),
-                "reward": enumerable.mean_reward(world, logp),
-                "KL": enumerable.kl(logp, world.reference_logp),
-            }
-            for col, value in values.items():
-                yield Row(str(share), col, METRIC, seed, config.steps, value)
+            values = enumerable.reward_and_kl(world, enumerable.listed_policy(world, thetas[seed, i]), BETA)
+            yield from by_column(str(share), METRIC, values, seed, config.steps)
 
 
 def _subset(pairs: Pairs, share: float, seed: int) -> Pairs:
@@ -83,7 +67,7 @@ def _subset(pairs: Pairs, share: float, seed: int) -> Pairs:
 def _more(results: Results, s: Setting) -> float:
     """Minus the lower end of the 95 % interval of what this share gains over the next smaller one."""
     smaller = SHARES[SHARES.index(s.labels["share of the pairs"]) - 1]
-    return -sampled.lead(results, s.key, str(smaller), "reward", METRIC)[0]
+    return -results.lead(s.key, str(smaller), "reward", METRIC)[0]
 
 
 CLAIMS = (

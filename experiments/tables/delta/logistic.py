@@ -27,7 +27,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import figures
-from experiments.tables.harness import NOT_REPRODUCED, ORDER, SIGN, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import NOT_REPRODUCED, ORDER, SIGN, Claim, Results, Row, Setting, Table, by_column
 from prefjax.losses import Responses, objective
 
 METRIC = "cosine"
@@ -63,8 +63,7 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
         for method, path in zip(METHODS, map(np.asarray, paths), strict=True):
             cosine = path[:, 0] / np.linalg.norm(path, axis=1)
             values = {"start": config.student, "best": cosine.max(), "end": cosine[-1]}
-            for col, value in values.items():
-                yield Row(f"{method} {width}", col, METRIC, seed, config.steps, float(value))
+            yield from by_column(f"{method} {width}", METRIC, values, seed, config.steps)
 
 
 def _unit(rng: np.random.Generator, width: int, cosine: float) -> np.ndarray:

@@ -45,7 +45,7 @@ SETTINGS = (
     ),
     *(Setting({"loss": "dpo", "labels": "drawn", "beta": beta}, METRIC) for beta in BETAS),
 )
-PROTOCOL = {"prompts": 64, "responses": 256, "width": 32, "pairs": 1_500, "noise": 0.0, "num_seeds": 5}
+PROTOCOL = {**enumerable.SHAPE, "pairs": 1_500, "noise": 0.0, "num_seeds": 5}
 SIZES = {
     "smoke": {"prompts": 16, "responses": 32, "width": 8, "pairs": 400, "num_seeds": 2},
     "long": {"num_seeds": 20},
@@ -94,8 +94,7 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
 
 
 def _data(config: ml_collections.ConfigDict, seed: int) -> tuple[World, Pairs]:
-    shape = {"prompts": config.prompts, "responses": config.responses, "width": config.width}
-    world = enumerable.make_world(seed, **shape, noise=config.noise)
+    world = enumerable.world_of(config, seed, config.noise)
     return world, Pairs(*enumerable.draw(np.random.default_rng([seed, 1]), world, config.pairs, 2))
 
 

@@ -41,9 +41,7 @@ POINTS = 10
 TABLE = Table("Figure 2, left", ("optimum", "share"), 1.0, ORDER, float64=True)
 SETTINGS = tuple(Setting({"loss": loss, "KL": level}, METRIC) for loss in STRENGTH for level in LEVELS[loss])
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 4_000,
     "flip_rate": 0.0,
     "learning_rate": 0.02,
@@ -60,11 +58,8 @@ def cells(config: ml_collections.ConfigDict) -> list[str]:
 
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """The share of the possible gain in reward at every level of KL that one loss attains."""
-    worlds = sampled.worlds(config)
-    runs = [
-        [enumerable.draw_pairs(np.random.default_rng([seed, 1]), world, config.pairs, config.flip_rate)] * len(BETAS)
-        for seed, world in enumerate(worlds)
-    ]
+    worlds = enumerable.worlds(config)
+    runs = [[pairs] * len(BETAS) for pairs in enumerable.drawn_pairs(config, worlds)]
     options = {STRENGTH[cell]: BETAS}
     paths = sampled.fit_pair_paths(objective(cell), worlds, runs, config, POINTS, options=options)
     for level in LEVELS[cell]:

@@ -17,35 +17,18 @@ TRY      --config.num_seeds=3         other seeds, each with a stem of its own
          --config.learning_rate=2e-3  larger steps
 """
 
-from collections.abc import Iterator
-
 import matplotlib.figure
-import ml_collections
 
 from experiments.tables import language_model
-from experiments.tables.harness import LONG, NOT_REPRODUCED, ORDER, Claim, Results, Row, Table
-from experiments.tables.language_model import COLUMNS, Arm
+from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results
+from experiments.tables.language_model import Arm
 
 ARMS = {f"beta = {beta:g}": Arm("dpo", loss={"beta": beta}) for beta in (0.2, 2.0, 20.0)}
-TABLE = Table("Figure 2, left, by a language model", COLUMNS, 7.0, NOT_REPRODUCED, size=LONG, over="answers")
-SETTINGS = language_model.settings(*ARMS)
-PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
-SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
-
-
-def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
-    yield from language_model.rows(config, cell, ARMS)
-
-
+TABLE = language_model.table("Figure 2, left, by a language model", 7.0, NOT_REPRODUCED)
+SETTINGS, run, cells = language_model.settings(ARMS), language_model.runner(ARMS), language_model.cells
+PROTOCOL, SIZES = language_model.PROTOCOL, language_model.SIZES
 CLAIMS = (
-    Claim(
-        "learns",
-        "the gold reward is above that of SFT (minus the lower end of the 95 % interval)",
-        lambda s: s.key == "beta = 2",
-        language_model.above_sft,
-        0.0,
-        ORDER,
-    ),
+    language_model.learns(lambda s: s.key == "beta = 2"),
     Claim(
         "not_above_sft",
         "all of the paper's betas earn more than SFT; here 0.2 goes where the reward model's reward grows and the gold "

@@ -28,8 +28,8 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float
 
-from experiments.tables import enumerable, figures, sampled
-from experiments.tables.harness import EXACT, ORDER, Claim, Results, Row, Setting, Table
+from experiments.tables import enumerable, figures
+from experiments.tables.harness import EXACT, ORDER, Claim, Results, Row, Setting, Table, by_column
 from prefjax.contrib.decomposition import decompose, head_accuracies
 from prefjax.losses import Responses, objective
 
@@ -50,16 +50,11 @@ SMOKE = {"width": 8, "pairs": 100_000, "held_out": 20_000, "num_seeds": 2}
 SIZES = {"smoke": SMOKE, "long": {"num_seeds": 50}, "paper": {}}
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """Angles and accuracies of every seed."""
     for seed in range(config.num_seeds):
         for key, metric, known, ours in _seed(config, np.random.default_rng([seed, 11])):
-            yield Row(key, "known", metric, seed, None, float(known))
-            yield Row(key, "ours", metric, seed, None, float(ours))
+            yield from by_column(key, metric, {"known": known, "ours": ours}, seed)
 
 
 def _seed(config: ml_collections.ConfigDict, rng: np.random.Generator) -> Iterator[tuple[str, str, float, float]]:
@@ -110,7 +105,13 @@ def _less_than_head_0(results: Results, s: Setting) -> float:
     """Upper end of the 95 % interval of a head's lead over head 0; of head 0's over the axis itself."""
     if s.labels["of"] == HEADS[0]:
         return results.mean(s.key, "known", ACCURACY) - results.mean(s.key, "ours", ACCURACY) - 0.01
-    return sampled.lead(results, s.key, f"all {HEADS[0]}", "ours", ACCURACY)[1]
+    return results.lead(s.key, f"all {HEADS[0]}", "ours", ACCURACY)[1]
+
+
+def _lead_of_one_for_all(results: Results, s: Setting) -> float:
+    """Over the head of the raters' own axis."""
+    raters = s.labels["raters"]
+    return results.lead(f"{raters} {ONE}", f"{raters} head {raters.split()[-1]}", "ours", ACCURACY)[1]
 
 
 CLAIMS = (
@@ -136,17 +137,11 @@ CLAIMS = (
         "for the raters of an axis its head is more accurate than one direction for all (upper end of the 95 % "
         "interval of that one's lead)",
         lambda s: s.metric == ACCURACY and s.labels["raters"] != "all",
-        lambda results, s: sampled.lead(
-            results, f"{s.labels['raters']} {ONE}", f"{s.labels['raters']} {_own(s)}", "ours", ACCURACY
-        )[1],
+        _lead_of_one_for_all,
         0.0,
         ORDER,
     ),
 )
-
-
-def _own(s: Setting) -> str:
-    return f"head {s.labels['raters'].split()[-1]}"
 
 
 def plot(results: Results) -> matplotlib.figure.Figure:

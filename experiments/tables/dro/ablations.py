@@ -29,9 +29,10 @@ import matplotlib.figure
 import ml_collections
 import numpy as np
 
-from experiments.tables import enumerable, figures, fitting, sampled
+from experiments.tables import enumerable, figures, fitting
+from experiments.tables.dro import theory
 from experiments.tables.enumerable import World
-from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table, by_column
 from prefjax.losses import Responses, objective
 
 METRIC = "at the end"
@@ -68,18 +69,7 @@ def _fact(fit: Fit) -> str:
 
 
 SETTINGS = tuple(Setting(fit.labels, METRIC, _fact(fit)) for fit in FITS)
-PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
-    "offset": 1.0,
-    "samples": 4_000,
-    "reward_noise": 0.3,
-    "learning_rate": 0.02,
-    "batch_size": 32,
-    "steps": 1_500,
-    "num_seeds": 5,
-}
+PROTOCOL = {**theory.PROTOCOL, "offset": 1.0}
 SIZES = {
     "smoke": {"prompts": 16, "responses": 32, "width": 8, "samples": 2_000, "steps": 800, "num_seeds": 3},
     "long": {"num_seeds": 20},
@@ -87,16 +77,11 @@ SIZES = {
 }
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """What every run attains, in every world."""
-    worlds = [_world(config, world, seed) for seed, world in enumerate(sampled.worlds(config))]
-    given = [(world, *_trajectories(config, world, seed)) for seed, world in enumerate(worlds)]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *given)
-    thetas = np.asarray(jax.jit(jax.vmap(_trainer(config)))(stacked))
+    worlds = [_world(config, world, seed) for seed, world in enumerate(enumerable.worlds(config))]
+    given = [(world, *theory.trajectories(config, world, seed)) for seed, world in enumerate(worlds)]
+    thetas = fitting.over_worlds(_trainer(config), given)
     for i, (fit, setting) in enumerate(zip(FITS, SETTINGS, strict=True)):
         for seed, world in enumerate(worlds):
             logp = enumerable.listed_policy(world, thetas[seed, i])
@@ -106,23 +91,13 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
                 "win rate": enumerable.win_rate(world, logp, world.reference_logp),
                 "KL": enumerable.kl(logp, world.reference_logp),
             }
-            for col, value in values.items():
-                yield Row(setting.key, col, METRIC, seed, config.steps, value)
+            yield from by_column(setting.key, METRIC, values, seed, config.steps)
 
 
 def _world(config: ml_collections.ConfigDict, world: World, seed: int) -> World:
     """The world with a number of each prompt added to its rewards, of deviation `offset` where theirs is 1."""
     reward = world.reward + config.offset * np.random.default_rng([seed, 2]).normal(size=(config.prompts, 1))
     return world._replace(reward=(reward - reward.mean()) / reward.std())
-
-
-def _trajectories(config: ml_collections.ConfigDict, world: World, seed: int) -> tuple[np.ndarray, ...]:
-    """Prompt, response and noisy reward of every sample, each [N], and which of them each step sees, [steps, batch]."""
-    rng = np.random.default_rng([seed, 1])
-    prompt, response = enumerable.draw(rng, world, config.samples, 1)
-    noise = config.reward_noise * rng.normal(size=config.samples)
-    drawn = rng.integers(config.samples, size=(config.steps, config.batch_size))
-    return prompt, response[:, 0], world.reward[prompt, response[:, 0]] + noise, drawn
 
 
 def _trainer(config: ml_collections.ConfigDict) -> Callable[..., jax.Array]:
@@ -164,7 +139,7 @@ def _is_rate(*factors: float) -> Callable[[Setting], bool]:
 
 def _one_ahead(results: Results, s: Setting) -> float:
     """Upper end of the 95 % interval of how much more one value attains than a value per prompt."""
-    return sampled.lead(results, s.key, s.key.replace(ONE, PER_PROMPT), "attained", METRIC)[1]
+    return results.lead(s.key, s.key.replace(ONE, PER_PROMPT), "attained", METRIC)[1]
 
 
 def _off_base(results: Results, s: Setting) -> float:
@@ -193,7 +168,7 @@ CLAIMS = (
         "small_rate",
         "a tenth of the learning rate wins less often (upper end of the 95 % interval of its lead)",
         lambda s: s.labels["policy's rate"] == 0.1,
-        lambda results, s: sampled.lead(results, s.key, BASE, "win rate", METRIC)[1],
+        lambda results, s: results.lead(s.key, BASE, "win rate", METRIC)[1],
         0.0,
         ORDER,
     ),
@@ -219,7 +194,7 @@ CLAIMS = (
         "tau",
         "tau = 5 wins less often than tau = 1 (upper end of the 95 % interval of its lead)",
         lambda s: s.labels["V"] == PER_PROMPT and s.labels["tau"] == TAUS[2],
-        lambda results, s: sampled.lead(results, s.key, BASE, "win rate", METRIC)[1],
+        lambda results, s: results.lead(s.key, BASE, "win rate", METRIC)[1],
         0.0,
         ORDER,
     ),

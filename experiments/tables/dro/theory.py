@@ -42,6 +42,7 @@ from experiments.tables.harness import (
     Setting,
     Table,
     bootstrap_interval,
+    by_column,
 )
 from prefjax.losses import Responses, objective
 
@@ -67,9 +68,7 @@ SETTINGS = (
     Setting({"data": "batch", "method": "dro_p = dro with mean V", "tau": 1.0}, "gradient gap", "appendix_b"),
 )
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "samples": 4_000,
     "reward_noise": 0.3,
     "learning_rate": 0.02,
@@ -90,22 +89,17 @@ def cells(config: ml_collections.ConfigDict) -> list[str]:
 
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     if cell == "batch":
-        yield Row("batch dro_p = dro with mean V 1.0", "optimum", "gradient gap", None, None, 0.0)
-        yield Row("batch dro_p = dro with mean V 1.0", "ours", "gradient gap", None, None, _variance_form())
+        values = {"optimum": 0.0, "ours": _variance_form()}
+        yield from by_column("batch dro_p = dro with mean V 1.0", "gradient gap", values)
     elif cell == "listed":
         yield from _listed(config)
     else:
         yield from _sampled(config, cell)
 
 
-def _world(config: ml_collections.ConfigDict, seed: int) -> World:
-    shape = {"prompts": config.prompts, "responses": config.responses, "width": config.width}
-    return enumerable.make_world(seed, **shape)
-
-
 def _listed(config: ml_collections.ConfigDict) -> Iterator[Row]:
     """The minimiser over policy and value of equation 4, all responses listed."""
-    world = _world(config, 0)
+    world = enumerable.world_of(config)
     prompt, response = (x.ravel() for x in np.indices(world.reward.shape))
     uniform = np.full_like(world.reward, 1 / config.responses)
     weights = {"reference": np.exp(world.reference_logp), "uniform": uniform}
@@ -134,17 +128,14 @@ def _listed(config: ml_collections.ConfigDict) -> Iterator[Row]:
             "max |pi - pi*|": np.abs(np.exp(logp) - np.exp(enumerable.optimum(world, tau))).max(),
         }
         for metric, gap in gaps.items():
-            yield Row(key, "optimum", metric, None, None, 0.0)
-            yield Row(key, "ours", metric, None, None, float(gap))
+            yield from by_column(key, metric, {"optimum": 0.0, "ours": gap})
 
 
 def _sampled(config: ml_collections.ConfigDict, loss: str) -> Iterator[Row]:
     """An objective's methods, trained on single trajectories at every tau and seed."""
-    worlds = [_world(config, seed) for seed in range(config.num_seeds)]
-    data = [_trajectories(config, world, seed) for seed, world in enumerate(worlds)]
-    given = [(world, *samples) for world, samples in zip(worlds, data, strict=True)]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *given)
-    thetas = np.asarray(jax.jit(jax.vmap(_trainer(config, loss)))(stacked))
+    worlds = enumerable.worlds(config)
+    given = [(world, *trajectories(config, world, seed)) for seed, world in enumerate(worlds)]
+    thetas = fitting.over_worlds(_trainer(config, loss), given)
     runs = itertools.product(METHODS[loss], TAUS)
     for (i, (method, tau)), (seed, world) in itertools.product(enumerate(runs), enumerate(worlds)):
         key, logp = f"sampled {method} {tau}", enumerable.listed_policy(world, thetas[seed, i])
@@ -160,11 +151,11 @@ def _sampled(config: ml_collections.ConfigDict, loss: str) -> Iterator[Row]:
             yield Row(key, "ours", metric, seed, config.steps, value)
         if method in METHODS:
             wins = [enumerable.win_rate(world, p, world.reference_logp) for p in (enumerable.optimum(world, tau), logp)]
-            for col, value in zip(("optimum", "ours"), wins, strict=True):
-                yield Row(f"sampled, win rate {method} {tau}", col, "win rate", seed, config.steps, value)
+            by_name = dict(zip(("optimum", "ours"), wins, strict=True))
+            yield from by_column(f"sampled, win rate {method} {tau}", "win rate", by_name, seed, config.steps)
 
 
-def _trajectories(config: ml_collections.ConfigDict, world: World, seed: int) -> tuple[np.ndarray, ...]:
+def trajectories(config: ml_collections.ConfigDict, world: World, seed: int) -> tuple[np.ndarray, ...]:
     """Prompt, response and noisy reward of every sample, each [N], and which of them each step sees, [steps, batch]."""
     rng = np.random.default_rng([seed, 1])
     prompt, response = enumerable.draw(rng, world, config.samples, 1)
@@ -230,11 +221,7 @@ def _gap(results: Results, setting: Setting) -> float:
 
 def _behind(results: Results, setting: Setting) -> float:
     """Upper end of the interval of how much more this method attains than the first DRO, paired by seed."""
-    ours, first = (
-        results.final(f"sampled {method} {setting.labels['tau']}", "ours", "E[r] - tau KL")
-        for method in (setting.labels["method"], "dro")
-    )
-    return bootstrap_interval(ours - first)[1]
+    return results.lead(setting.key, f"sampled dro {setting.labels['tau']}", "ours", "E[r] - tau KL")[1]
 
 
 def _regret(results: Results, setting: Setting) -> float:

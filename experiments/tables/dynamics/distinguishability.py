@@ -32,7 +32,7 @@ import ml_collections
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from experiments.tables import figures, sampled
+from experiments.tables import figures
 from experiments.tables.harness import EXACT, NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table, over_seeds
 from prefjax.losses import Responses, objective
 
@@ -62,10 +62,6 @@ class Policy(NamedTuple):
 
     def logp(self, x: Float[Array, "N D"]) -> Float[Array, "N 2"]:
         return jax.nn.log_softmax(x @ (self.head @ self.features).T)
-
-
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
 
 
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
@@ -149,7 +145,7 @@ def _descend(
 
 def _lead_over(results: Results, s: Setting, other: str, metric: str) -> float:
     """Upper end of the 95 % interval of how much more this row has than another of its kind, paired by seed."""
-    return sampled.lead(results, s.key, f"{s.labels['about']} {other}", "ours", metric)[1]
+    return results.lead(s.key, f"{s.labels['about']} {other}", "ours", metric)[1]
 
 
 def _slower_than(results: Results, s: Setting) -> float:
@@ -177,7 +173,7 @@ CLAIMS = (
         "of two behaviours learned together the one that is told apart more easily is learned first (upper end of the "
         "95 % interval of the difference in steps)",
         lambda s: s.labels["about"] == TOGETHER,
-        lambda results, s: sampled.lead(results, *(f"{TOGETHER} {x}" for x in MIXED), "ours", STEPS)[1],
+        lambda results, s: results.lead(*(f"{TOGETHER} {x}" for x in MIXED), "ours", STEPS)[1],
         0.0,
         ORDER,
     ),
@@ -186,7 +182,7 @@ CLAIMS = (
         "with features trained too, flipped labels are learned sooner from the aligned policy than from the reference "
         "(upper end of the 95 % interval of the difference in steps)",
         lambda s: s.labels["about"].startswith(SOON) and s.metric == STEPS,
-        lambda results, s: sampled.lead(results, *_aligned_and_reference(s), "ours", STEPS)[1],
+        lambda results, s: results.lead(*_aligned_and_reference(s), "ours", STEPS)[1],
         0.0,
         ORDER,
     ),

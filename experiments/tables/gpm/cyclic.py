@@ -28,7 +28,7 @@ import numpy as np
 import optax
 
 from experiments.tables import figures
-from experiments.tables.harness import EXACT, NOT_REPRODUCED, Claim, Results, Row, Setting, Table, over_seeds
+from experiments.tables.harness import EXACT, NOT_REPRODUCED, Claim, Results, Row, Setting, Table, by_column, over_seeds
 from prefjax.losses import Responses, objective
 from prefjax.losses.reward_models import preference_scores
 
@@ -58,10 +58,9 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
         if cell == "bt":
             yield Row(f"{cell} {n}", "closed form", "loss", None, None, float(np.log(2)))
             continue
-        yield Row(f"{cell} {n}", "closed form", BEST, None, None, 1.0)
-        yield Row(f"{cell} {n}", "ours", BEST, None, None, float(accuracies[losses[:, i].argmin(), i]))
-        yield Row(f"{cell}, any start {n}", "closed form", SHARE, None, None, 1.0)
-        yield Row(f"{cell}, any start {n}", "ours", SHARE, None, None, float(np.mean(accuracies[:, i] > 1 - 1e-9)))
+        best, share = accuracies[losses[:, i].argmin(), i], np.mean(accuracies[:, i] > 1 - 1e-9)
+        yield from by_column(f"{cell} {n}", BEST, {"closed form": 1.0, "ours": best})
+        yield from by_column(f"{cell}, any start {n}", SHARE, {"closed form": 1.0, "ours": share})
 
 
 def _train(key: jax.Array, model: str, config: ml_collections.ConfigDict) -> tuple[jax.Array, jax.Array]:

@@ -79,11 +79,6 @@ SIZES = {
 }
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    """All is trained in one compiled call, in seconds."""
-    return ["all"]
-
-
 def _actions(data: str) -> np.ndarray:
     """[pairs, 2]: the winner and the loser of each pair as action numbers."""
     return np.array([[ACTIONS.index(action) for action in pair] for pair in DATA[data]])

@@ -28,7 +28,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import enumerable, figures, fitting
-from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table, bootstrap_interval
+from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table, by_column
 from prefjax.losses import Objective, objective
 
 METRIC = "at the end"
@@ -48,9 +48,7 @@ SETTINGS = (
     *(_setting(loss, "clean", share) for loss in ("kto", "kto, equal weights") for share in DROPPED),
 )
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 1_500,
     "noise": 0.4,
     "learning_rate": 0.02,
@@ -78,25 +76,17 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     else:
         runs, own = [f"{loss} {labels} 0" for labels in LABELS], [objective(loss, beta=BETA)] * 2
     given = [_data(config, seed, float(share or 0)) for seed in range(config.num_seeds)]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *given)
-    thetas = np.asarray(jax.jit(jax.vmap(_trainer(config, own, labels=0 if share else 1)))(stacked))
+    thetas = fitting.over_worlds(_trainer(config, own, labels=0 if share else 1), given)
     for i, key in enumerate(runs):
         for seed, (world, *_) in enumerate(given):
-            logp = enumerable.listed_policy(world, thetas[seed, i])
-            values = {
-                "RLHF optimum": enumerable.mean_reward(world, enumerable.optimum(world, BETA)),
-                "reward": enumerable.mean_reward(world, logp),
-                "KL": enumerable.kl(logp, world.reference_logp),
-            }
-            for col, value in values.items():
-                yield Row(key, col, METRIC, seed, config.steps, value)
+            values = enumerable.reward_and_kl(world, enumerable.listed_policy(world, thetas[seed, i]), BETA)
+            yield from by_column(key, METRIC, values, seed, config.steps)
 
 
 def _data(config: ml_collections.ConfigDict, seed: int, share: float):
     """World; pairs with the one chosen first under clean and under noisy labels; which desirable examples are kept;
     [steps, batch] of pairs."""
-    shape = {"prompts": config.prompts, "responses": config.responses, "width": config.width}
-    world, rng = enumerable.make_world(seed, **shape), np.random.default_rng([seed, 1])
+    world, rng = enumerable.world_of(config, seed), np.random.default_rng([seed, 1])
     prompt, response = enumerable.draw(rng, world, config.pairs, 2)
     first = rng.random(config.pairs) < enumerable.prefer_first(world, enumerable.Pairs(prompt, response))
     chosen = np.stack([first, first ^ (rng.random(config.pairs) < config.noise)], axis=1)
@@ -129,17 +119,13 @@ def _trainer(config: ml_collections.ConfigDict, own: list[Objective], labels: in
     return train
 
 
-def _more(results: Results, better: str, worse: str, end: int) -> float:
-    """An end of the 95 % interval of how much more reward one row has than another, paired by seed."""
-    return bootstrap_interval(results.final(better, "reward", METRIC) - results.final(worse, "reward", METRIC))[end]
-
-
 def _about(labels: str, *dropped: str) -> Callable[[Setting], bool]:
     return lambda s: s.labels["labels"] == labels and s.labels["dropped"] in dropped
 
 
 def _at_least(better: str, worse: str) -> Callable[[Results, Setting], float]:
-    return lambda results, s: -_more(results, better, worse, 0)
+    """Minus the lower end of the 95 % interval of how much more reward one row has than another."""
+    return lambda results, s: -results.lead(better, worse, "reward", METRIC)[0]
 
 
 CLAIMS = (
@@ -164,7 +150,7 @@ CLAIMS = (
         "the paper's KTO still beats DPO with a tenth of its desirable examples; here labels are clean, which section "
         "4.4 itself leaves to DPO, and KTO without them is behind (lower end of the interval of its lead over DPO)",
         _about("clean", *DROPPED),
-        lambda results, s: _more(results, s.key, "dpo clean 0", 0),
+        lambda results, s: results.lead(s.key, "dpo clean 0", "reward", METRIC)[0],
         0.0,
         NOT_REPRODUCED,
     ),

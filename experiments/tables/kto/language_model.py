@@ -19,38 +19,21 @@ TRY      --config.num_seeds=3         other seeds, each with a stem of its own
          --config.steps=240           longer arms
 """
 
-from collections.abc import Iterator
-
 import matplotlib.figure
-import ml_collections
 
 from experiments.tables import language_model
-from experiments.tables.harness import LONG, NOT_REPRODUCED, ORDER, Claim, Results, Row, Table
-from experiments.tables.language_model import COLUMNS, Arm
+from experiments.tables.harness import NOT_REPRODUCED, Claim, Results
+from experiments.tables.language_model import Arm
 
 ARMS = {
     "DPO": Arm("dpo", loss={"beta": 2.0}),
     "KTO": Arm("kto", loss={"beta": 2.0}),
 }
-TABLE = Table("The comparison with DPO, by a language model", COLUMNS, 21.0, NOT_REPRODUCED, size=LONG, over="answers")
-SETTINGS = language_model.settings(*ARMS)
-PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
-SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
-
-
-def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
-    yield from language_model.rows(config, cell, ARMS)
-
-
+TABLE = language_model.table("The comparison with DPO, by a language model", 21.0, NOT_REPRODUCED)
+SETTINGS, run, cells = language_model.settings(ARMS), language_model.runner(ARMS), language_model.cells
+PROTOCOL, SIZES = language_model.PROTOCOL, language_model.SIZES
 CLAIMS = (
-    Claim(
-        "learns",
-        "the gold reward is above that of SFT (minus the lower end of the 95 % interval)",
-        lambda s: s.key == "DPO",
-        language_model.above_sft,
-        0.0,
-        ORDER,
-    ),
+    language_model.learns(lambda s: s.key == "DPO"),
     Claim(
         "kto_learns",
         "the paper's KTO learns as well as DPO; here its gold reward is not above that of SFT, as far as can be "

@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import figures
-from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table, away_from, by_column
 from prefjax.losses import Responses, objective
 
 PLACES = (-7.0, -3.0, -1.0, 0.0, 1.0, 3.0, 7.0)  # beta (a - z0)
@@ -57,8 +57,7 @@ def cells(config: ml_collections.ConfigDict) -> list[str]:
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     rows = {"4.1": _saturation, "4.2": _shift, "4.3": _contradiction}[cell](config)
     for about, metric, closed, ours in rows:
-        yield Row(f"{cell} {about}", "closed form", metric, None, None, float(closed))
-        yield Row(f"{cell} {about}", "ours", metric, None, None, float(ours))
+        yield from by_column(f"{cell} {about}", metric, {"closed form": closed, "ours": ours})
 
 
 def _loss(log_ratio, target, *, beta: float, z0: float = 0.0):
@@ -119,15 +118,11 @@ def _contradiction(config):
     yield f"{_CONTRADICTION}, DPO moved", "mass of both", config.mass, np.exp(moved)[:2].sum()
 
 
-def _off(results: Results, setting: Setting) -> float:
-    ours, closed = (results.mean(setting.key, col, setting.metric) for col in ("ours", "closed form"))
-    return abs(ours - closed)
-
-
 def _about(statement: str, words: str = "") -> Callable[[Setting], bool]:
     return lambda s: s.labels["statement"] == statement and words in s.labels["about"]
 
 
+_off = away_from("closed form")
 CLAIMS = (
     Claim("saturates", "the gradient is -+beta s (1 - s), largest at a = z0 (beta / 4)", _about("4.1"), _off, 1e-12),
     Claim(

@@ -34,9 +34,7 @@ LABELS = ("probability", "share of raters", "one rater")
 TABLE = Table("The abstract's claim on overfitting", ("RLHF optimum", "KL to it", "KL"), 0.5, ORDER, float64=True)
 SETTINGS = tuple(Setting({"labels": labels, "beta": beta}, METRIC) for labels in LABELS for beta in BETAS)
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 1_500,
     "raters": 5,
     "learning_rate": 0.02,
@@ -57,7 +55,7 @@ def cells(config: ml_collections.ConfigDict) -> list[str]:
 
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """How far from the optimum each kind of label ends, at one beta."""
-    beta, worlds = float(cell), sampled.worlds(config)
+    beta, worlds = float(cell), enumerable.worlds(config)
     made = [_data(config, world, seed) for seed, world in enumerate(worlds)]
     runs = [[pairs] * len(LABELS) for pairs, _ in made]
     more = [[{"target_probability": target} for target in targets] for _, targets in made]
@@ -82,7 +80,7 @@ def _data(config: ml_collections.ConfigDict, world: World, seed: int) -> tuple[P
 
 def _beyond(better: str) -> Callable[[Results, Setting], float]:
     """Minus the lower end of the 95 % interval of how much farther from the optimum this row ends."""
-    return lambda results, s: -sampled.lead(results, s.key, f"{better} {s.labels['beta']}", "KL to it", METRIC)[0]
+    return lambda results, s: -results.lead(s.key, f"{better} {s.labels['beta']}", "KL to it", METRIC)[0]
 
 
 CLAIMS = (
@@ -90,7 +88,7 @@ CLAIMS = (
         "probabilities",
         "probabilities end nearer to the optimum than one rater (upper end of the 95 % interval of the difference)",
         lambda s: s.labels["labels"] == "probability",
-        lambda results, s: sampled.lead(results, s.key, f"one rater {s.labels['beta']}", "KL to it", METRIC)[1],
+        lambda results, s: results.lead(s.key, f"one rater {s.labels['beta']}", "KL to it", METRIC)[1],
         0.0,
         ORDER,
     ),

@@ -17,15 +17,12 @@ TRY      --config.num_seeds=3         other seeds, each with a stem of its own
          --config.steps=480           longer arms
 """
 
-from collections.abc import Iterator
-
 import matplotlib.figure
-import ml_collections
 import numpy as np
 
 from experiments.tables import language_model
-from experiments.tables.harness import EXACT, LONG, Claim, Results, Row, Setting, Table
-from experiments.tables.language_model import COLUMNS, METRIC, Arm
+from experiments.tables.harness import EXACT, Claim, Results, Setting
+from experiments.tables.language_model import METRIC, Arm
 
 PLAIN = "two rows a pair"
 
@@ -33,14 +30,9 @@ ARMS = {
     "two rows a pair": Arm("dpo", loss={"beta": 2.0}, layout="pairs"),
     "shared, packed": Arm("dpo", loss={"beta": 2.0}),
 }
-TABLE = Table("No effect on convergence, by a language model", COLUMNS, 23.0, EXACT, size=LONG, over="answers")
-SETTINGS = language_model.settings(*ARMS)
-PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
-SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
-
-
-def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
-    yield from language_model.rows(config, cell, ARMS)
+TABLE = language_model.table("No effect on convergence, by a language model", 23.0, EXACT)
+SETTINGS, run, cells = language_model.settings(ARMS), language_model.runner(ARMS), language_model.cells
+PROTOCOL, SIZES = language_model.PROTOCOL, language_model.SIZES
 
 
 def _apart(results: Results, s: Setting) -> float:

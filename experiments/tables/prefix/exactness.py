@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import figures
-from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table, by_column
 from prefjax.losses import objective
 from prefjax.models import ModelConfig, init
 from prefjax.rows.arrays import Branches, RowShape
@@ -45,10 +45,6 @@ SIZES = {
     "long": {"pairs": 200, "layers": 4, "width": 64},
     "paper": {},
 }
-
-
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
 
 
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
@@ -82,8 +78,7 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
             "cosine of the gradients": (1.0, gradient @ other / norms[0] / norms[1]),
         }
         for metric, (known, ours) in values.items():
-            yield Row(f"{layout} {metric}", "pairs", metric, None, None, float(known))
-            yield Row(f"{layout} {metric}", "ours", metric, None, None, float(ours))
+            yield from by_column(f"{layout} {metric}", metric, {"pairs": known, "ours": ours})
 
 
 def _trees(config: ml_collections.ConfigDict, rng: np.random.Generator) -> list[TokenTree]:

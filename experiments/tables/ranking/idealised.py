@@ -27,7 +27,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import bandit, enumerable, figures
-from experiments.tables.harness import EXACT, ORDER, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import EXACT, ORDER, Claim, Results, Row, Setting, Table, away_from, by_column
 from prefjax.contrib.ranking import ideally_ranked, ranked_rightly
 from prefjax.losses import objective
 
@@ -38,17 +38,12 @@ TABLE = Table("Corollary 3.3, behind Table 1", ("corollary", "ours"), 0.2, EXACT
 SETTINGS = tuple(
     Setting({"beta": beta, "alpha": alpha}, METRIC, "corollary33") for beta, alpha in itertools.product(BETAS, ALPHAS)
 )
-PROTOCOL = {"prompts": 64, "responses": 256, "width": 32, "spread": 5.0, "pairs": 2_000}
+PROTOCOL = {**enumerable.SHAPE, "spread": 5.0, "pairs": 2_000}
 SIZES = {"smoke": {"prompts": 8, "responses": 32, "width": 8, "pairs": 400}, "long": {"pairs": 50_000}, "paper": {}}
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
-    shape = {"prompts": config.prompts, "responses": config.responses, "width": config.width}
-    world = enumerable.make_world(0, **shape)
+    world = enumerable.world_of(config)
     pairs = enumerable.draw_pairs(np.random.default_rng(1), world, config.pairs)
     # Log-probs of texts differ by many nats, those of 256 listed responses by few.
     logp = config.spread * world.reference_logp[pairs.prompt[:, None], pairs.response]
@@ -66,13 +61,8 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
         margin = bandit.crossing(lambda h, beta=beta, alpha=alpha: float(slope(h, alpha, beta=beta)), 1_000.0)
         policy = reference + np.array([margin, 0.0])[None]
         known = ideally_ranked(reference, np.full(len(reference), alpha), beta).mean()
-        yield Row(f"{beta} {alpha}", "corollary", METRIC, None, None, float(known))
-        yield Row(f"{beta} {alpha}", "ours", METRIC, None, None, float(ranked_rightly(policy).mean()))
+        yield from by_column(f"{beta} {alpha}", METRIC, {"corollary": known, "ours": ranked_rightly(policy).mean()})
         yield Row(f"{beta} {alpha}", "ours", "margin", None, None, margin)
-
-
-def _off(results: Results, setting: Setting) -> float:
-    return abs(results.mean(setting.key, "ours", METRIC) - results.mean(setting.key, "corollary", METRIC))
 
 
 def _over_reference(results: Results, setting: Setting) -> float:
@@ -87,7 +77,7 @@ CLAIMS = (
         "corollary",
         "the minimiser ranks the share of pairs rightly that the corollary says",
         lambda s: True,
-        _off,
+        away_from("corollary"),
         0.0,
     ),
     Claim(

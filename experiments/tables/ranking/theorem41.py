@@ -25,7 +25,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import enumerable, figures
-from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table, away_from, by_column
 from prefjax.contrib.ranking import ranked_rightly, threshold_loss
 from prefjax.losses import Responses, objective
 
@@ -36,7 +36,7 @@ SETTINGS = (
     *(Setting({"what": "loss at the turn", "beta": 0.1, "c": c}, "loss", "theorem41") for c in GAPS),
     *(Setting({"what": "agreement", "beta": beta, "c": "any"}, "share of pairs", "theorem41") for beta in BETAS),
 )
-PROTOCOL = {"prompts": 64, "responses": 256, "width": 32, "pairs": 4_000, "policies": 50}
+PROTOCOL = {**enumerable.SHAPE, "pairs": 4_000, "policies": 50}
 SIZES = {
     "smoke": {"prompts": 8, "responses": 32, "width": 8, "pairs": 500, "policies": 10},
     "long": {"pairs": 40_000, "policies": 500},
@@ -53,12 +53,11 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
         reference = jnp.array([(0.0, c) for c in GAPS])
         losses = objective("dpo", beta=0.1).loss(Responses(logp=jnp.zeros_like(reference), reference_logp=reference))
         for c, ours in zip(GAPS, losses, strict=True):
-            yield Row(f"{cell} 0.1 {c}", "theorem", "loss", None, None, float(-np.log(1 / (1 + np.exp(-0.1 * c)))))
-            yield Row(f"{cell} 0.1 {c}", "ours", "loss", None, None, float(ours))
+            known = -np.log(1 / (1 + np.exp(-0.1 * c)))
+            yield from by_column(f"{cell} 0.1 {c}", "loss", {"theorem": known, "ours": ours})
         return
     rng = np.random.default_rng(1)
-    shape = {"prompts": config.prompts, "responses": config.responses, "width": config.width}
-    world = enumerable.make_world(0, **shape)
+    world = enumerable.world_of(config)
     pairs = enumerable.draw_pairs(rng, world, config.pairs)
     at = pairs.prompt[:, None], pairs.response
     thetas = np.linspace(0.0, 20.0, config.policies)[:, None] * rng.normal(size=(config.policies, config.width))
@@ -72,14 +71,8 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
         # Where both responses are one, both sides hold with equality: rounding may say either.
         apart = pairs.response[:, 0] != pairs.response[:, 1]
         key = f"agreement {beta} any"
-        yield Row(key, "theorem", "share of pairs", None, None, 1.0)
-        yield Row(key, "ours", "share of pairs", None, None, float((below == right)[:, apart].mean()))
+        yield from by_column(key, "share of pairs", {"theorem": 1.0, "ours": (below == right)[:, apart].mean()})
         yield Row(key, "ours", "share ranked rightly", None, None, float(right[:, apart].mean()))
-
-
-def _off(results: Results, setting: Setting) -> float:
-    ours, known = (results.mean(setting.key, col, setting.metric) for col in ("ours", "theorem"))
-    return abs(ours - known)
 
 
 CLAIMS = (
@@ -87,14 +80,14 @@ CLAIMS = (
         "threshold",
         "a pair turns at the loss -log sigma(beta c)",
         lambda s: s.metric == "loss",
-        _off,
+        away_from("theorem"),
         1e-12,
     ),
     Claim(
         "agreement",
         "a pair is ranked rightly if and only if its loss is at most that: on every pair of every policy",
         lambda s: s.metric == "share of pairs",
-        _off,
+        away_from("theorem"),
         0.0,
     ),
 )

@@ -18,14 +18,11 @@ TRY      --config.num_seeds=3         other seeds, each with a stem of its own
          --config.steps=240           longer arms: the noise is learnt by heart
 """
 
-from collections.abc import Iterator
-
 import matplotlib.figure
-import ml_collections
 
 from experiments.tables import language_model
-from experiments.tables.harness import LONG, NOT_REPRODUCED, ORDER, Claim, Results, Row, Table
-from experiments.tables.language_model import COLUMNS, Arm, ahead_of
+from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results
+from experiments.tables.language_model import Arm, ahead_of
 
 NOISE = "flip_labels(rate=0.3)"
 
@@ -34,25 +31,11 @@ ARMS = {
     "DPO": Arm("dpo", loss={"beta": 2.0}, methods=NOISE),
     "rDPO": Arm("rdpo", loss={"beta": 2.0, "flip_rate": 0.3}, methods=NOISE),
 }
-TABLE = Table("The abstract's claim, by a language model", COLUMNS, 20.0, NOT_REPRODUCED, size=LONG, over="answers")
-SETTINGS = language_model.settings(*ARMS)
-PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
-SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
-
-
-def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
-    yield from language_model.rows(config, cell, ARMS)
-
-
+TABLE = language_model.table("The abstract's claim, by a language model", 20.0, NOT_REPRODUCED)
+SETTINGS, run, cells = language_model.settings(ARMS), language_model.runner(ARMS), language_model.cells
+PROTOCOL, SIZES = language_model.PROTOCOL, language_model.SIZES
 CLAIMS = (
-    Claim(
-        "learns",
-        "the gold reward is above that of SFT (minus the lower end of the 95 % interval)",
-        lambda s: s.key == "DPO, clean",
-        language_model.above_sft,
-        0.0,
-        ORDER,
-    ),
+    language_model.learns(lambda s: s.key == "DPO, clean"),
     Claim(
         "noise_stops",
         "exchanged labels leave DPO no gain in gold reward that can be told (lower end of the 95 % interval)",

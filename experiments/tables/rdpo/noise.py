@@ -40,6 +40,7 @@ from experiments.tables.harness import (
     Setting,
     Table,
     bootstrap_interval,
+    by_column,
 )
 from prefjax.losses import Objective, objective
 
@@ -54,9 +55,7 @@ METRIC = "at the end"
 TABLE = Table("The abstract's claim (its tables were not found)", ("RLHF optimum", "reward", "KL"), 1.0, ORDER, True)
 SETTINGS = tuple(Setting({"loss": loss, "flip rate": rate}, METRIC) for loss in LOSSES for rate in RATES)
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 4_000,
     "learning_rate": 0.02,
     "batch_size": 64,
@@ -88,25 +87,16 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     knows = KNOWS.get(cell)
     losses = [own.with_options({knows: rate}) for rate in RATES] if knows else [own]
     given = [_data(config, seed) for seed in range(config.num_seeds)]
-    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *given)
-    thetas = np.asarray(jax.jit(jax.vmap(_trainer(config, losses, cell in OF_GAP)))(stacked))
+    thetas = fitting.over_worlds(_trainer(config, losses, cell in OF_GAP), given)
     for (i, rate), (seed, (world, *_)) in itertools.product(enumerate(RATES), enumerate(given)):
-        logp = enumerable.listed_policy(world, thetas[seed, i])
-        values = {
-            "RLHF optimum": enumerable.mean_reward(world, enumerable.optimum(world, BETA)),
-            "reference": enumerable.mean_reward(world, world.reference_logp),
-            "reward": enumerable.mean_reward(world, logp),
-            "KL": enumerable.kl(logp, world.reference_logp),
-        }
-        for col, value in values.items():
-            yield Row(f"{cell} {rate}", col, METRIC, seed, config.steps, value)
+        values = enumerable.reward_and_kl(world, enumerable.listed_policy(world, thetas[seed, i]), BETA)
+        values["reference"] = enumerable.mean_reward(world, world.reference_logp)
+        yield from by_column(f"{cell} {rate}", METRIC, values, seed, config.steps)
 
 
 def _data(config: ml_collections.ConfigDict, seed: int) -> tuple[World, Pairs, np.ndarray, np.ndarray]:
     """World; N pairs as drawn; [N, rates] whether the first response is chosen; [steps, batch] of pairs."""
-    shape = {"prompts": config.prompts, "responses": config.responses, "width": config.width}
-    world = enumerable.make_world(seed, **shape)
-    rng = np.random.default_rng([seed, 1])
+    world, rng = enumerable.world_of(config, seed), np.random.default_rng([seed, 1])
     pairs = Pairs(*enumerable.draw(rng, world, config.pairs, 2))
     first = rng.random(config.pairs) < enumerable.prefer_first(world, pairs)
     flipped = rng.random((config.pairs, 1)) < np.array(RATES)
@@ -140,15 +130,7 @@ def _trainer(config: ml_collections.ConfigDict, losses: list[Objective], of_gap:
 
 def _behind(better: str) -> Callable[[Results, Setting], float]:
     """Upper end of the 95 % interval of how much more reward a setting has than another loss, paired by seed."""
-
-    def measure(results: Results, setting: Setting) -> float:
-        ours, theirs = (
-            results.final(f"{loss} {setting.labels['flip rate']}", "reward", METRIC)
-            for loss in (setting.labels["loss"], better)
-        )
-        return bootstrap_interval(ours - theirs)[1]
-
-    return measure
+    return lambda results, s: results.lead(s.key, f"{better} {s.labels['flip rate']}", "reward", METRIC)[1]
 
 
 def _gap_to_dpo(results: Results, setting: Setting) -> float:
@@ -159,11 +141,7 @@ def _gap_to_dpo(results: Results, setting: Setting) -> float:
 def _loss_of_noise(results: Results, setting: Setting) -> float:
     """Upper end of the interval of how much more reward there is than at the next smaller flip rate."""
     smaller = RATES[RATES.index(setting.labels["flip rate"]) - 1]
-    here, there = (
-        results.final(f"{setting.labels['loss']} {rate}", "reward", METRIC)
-        for rate in (setting.labels["flip rate"], smaller)
-    )
-    return bootstrap_interval(here - there)[1]
+    return results.lead(setting.key, f"{setting.labels['loss']} {smaller}", "reward", METRIC)[1]
 
 
 def _below_reference(results: Results, setting: Setting) -> float:

@@ -26,7 +26,7 @@ import ml_collections
 import numpy as np
 
 from experiments.tables import bandit, figures
-from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table, away_from, by_column
 from prefjax.losses import Objective, Responses, objective
 
 RATES = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -54,9 +54,7 @@ def cells(config: ml_collections.ConfigDict) -> list[str]:
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     if cell == "unbiased":
         for rate in RATES:
-            key = f"rdpo - dpo, mean over flips {rate}"
-            yield Row(key, "known", "gap", None, None, 0.0)
-            yield Row(key, "ours", "gap", None, None, _bias(rate))
+            yield from by_column(f"rdpo - dpo, mean over flips {rate}", "gap", {"known": 0.0, "ours": _bias(rate)})
         return
     loss, rate = cell.split()[0], float(cell.split()[1])
     sizes = [config.smallest * 2**k for k in range(config.doublings + 1)]
@@ -66,8 +64,7 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
         yield Row(cell, "ours", "error", seed, n, float(errors[seed, i]))
     last = slice(-6, None)
     slope = np.polyfit(np.log(sizes[last]), np.log(errors.mean(0)[last]), 1)[0]
-    yield Row(cell, "known", "slope", None, None, -0.5 if loss == "rdpo" else 0.0)
-    yield Row(cell, "ours", "slope", None, None, float(slope))
+    yield from by_column(cell, "slope", {"known": -0.5 if loss == "rdpo" else 0.0, "ours": slope})
     if loss == "rdpo":
         key = f"rdpo at the largest n {rate}"
         yield Row(key, "known", "error", None, None, _sandwich(config, rate, sizes[-1]))
@@ -163,10 +160,6 @@ def _sandwich(config: ml_collections.ConfigDict, rate: float, n: int) -> float:
     return float(np.linalg.norm(errors, axis=1).mean())
 
 
-def _off_slope(results: Results, setting: Setting) -> float:
-    return abs(results.mean(setting.key, "ours", "slope") - results.mean(setting.key, "known", "slope"))
-
-
 def _off_size(results: Results, setting: Setting) -> float:
     return abs(results.mean(setting.key, "ours", "error") / results.mean(setting.key, "known", "error") - 1)
 
@@ -182,14 +175,14 @@ CLAIMS = (
         "rate",
         "rDPO's error falls as n^-0.5 at every flip rate: slope within 0.1",
         lambda s: s.labels["loss"] == "rdpo",
-        _off_slope,
+        away_from("known"),
         0.1,
     ),
     Claim(
         "plateau",
         "DPO's and cDPO's errors stop falling: slope within 0.1 of 0 from a flip rate of 0.2 on",
         lambda s: s.labels["loss"] in ("dpo", "cdpo"),
-        _off_slope,
+        away_from("known"),
         0.1,
     ),
     Claim(

@@ -40,9 +40,7 @@ REWARD, REJECTED, OWN = "reward", "rejected", "rejected, own goal"
 TABLE = Table("The abstract's claims", ("DPO", "ours", "KL"), 0.4, ORDER, float64=True)
 SETTINGS = tuple(Setting({"data": "reward-augmented", "what": what}, what) for what in (REWARD, REJECTED, OWN))
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 1_500,
     "goal": float("inf"),
     "learning_rate": 0.02,
@@ -53,14 +51,9 @@ PROTOCOL = {
 SIZES = {"smoke": {"pairs": 600, "steps": 300, "num_seeds": 2}, "long": {"num_seeds": 20}, "paper": {}}
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """Reward, and what is left of good rejected responses, of plain DPO and on reward-augmented pairs."""
-    worlds = sampled.worlds(config)
-    for seed, world in enumerate(worlds):
+    for seed, world in enumerate(enumerable.worlds(config)):
         pairs = _ranked(world, config, seed)
         augmented, goals = _augmented(world, pairs)
         highest = min(config.goal, float(world.reward[pairs.prompt[:, None], pairs.response].max()))

@@ -20,39 +20,22 @@ TRY      --config.num_seeds=3         other seeds, each with a stem of its own
          --config.steps=240           longer arms
 """
 
-from collections.abc import Iterator
-
 import matplotlib.figure
-import ml_collections
 
 from experiments.tables import language_model
-from experiments.tables.harness import LONG, NOT_REPRODUCED, ORDER, Claim, Results, Row, Table
-from experiments.tables.language_model import COLUMNS, Arm, not_ahead_of
+from experiments.tables.harness import NOT_REPRODUCED, Claim, Results
+from experiments.tables.language_model import Arm, not_ahead_of
 
 ARMS = {
     "direct": Arm("dpo", loss={"beta": 2.0}),
     "sft-sample-rank": Arm("dpo", "sft-sample-rank", {"beta": 2.0}),
     "rso-sample-rank": Arm("dpo", "rso-sample-rank", {"beta": 2.0}),
 }
-TABLE = Table("Tables 1 and 2, by a language model", COLUMNS, 23.0, NOT_REPRODUCED, size=LONG, over="answers")
-SETTINGS = language_model.settings(*ARMS)
-PROTOCOL, cells = language_model.PROTOCOL, language_model.cells
-SIZES = {"smoke": language_model.SMOKE, "long": {}, "paper": {}}
-
-
-def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
-    yield from language_model.rows(config, cell, ARMS)
-
-
+TABLE = language_model.table("Tables 1 and 2, by a language model", 23.0, NOT_REPRODUCED)
+SETTINGS, run, cells = language_model.settings(ARMS), language_model.runner(ARMS), language_model.cells
+PROTOCOL, SIZES = language_model.PROTOCOL, language_model.SIZES
 CLAIMS = (
-    Claim(
-        "learns",
-        "the gold reward is above that of SFT (minus the lower end of the 95 % interval)",
-        lambda s: s.key == "direct",
-        language_model.above_sft,
-        0.0,
-        ORDER,
-    ),
+    language_model.learns(lambda s: s.key == "direct"),
     Claim(
         "sft_beats_direct",
         "the paper's pairs of SFT samples win more than direct ones; here they raise the reward of the model that "

@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 import matplotlib.figure
 import ml_collections
 import numpy as np
-import scipy.special
 
 from experiments.tables import enumerable, figures, sampled
 from experiments.tables.enumerable import Pairs, World
@@ -53,9 +52,7 @@ SETTINGS = (
     ),
 )
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 2_000,
     "candidates": 64,
     "beta": 0.5,
@@ -74,13 +71,9 @@ SIZES = {
 ACCEPTED = 8
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """Win rates and KL at the end of every loss on every source of pairs."""
-    worlds = sampled.worlds(config, config.reward_noise)
+    worlds = enumerable.worlds(config, config.reward_noise)
     made = [_data(config, world, seed) for seed, world in enumerate(worlds)]
     for loss, name in LOSSES.items():
         sources = [*SOURCES, *(TOURNAMENTS if loss == "sigmoid-norm" else ())]
@@ -100,9 +93,7 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
 def _data(config: ml_collections.ConfigDict, world: World, seed: int) -> tuple[np.ndarray, dict[str, Pairs]]:
     """The reward model's rewards [X, Y], and the pairs of every source."""
     rng = np.random.default_rng([seed, 1])
-    shift = world.features @ rng.normal(size=config.width) / 2
-    other = world._replace(reference_logp=scipy.special.log_softmax(world.reference_logp + shift, axis=1))
-    direct = enumerable.draw_pairs(rng, other, config.pairs)
+    direct = enumerable.draw_pairs(rng, enumerable.shifted(rng, world, 0.5), config.pairs)
     proxy = world.features @ sampled.reward_model(world, direct)
     prompt, response = enumerable.draw(rng, world, config.pairs // (ACCEPTED // 2), config.candidates)
     pool = list(sampled.ranked_records(prompt, response, proxy[prompt[:, None], response]))
@@ -122,20 +113,15 @@ def _data(config: ml_collections.ConfigDict, world: World, seed: int) -> tuple[n
 
 def _ahead_of(worse: str) -> Callable[[Results, Setting], float]:
     """Minus the lower end of the 95 % interval of how much more this row wins than the same with other pairs."""
-
-    def measure(results: Results, s: Setting) -> float:
-        other = f"{s.labels['loss']} {worse} {s.labels['judge']}"
-        return -sampled.lead(results, s.key, other, "win rate", METRIC)[0]
-
-    return measure
+    return lambda results, s: -_lead(results, s, worse)[0]
 
 
 def _no_lead_over(worse: str) -> Callable[[Results, Setting], float]:
-    def measure(results: Results, s: Setting) -> float:
-        other = f"{s.labels['loss']} {worse} {s.labels['judge']}"
-        return sampled.lead(results, s.key, other, "win rate", METRIC)[1] - 0.01
+    return lambda results, s: _lead(results, s, worse)[1] - 0.01
 
-    return measure
+
+def _lead(results: Results, s: Setting, worse: str) -> tuple[float, float]:
+    return results.lead(s.key, f"{s.labels['loss']} {worse} {s.labels['judge']}", "win rate", METRIC)
 
 
 def _is(source: str, *judges: str) -> Callable[[Setting], bool]:

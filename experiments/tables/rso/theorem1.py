@@ -25,7 +25,7 @@ import numpy as np
 import scipy.stats
 
 from experiments.tables import bandit, figures
-from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table, away_from, by_column
 from prefjax.data.methods.sampling import rejection_sample
 from prefjax.losses import objective
 
@@ -53,8 +53,7 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
         config
     ):
         key = f"{about} {beta}"
-        yield Row(key, "closed form", "value", None, None, float(closed))
-        yield Row(key, "ours", "value", None, None, float(ours))
+        yield from by_column(key, "value", {"closed form": closed, "ours": ours})
         for metric, value in more.items():
             yield Row(key, "ours", metric, None, None, float(value))
 
@@ -109,10 +108,6 @@ def _losses(config):
         yield f"margin at the optimum of {loss}", "—", known[loss], margin, {}
 
 
-def _off(results: Results, setting: Setting) -> float:
-    return abs(results.mean(setting.key, "ours", "value") - results.mean(setting.key, "closed form", "value"))
-
-
 def _about(words: str) -> Callable[[Setting], bool]:
     return lambda s: words in s.labels["about"]
 
@@ -122,7 +117,7 @@ CLAIMS = (
         "limits",
         "beta to 0 accepts the best by reward, beta to infinity the first that come: equal on the same candidates",
         _about("mean reward"),
-        _off,
+        away_from("closed form"),
         1e-12,
     ),
     Claim(
@@ -143,7 +138,7 @@ CLAIMS = (
         "losses",
         "the sigmoid loss is least at log(p / (1 - p)) / gamma, the hinge loss at 1 / gamma",
         _about("margin"),
-        _off,
+        away_from("closed form"),
         1e-6,
     ),
 )

@@ -28,7 +28,7 @@ import scipy.stats
 
 from experiments.tables import enumerable, figures, sampled
 from experiments.tables.enumerable import Pairs, World
-from experiments.tables.harness import ORDER, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import ORDER, Claim, Results, Row, Setting, Table, by_column
 from prefjax.data.methods.selection import easiest, fold
 from prefjax.losses import Responses, objective
 
@@ -41,9 +41,7 @@ SETTINGS = (
     Setting({"easiest": "difficulty of two splits"}, AGREEMENT),
 )
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 1_200,
     "flip_rate": 0.2,
     "repeats": 3,
@@ -55,17 +53,10 @@ PROTOCOL = {
 SIZES = {"smoke": {"pairs": 800, "steps": 200, "num_seeds": 2}, "long": {"num_seeds": 20}, "paper": {}}
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """Reward and KL of DPO on every share of the easiest pairs, and how well two difficulties agree."""
-    worlds, dpo = sampled.worlds(config), objective("dpo", beta=BETA)
-    pairs = [
-        enumerable.draw_pairs(np.random.default_rng([seed, 1]), world, config.pairs, config.flip_rate)
-        for seed, world in enumerate(worlds)
-    ]
+    worlds, dpo = enumerable.worlds(config), objective("dpo", beta=BETA)
+    pairs = enumerable.drawn_pairs(config, worlds)
     first, second = (_difficulty(config, worlds, pairs, salt) for salt in (0, 1))
     runs = [
         [_easiest(of_seed, difficulty, share) for share in SHARES]
@@ -80,11 +71,10 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
                 "ours": enumerable.mean_reward(world, logp),
                 "KL": enumerable.kl(logp, world.reference_logp),
             }
-            for col, value in values.items():
-                yield Row(str(share), col, REWARD, seed, config.steps, value)
+            yield from by_column(str(share), REWARD, values, seed, config.steps)
         agreement = scipy.stats.spearmanr(first[seed], second[seed]).statistic
-        for col, value in {"all pairs": 1.0, "ours": agreement, "KL": 0.0}.items():
-            yield Row("difficulty of two splits", col, AGREEMENT, seed, config.steps, float(value))
+        values = {"all pairs": 1.0, "ours": agreement, "KL": 0.0}
+        yield from by_column("difficulty of two splits", AGREEMENT, values, seed, config.steps)
 
 
 def _difficulty(
@@ -133,7 +123,7 @@ def _easiest(pairs: Pairs, difficulty: np.ndarray, share: float) -> Pairs:
 
 def _gain(results: Results, s: Setting) -> float:
     """Minus the lower end of the 95 % interval of what the easiest share attains beyond all pairs."""
-    return -sampled.lead(results, s.key, "1.0", "ours", REWARD)[0]
+    return -results.lead(s.key, "1.0", "ours", REWARD)[0]
 
 
 CLAIMS = (

@@ -21,11 +21,10 @@ from collections.abc import Iterator
 import matplotlib.figure
 import ml_collections
 import numpy as np
-import scipy.special
 
 from experiments.tables import enumerable, figures, sampled
 from experiments.tables.enumerable import Pairs, World
-from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table, by_column
 from prefjax.losses import objective
 
 METRIC = "at the end"
@@ -34,9 +33,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 TABLE = Table("The abstract's claim on mixtures", ("RLHF optimum", "win rate", "KL"), 0.4, NOT_REPRODUCED, True)
 SETTINGS = tuple(Setting({"on-policy": share}, METRIC) for share in SHARES)
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 2_000,
     "flip_rate": 0.0,
     "shift": 0.5,
@@ -48,13 +45,9 @@ PROTOCOL = {
 SIZES = {"smoke": {"steps": 300, "num_seeds": 3}, "long": {"num_seeds": 20}, "paper": {}}
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """Win rate and KL at the end for every share of on-policy pairs."""
-    worlds = sampled.worlds(config)
+    worlds = enumerable.worlds(config)
     runs = [_data(config, world, seed) for seed, world in enumerate(worlds)]
     thetas = sampled.fit_pairs(objective("dpo", beta=BETA), worlds, runs, config)
     for i, share in enumerate(SHARES):
@@ -66,15 +59,13 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
                 "win rate": enumerable.win_rate(world, logp, world.reference_logp),
                 "KL": enumerable.kl(logp, world.reference_logp),
             }
-            for col, value in values.items():
-                yield Row(str(share), col, METRIC, seed, config.steps, value)
+            yield from by_column(str(share), METRIC, values, seed, config.steps)
 
 
 def _data(config: ml_collections.ConfigDict, world: World, seed: int) -> list[Pairs]:
     """The pairs of every share: the first ones on-policy, the others not."""
     rng = np.random.default_rng([seed, 1])
-    shift = config.shift * world.features @ rng.normal(size=config.width)
-    other = world._replace(reference_logp=scipy.special.log_softmax(world.reference_logp + shift, axis=1))
+    other = enumerable.shifted(rng, world, config.shift)
     on, off = (enumerable.draw_pairs(rng, w, config.pairs, config.flip_rate) for w in (world, other))
 
     def mixed(share):
@@ -86,7 +77,7 @@ def _data(config: ml_collections.ConfigDict, world: World, seed: int) -> list[Pa
 
 def _above_ends(results: Results, s: Setting) -> float:
     """Upper end of the 95 % interval of how much more a mixture wins than the better of its parts, minus 0.01."""
-    return min(sampled.lead(results, s.key, end, "win rate", METRIC)[1] for end in ("0.0", "1.0")) - 0.01
+    return min(results.lead(s.key, end, "win rate", METRIC)[1] for end in ("0.0", "1.0")) - 0.01
 
 
 CLAIMS = (

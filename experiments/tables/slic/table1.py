@@ -31,7 +31,7 @@ import scipy.special
 
 from experiments.tables import enumerable, figures, fitting, sampled
 from experiments.tables.enumerable import World
-from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table, bootstrap_interval
+from experiments.tables.harness import NOT_REPRODUCED, ORDER, Claim, Results, Row, Setting, Table, by_column
 from prefjax.losses import objective
 
 METRIC = "at the end"
@@ -49,9 +49,7 @@ SETTINGS = tuple(
     for name, method in zip(("sft", "positives", "best_of_8", "direct", "sample_rank"), METHODS, strict=True)
 )
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "pairs": 2_000,
     "delta": 1.0,
     "regularizer_weight": 0.1,
@@ -73,20 +71,18 @@ def cells(config: ml_collections.ConfigDict) -> list[str]:
 
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """Win rate and KL at the end, of the methods of one cell: they share a compiled program."""
-    shape = {"prompts": config.prompts, "responses": config.responses, "width": config.width}
-    worlds = [enumerable.make_world(seed, **shape) for seed in range(config.num_seeds)]
+    worlds = enumerable.worlds(config)
     methods = [method for method, of in METHODS.items() if of == cell]
     thetas = np.zeros((config.num_seeds, len(methods), config.width))
     if cell != "reference":
         given = [(world, *_data(config, world, seed)) for seed, world in enumerate(worlds)]
-        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *given)
-        thetas = np.asarray(jax.jit(jax.vmap(_trainer(config, cell)))(stacked))
+        thetas = fitting.over_worlds(_trainer(config, cell), given)
     for i, method in enumerate(methods):
         yield Row(method, "targets", METRIC, None, None, 0.5)
         for seed, world in enumerate(worlds):
             logp = enumerable.listed_policy(world, thetas[seed, i])
-            yield Row(method, "win rate", METRIC, seed, config.steps, enumerable.win_rate(world, logp, _targets(world)))
-            yield Row(method, "KL", METRIC, seed, config.steps, enumerable.kl(logp, world.reference_logp))
+            wins, far = enumerable.win_rate(world, logp, _targets(world)), enumerable.kl(logp, world.reference_logp)
+            yield from by_column(method, METRIC, {"win rate": wins, "KL": far}, seed, config.steps)
 
 
 def _targets(world: World) -> np.ndarray:
@@ -98,9 +94,7 @@ def _data(config: ml_collections.ConfigDict, world: World, seed: int):
     """Two sets of pairs, human and sample-rank, a reference target for each pair, and best-of-8 responses: prompt
     [2, N], response [2, N, 2], target [2, N], imitated [2, N] (positives, best of 8), batches [steps, batch]."""
     rng = np.random.default_rng([seed, 1])
-    shift = world.features @ rng.normal(size=config.width) / 2
-    other = world._replace(reference_logp=scipy.special.log_softmax(world.reference_logp + shift, axis=1))
-    human = enumerable.draw_pairs(rng, other, config.pairs)
+    human = enumerable.draw_pairs(rng, enumerable.shifted(rng, world, 0.5), config.pairs)
     ranked = world.features @ sampled.reward_model(world, human)
     count = config.pairs // (SAMPLES // 2)
     prompt, samples = enumerable.draw(rng, world, count, SAMPLES)
@@ -112,11 +106,8 @@ def _data(config: ml_collections.ConfigDict, world: World, seed: int):
     imitated = np.stack([two[0, :, 0], np.repeat(best, SAMPLES // 2)])
     cumulative = np.cumsum(np.exp(_targets(world)), axis=1)[prompts]
     target = (rng.random(prompts.shape)[..., None] * cumulative[..., -1:] >= cumulative).sum(-1)
-    return prompts.T, two.swapaxes(0, 1), target.T, imitated.T, rng.integers(len(prompts.T), size=_steps(config))
-
-
-def _steps(config: ml_collections.ConfigDict) -> tuple[int, int]:
-    return config.steps, config.batch_size
+    batches = rng.integers(len(prompts.T), size=(config.steps, config.batch_size))
+    return prompts.T, two.swapaxes(0, 1), target.T, imitated.T, batches
 
 
 def _trainer(config: ml_collections.ConfigDict, cell: str) -> Callable[..., jax.Array]:
@@ -144,17 +135,7 @@ def _trainer(config: ml_collections.ConfigDict, cell: str) -> Callable[..., jax.
 
 def _ahead_of(worse: str) -> Callable[[Results, Setting], float]:
     """Minus the lower end of the 95 % interval of how much more a setting wins than another, paired by seed."""
-
-    def measure(results: Results, setting: Setting) -> float:
-        ours, theirs = (results.final(method, "win rate", METRIC) for method in (setting.key, worse))
-        return -bootstrap_interval(ours - theirs)[0]
-
-    return measure
-
-
-def _lead_of_slic(results: Results, setting: Setting) -> float:
-    slic, best = (results.final(method, "win rate", METRIC) for method in ("SLiC, sample-rank", setting.key))
-    return bootstrap_interval(slic - best)[1] - 0.1
+    return lambda results, s: -results.lead(s.key, worse, "win rate", METRIC)[0]
 
 
 def _is(method: str) -> Callable[[Setting], bool]:
@@ -195,7 +176,7 @@ CLAIMS = (
         "than 0.1: a log-linear policy over 256 listed responses takes over the best sample's features as easily as a "
         "pair's, which says nothing of long texts (upper end of the 95 % interval of its lead, minus 0.1)",
         _is("SFT, best of 8"),
-        _lead_of_slic,
+        lambda results, s: results.lead("SLiC, sample-rank", s.key, "win rate", METRIC)[1] - 0.1,
         0.0,
         NOT_REPRODUCED,
     ),

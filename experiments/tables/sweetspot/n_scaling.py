@@ -36,9 +36,7 @@ REJECTED = {"min": "min", "mu - 2 sigma": -2.0, "mu - sigma": -1.0, "mu": 0.0}
 TABLE = Table("The abstract's claim on growing sample counts", ("reference", "win rate", "KL"), 1.0, ORDER, True)
 SETTINGS = tuple(Setting({"rejected": name, "n": count}, METRIC) for name in REJECTED for count in COUNTS)
 PROTOCOL = {
-    "prompts": 64,
-    "responses": 256,
-    "width": 32,
+    **enumerable.SHAPE,
     "questions": 500,
     "model_noise": 0.8,
     "learning_rate": 0.02,
@@ -53,13 +51,9 @@ SIZES = {
 }
 
 
-def cells(config: ml_collections.ConfigDict) -> list[str]:
-    return ["all"]
-
-
 def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
     """Win rate and KL at the end for every number of samples and rejected position."""
-    worlds = sampled.worlds(config)
+    worlds = enumerable.worlds(config)
     runs = [list(_data(config, world, seed)) for seed, world in enumerate(worlds)]
     thetas = sampled.fit_pairs(objective("dpo", beta=0.1), worlds, runs, config)
     for i, (count, name) in enumerate(itertools.product(COUNTS, REJECTED)):
@@ -86,11 +80,11 @@ def _data(config: ml_collections.ConfigDict, world: World, seed: int) -> Iterato
 def _falls(results: Results, s: Setting) -> float:
     """Minus the lower end of the 95 % interval of how much more is won with the next smaller number of samples."""
     fewer = max(count for count in COUNTS if count < s.labels["n"])
-    return -sampled.lead(results, f"min {fewer}", s.key, "win rate", METRIC)[0]
+    return -results.lead(f"min {fewer}", s.key, "win rate", METRIC)[0]
 
 
 def _behind_sweet_spot(results: Results, s: Setting) -> float:
-    return -sampled.lead(results, s.key, f"min {s.labels['n']}", "win rate", METRIC)[0]
+    return -results.lead(s.key, f"min {s.labels['n']}", "win rate", METRIC)[0]
 
 
 def _about(rejected: str, *counts: int) -> Callable[[Setting], bool]:

@@ -24,7 +24,7 @@ import scipy.integrate
 import scipy.stats
 
 from experiments.tables import figures, sampled
-from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table
+from experiments.tables.harness import EXACT, Claim, Results, Row, Setting, Table, away_from, by_column
 from prefjax.data.methods.pairing import reward_positions
 
 COUNTS = (5, 20, 60, 100, 200, 400)
@@ -52,13 +52,12 @@ def run(config: ml_collections.ConfigDict, cell: str) -> Iterator[Row]:
         for k in POSITIONS:
             picked = _picked(pool, reward, rejected=k)[1]
             key = f"mu + {k:g} sigma {count}"
-            yield Row(key, "closed form", QUANTILE, None, None, float(scipy.stats.norm.cdf(k)))
             ours = scipy.stats.norm.cdf(picked / config.scale).mean()
-            yield Row(key, "ours", QUANTILE, None, None, float(ours))
+            yield from by_column(key, QUANTILE, {"closed form": scipy.stats.norm.cdf(k), "ours": ours})
         return
     best = _picked(pool, reward, rejected="min")[0]
-    yield Row(f"max {count}", "closed form", BEST, None, None, config.scale * _expected_max(count))
-    yield Row(f"max {count}", "ours", BEST, None, None, float(best.mean()))
+    known = config.scale * _expected_max(count)
+    yield from by_column(f"max {count}", BEST, {"closed form": known, "ours": best.mean()})
     yield Row(f"max {count}", "ours", "standard error", None, None, float(best.std() / np.sqrt(config.prompts)))
 
 
@@ -73,10 +72,7 @@ def _expected_max(count: int) -> float:
     return scipy.integrate.quad(lambda x: x * count * norm.pdf(x) * norm.cdf(x) ** (count - 1), -10, 10, limit=200)[0]
 
 
-def _off(results: Results, s: Setting) -> float:
-    return abs(results.mean(s.key, "ours", s.metric) - results.mean(s.key, "closed form", s.metric))
-
-
+_off = away_from("closed form")
 CLAIMS = (
     Claim(
         "drift",
