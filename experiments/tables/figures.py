@@ -65,13 +65,10 @@ def _curves(axis, results: Results, row: str, curve: str, line: str, metrics: Se
     axis.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step / 1000:g}k" if step else "0"))
 
 
-def dots(
-    results: Results, settings: Sequence[Setting], *, known: str, ours: str, log: bool = False
-) -> matplotlib.figure.Figure:
+def dots(results: Results, settings: Sequence[Setting], *, known: str, ours: str) -> matplotlib.figure.Figure:
     """One line per setting: the known number as a hollow marker, ours filled, with its 95 % interval over seeds.
 
     known, ours  two `Row.col`s; settings that show different metrics stand in panels beside each other
-    log          whether the numbers are on a logarithmic axis
     """
     metrics = list(dict.fromkeys(setting.metric for setting in settings))
     most = max(sum(s.metric == metric for s in settings) for metric in metrics)
@@ -86,8 +83,6 @@ def dots(
         axis.set_yticks(range(len(shown)), [s.key for s in shown])
         axis.set_ylim(len(shown) - 0.5, -0.5)  # downwards, with room for whole markers above and below
         axis.set_title(metric, fontsize=9, color=style.INK)
-        if log:
-            axis.set_xscale("log")
         axis.tick_params(labelsize=7)
         axis.grid(axis="x", lw=0.3)
     handles = [

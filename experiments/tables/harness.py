@@ -122,7 +122,7 @@ class Claim:
     text: str
     where: Callable[[Setting], bool]
     measure: Callable[[Results, Setting], float]
-    at_most: float
+    at_most: float = 0.0
     verdict: str = EXACT
     paper: bool = False
 

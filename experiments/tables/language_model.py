@@ -291,14 +291,14 @@ def lead(results: Results, better: str, worse: str, col: str) -> tuple[float, fl
     return results.lead(better, worse, col, METRIC)
 
 
-def ahead_of(worse: str, col: str = "gold reward") -> Callable[[Results, Setting], float]:
+def ahead_of(worse: str) -> Callable[[Results, Setting], float]:
     """Minus the lower end of the interval of an arm's lead over another: at most 0 where it is ahead."""
-    return lambda results, s: -lead(results, s.key, worse, col)[0]
+    return lambda results, s: -lead(results, s.key, worse, "gold reward")[0]
 
 
-def not_ahead_of(worse: str, col: str = "gold reward") -> Callable[[Results, Setting], float]:
+def not_ahead_of(worse: str) -> Callable[[Results, Setting], float]:
     """The lower end of the same: at most 0 where no lead can be told."""
-    return lambda results, s: lead(results, s.key, worse, col)[0]
+    return lambda results, s: lead(results, s.key, worse, "gold reward")[0]
 
 
 def above_sft(results: Results, s: Setting) -> float:
@@ -310,7 +310,7 @@ def above_sft(results: Results, s: Setting) -> float:
 def learns(where: Callable[[Setting], bool]) -> Claim:
     """That arms earn more than the SFT policy."""
     text = "the gold reward is above that of SFT (minus the lower end of the 95 % interval)"
-    return Claim("learns", text, where, above_sft, 0.0, ORDER)
+    return Claim("learns", text, where, above_sft, verdict=ORDER)
 
 
 def plot(results: Results, rows: tuple[Setting, ...]) -> matplotlib.figure.Figure:

@@ -131,8 +131,7 @@ CLAIMS = (
         "the longer of two responses is the better one more often than not (1/2 minus its share)",
         lambda s: s.metric == BIAS,
         lambda results, s: 0.5 - results.mean(s.key, "ours", BIAS),
-        0.0,
-        SIGN,
+        verdict=SIGN,
     ),
 )
 

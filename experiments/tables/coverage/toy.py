@@ -166,8 +166,7 @@ CLAIMS = (
         "from different starts DPO ends on policies more than 0.5 apart in a probability (0.5 minus it)",
         lambda s: s.labels["of"] == DPO_SPREAD,
         lambda results, s: 0.5 - results.mean(s.key, "ours", SPREAD),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "one_minimiser",
@@ -181,16 +180,14 @@ CLAIMS = (
         "with shared features the unseen best action gains (minus the lower end of the 95 % interval)",
         lambda s: s.key == f"{FEATURES} {ACTIONS[2]}",
         lambda results, s: -_change(results, s)[0],
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "seen_fall",
         "and both actions of the data lose (upper end of the 95 % interval of the change)",
         lambda s: s.labels["about"] == FEATURES and s.labels["of"] in ACTIONS[:2],
         lambda results, s: _change(results, s)[1],
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "logits",
@@ -198,8 +195,7 @@ CLAIMS = (
         "those that lose)",
         lambda s: s.labels["about"] == LOGITS,
         lambda results, s: -results.mean(s.key, "ours", CHANGE) * (1 if s.labels["of"] == ACTIONS[0] else -1),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

@@ -76,16 +76,14 @@ CLAIMS = (
         "one pair in a hundred already attains more reward than the reference's 0",
         lambda s: s.labels["share of the pairs"] == SHARES[0],
         lambda results, s: -results.mean(s.key, "reward", METRIC),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "more_is_better",
         "every larger subset attains more reward (minus the lower end of the 95 % interval of what it gains)",
         lambda s: s.labels["share of the pairs"] > SHARES[0],
         _more,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

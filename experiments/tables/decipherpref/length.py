@@ -86,8 +86,7 @@ CLAIMS = (
         "interval that is nearer to 0, in the expected direction)",
         lambda s: True,
         lambda results, s: _nearer_end(results, s),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

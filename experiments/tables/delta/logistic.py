@@ -106,8 +106,7 @@ CLAIMS = (
         "on the pairs of two weaker teachers the student improves on the way, in 95 % of the seeds (0.95 minus that)",
         lambda s: s.labels["student learns from"] == "pairs" and s.labels["d"] == max(WIDTHS),
         _share_not_better,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "pairs_help_in_part",
@@ -115,16 +114,14 @@ CLAIMS = (
         "does not average out there (the share minus 0.95)",
         lambda s: s.labels["student learns from"] == "pairs" and s.labels["d"] < max(WIDTHS),
         lambda results, s: -_share_not_better(results, s),
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "imitation_hurts",
         "imitating the better teacher ends below the start (the end's mean minus the start's)",
         lambda s: s.labels["student learns from"] == "imitation",
         lambda results, s: results.mean(s.key, "end", METRIC) - results.mean(s.key, "start", METRIC),
-        0.0,
-        SIGN,
+        verdict=SIGN,
     ),
 )
 

@@ -136,8 +136,7 @@ CLAIMS = (
         "with one drawn label per pair the minimiser is off by more than ten times that, in every seed",
         lambda s: s.labels["labels"] == "drawn",
         _exact_minus_drawn,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

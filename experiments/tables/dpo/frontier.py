@@ -96,8 +96,7 @@ CLAIMS = (
         "DPO attains at least 97 % of the gain that is possible (0.97 minus its share)",
         lambda s: s.labels["loss"] == "dpo" and s.labels["KL"] != MISSED,
         lambda results, s: 0.97 - results.mean(s.key, "share", METRIC),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "dpo_missed",
@@ -106,24 +105,21 @@ CLAIMS = (
         "minus the share)",
         lambda s: s.labels["loss"] == "dpo" and s.labels["KL"] == MISSED,
         lambda results, s: 0.93 - results.mean(s.key, "share", METRIC),
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "others",
         "the other losses attain at least 80 % of it (0.8 minus the share)",
         lambda s: s.labels["loss"] != "dpo",
         lambda results, s: 0.8 - results.mean(s.key, "share", METRIC),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "no_more_than_possible",
         "no loss attains more than is possible, within 0.005 for the interpolation",
         lambda s: True,
         lambda results, s: float(results.final(s.key, "share", METRIC).max()) - 1.005,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

@@ -35,16 +35,14 @@ CLAIMS = (
         "one does not, and 20 moves too little in 60 steps: no lead can be told (lower end of the 95 % interval)",
         lambda s: s.key != "beta = 2",
         lambda results, s: -language_model.above_sft(results, s),
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "held",
         "beta = 2 stays nearer to SFT than 0.2 (minus the lower end of the 95 % interval of the difference in KL)",
         lambda s: s.key == "beta = 2",
         lambda results, s: -language_model.lead(results, "beta = 0.2", s.key, "KL")[0],
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "not_held_more",
@@ -52,8 +50,7 @@ CLAIMS = (
         "of the 95 % interval)",
         lambda s: s.key == "beta = 20",
         lambda results, s: language_model.lead(results, "beta = 2", s.key, "KL")[0],
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
 )
 

@@ -129,8 +129,7 @@ CLAIMS = (
         "of the others' lead over it)",
         lambda s: s.metric == ACCURACY and s.labels["raters"] == "all",
         _less_than_head_0,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "own_head",
@@ -138,8 +137,7 @@ CLAIMS = (
         "interval of that one's lead)",
         lambda s: s.metric == ACCURACY and s.labels["raters"] != "all",
         _lead_of_one_for_all,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

@@ -153,8 +153,7 @@ CLAIMS = (
         "interval of its lead)",
         lambda s: s.labels["V"] == ONE,
         _one_ahead,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "rates_near_base",
@@ -169,8 +168,7 @@ CLAIMS = (
         "a tenth of the learning rate wins less often (upper end of the 95 % interval of its lead)",
         lambda s: s.labels["policy's rate"] == 0.1,
         lambda results, s: results.lead(s.key, BASE, "win rate", METRIC)[1],
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "slow_value",
@@ -178,8 +176,7 @@ CLAIMS = (
         "within the noise of five seeds: V is one number per prompt, learned soon enough (the base's lead minus 0.021)",
         lambda s: s.labels["V's rate"] == 0.1 and s.labels["policy's rate"] == 1,
         lambda results, s: results.mean(BASE, "win rate", METRIC) - results.mean(s.key, "win rate", METRIC) - 0.021,
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "best_tau",
@@ -187,16 +184,14 @@ CLAIMS = (
         "linear in the policy's features costs nothing far out (lead of tau = 1 over tau = 0.1)",
         lambda s: s.labels["V"] == PER_PROMPT and s.labels["tau"] == TAUS[0],
         lambda results, s: results.mean(BASE, "win rate", METRIC) - results.mean(s.key, "win rate", METRIC),
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "tau",
         "tau = 5 wins less often than tau = 1 (upper end of the 95 % interval of its lead)",
         lambda s: s.labels["V"] == PER_PROMPT and s.labels["tau"] == TAUS[2],
         lambda results, s: results.lead(s.key, BASE, "win rate", METRIC)[1],
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "near_the_optimum",

@@ -251,8 +251,7 @@ CLAIMS = (
         "at tau = 0.1, where both go far, DRO wins against the SFT policy at least as often as KTO, within 0.01",
         lambda s: s.metric == "win rate" and s.labels["tau"] == TAUS[0],
         lambda results, s: -_more_wins(results, s) - 0.01,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "win_rate_at_equal_tau",
@@ -261,8 +260,7 @@ CLAIMS = (
         "DRO first (lower end of the 95 % interval of DRO's win rate minus KTO's)",
         lambda s: s.metric == "win rate" and s.labels["tau"] > TAUS[0],
         _farther_wins,
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "fixed_point",
@@ -276,8 +274,7 @@ CLAIMS = (
         "at equal tau KTO attains less of reward - tau KL than DRO (upper end of the 95 % interval of the difference)",
         lambda s: s.labels["data"] == "sampled" and s.labels["method"] == "kto",
         _behind,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "value_per_prompt",

@@ -165,8 +165,7 @@ CLAIMS = (
         "of its lead over the next smaller separation)",
         lambda s: s.labels["about"] == ALONE,
         _slower_than,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "priority",
@@ -174,8 +173,7 @@ CLAIMS = (
         "95 % interval of the difference in steps)",
         lambda s: s.labels["about"] == TOGETHER,
         lambda results, s: results.lead(*(f"{TOGETHER} {x}" for x in MIXED), "ours", STEPS)[1],
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "misalignment",
@@ -183,8 +181,7 @@ CLAIMS = (
         "(upper end of the 95 % interval of the difference in steps)",
         lambda s: s.labels["about"].startswith(SOON) and s.metric == STEPS,
         lambda results, s: results.lead(*_aligned_and_reference(s), "ours", STEPS)[1],
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "misalignment_at_the_end",

@@ -135,8 +135,7 @@ CLAIMS = (
         "at log 2 (share of starts at 1, minus 0.99)",
         _about("gpm, any start"),
         lambda results, s: results.mean(s.key, "ours", SHARE) - 0.99,
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
 )
 

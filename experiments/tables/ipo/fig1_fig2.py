@@ -214,8 +214,7 @@ CLAIMS = (
         "IPO ends nearer to the reference the larger tau is (change of the distance from one tau to the next)",
         _about("ipo", _ORDERED, TAUS[1:]),
         _farther_than_smaller_tau,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "dpo_saturates",
@@ -229,8 +228,7 @@ CLAIMS = (
         "DPO at tau = 5 is not there yet but still moving: its distance to the limit shrinks over the second half",
         _about("dpo", _ORDERED, TAUS[3:]),
         _still_moving,
-        0.0,
-        SIGN,
+        verdict=SIGN,
     ),
     Claim(
         "dpo_cycle",

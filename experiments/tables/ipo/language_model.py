@@ -38,8 +38,7 @@ CLAIMS = (
         "own)",
         lambda s: s.key == "IPO",
         lambda results, s: language_model.lead(results, "DPO", s.key, "KL")[0],
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     language_model.learns(lambda s: True),
 )

@@ -134,16 +134,14 @@ CLAIMS = (
         "with clean labels DPO attains more reward than KTO (minus the lower end of the 95 % interval)",
         _about("clean", "0"),
         _at_least("dpo clean 0", "kto clean 0"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "kto_on_noisy_labels",
         "with two labels in five flipped KTO attains more reward than DPO (minus the lower end of the 95 % interval)",
         _about("noisy", "0"),
         _at_least("kto noisy 0", "dpo noisy 0"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "figure_6",
@@ -151,8 +149,7 @@ CLAIMS = (
         "4.4 itself leaves to DPO, and KTO without them is behind (lower end of the interval of its lead over DPO)",
         _about("clean", *DROPPED),
         lambda results, s: results.lead(s.key, "dpo clean 0", "reward", METRIC)[0],
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
 )
 

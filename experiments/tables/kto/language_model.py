@@ -40,8 +40,7 @@ CLAIMS = (
         "told (lower end of the 95 % interval)",
         lambda s: s.key == "KTO",
         lambda results, s: -language_model.above_sft(results, s),
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "matches",
@@ -49,8 +48,7 @@ CLAIMS = (
         "leads in gold reward (minus the lower end of the 95 % interval)",
         lambda s: s.key == "KTO",
         lambda results, s: -language_model.lead(results, "DPO", s.key, "gold reward")[0],
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
 )
 

@@ -89,24 +89,21 @@ CLAIMS = (
         "probabilities end nearer to the optimum than one rater (upper end of the 95 % interval of the difference)",
         lambda s: s.labels["labels"] == "probability",
         lambda results, s: results.lead(s.key, f"one rater {s.labels['beta']}", "KL to it", METRIC)[1],
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "raters",
         "five raters end farther off than probabilities (minus the lower end of the 95 % interval)",
         lambda s: s.labels["labels"] == "share of raters",
         _beyond("probability"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "one_rater",
         "one rater ends farther off than five (minus the lower end of the 95 % interval)",
         lambda s: s.labels["labels"] == "one rater",
         _beyond("share of raters"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

@@ -161,16 +161,14 @@ CLAIMS = (
         "whole responses are ranked as 'the shorter wins' ranks them, on more than 80 % of pairs (0.8 less the share)",
         lambda s: s.key == f"raw {AGREEMENT}",
         lambda results, s: 0.8 - results.mean(s.key, "ours", AGREEMENT),
-        0.0,
-        SIGN,
+        verdict=SIGN,
     ),
     Claim(
         "length_divided",
         "per token they are ranked less like that (upper end of the 95 % interval of the difference)",
         lambda s: s.key == f"per token {AGREEMENT}",
         _more_than_raw,
-        0.0,
-        SIGN,
+        verdict=SIGN,
     ),
 )
 

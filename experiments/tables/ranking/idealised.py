@@ -78,15 +78,13 @@ CLAIMS = (
         "the minimiser ranks the share of pairs rightly that the corollary says",
         lambda s: True,
         away_from("corollary"),
-        0.0,
     ),
     Claim(
         "regularised",
         "the smaller beta, the better it ranks (accuracy at the next larger beta minus here)",
         lambda s: s.labels["beta"] < BETAS[-1],
         _over_reference,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

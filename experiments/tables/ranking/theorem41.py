@@ -88,7 +88,6 @@ CLAIMS = (
         "a pair is ranked rightly if and only if its loss is at most that: on every pair of every policy",
         lambda s: s.metric == "share of pairs",
         away_from("theorem"),
-        0.0,
     ),
 )
 

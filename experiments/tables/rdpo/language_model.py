@@ -41,16 +41,14 @@ CLAIMS = (
         "exchanged labels leave DPO no gain in gold reward that can be told (lower end of the 95 % interval)",
         lambda s: s.key == "DPO",
         lambda results, s: -language_model.above_sft(results, s),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "noise_costs",
         "exchanged labels cost DPO gold reward (minus the lower end of the 95 % interval)",
         lambda s: s.key == "DPO, clean",
         ahead_of("DPO"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "robust",
@@ -59,8 +57,7 @@ CLAIMS = (
         "95 % interval of its lead)",
         lambda s: s.key == "rDPO",
         lambda results, s: language_model.lead(results, s.key, "DPO", "gold reward")[0],
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
 )
 

@@ -167,16 +167,14 @@ CLAIMS = (
         "at a flip rate of 0.4 DPO attains less reward than rDPO (upper end of the 95 % interval of the difference)",
         _about("dpo", 0.4),
         _behind("rdpo"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "cdpo_below_dpo",
         "at a flip rate of 0.4 cDPO attains less reward than DPO (upper end of the 95 % interval of the difference)",
         _about("cdpo", 0.4),
         _behind("dpo"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "noise_costs",
@@ -191,8 +189,7 @@ CLAIMS = (
         "without noise every loss ends above the reference's reward (its lead, upper end of the 95 % interval)",
         lambda s: s.labels["flip rate"] == 0,
         _below_reference,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

@@ -190,7 +190,6 @@ CLAIMS = (
         "rDPO's error at the largest n is smaller than DPO's and cDPO's at any n",
         lambda s: s.labels["loss"] in ("dpo", "cdpo"),
         _best_of,
-        0.0,
     ),
     Claim(
         "size",

@@ -134,8 +134,7 @@ CLAIMS = (
         "asked for the highest score the policy attains more reward than DPO's (minus the lower end of the interval)",
         lambda s: s.metric == REWARD,
         _gain,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "unlearning",
@@ -143,8 +142,7 @@ CLAIMS = (
         "the 95 % interval)",
         lambda s: s.metric == OWN,
         _gain,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "unlearning_when_asked_for_more",
@@ -152,8 +150,7 @@ CLAIMS = (
         "takes the policy farther, and they are not what was asked for (upper end of the interval of what is left)",
         lambda s: s.metric == REJECTED,
         lambda results, s: _difference(results, s)[1],
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
 )
 

@@ -42,8 +42,7 @@ CLAIMS = (
         "ranks them, and no lead in gold reward can be told (lower end of the 95 % interval)",
         lambda s: s.key == "sft-sample-rank",
         not_ahead_of("direct"),
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "rso_beats_sft",
@@ -51,8 +50,7 @@ CLAIMS = (
         "they go farther from SFT (lower end of the 95 % interval)",
         lambda s: s.key == "rso-sample-rank",
         not_ahead_of("sft-sample-rank"),
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
 )
 

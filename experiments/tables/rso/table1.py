@@ -134,16 +134,14 @@ CLAIMS = (
         "pairs of another policy beat SFT by more than 0.1",
         _is("direct", *JUDGES),
         lambda results, s: 0.6 - results.mean(s.key, "win rate", METRIC),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "sft_beats_direct",
         "pairs of SFT samples win more than pairs of another policy (minus the lower end of the 95 % interval)",
         _is("sft-sample-rank", *JUDGES),
         _ahead_of("direct"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "rso_beats_sft",
@@ -151,8 +149,7 @@ CLAIMS = (
         "95 % interval)",
         lambda s: s.labels["pairs"] == "rso-sample-rank" and s.labels["loss"] != "sigmoid-norm",
         _ahead_of("sft-sample-rank"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "sigmoid_norm",
@@ -161,16 +158,14 @@ CLAIMS = (
         "minus 0.01)",
         lambda s: s.labels["pairs"] == "rso-sample-rank" and s.labels["loss"] == "sigmoid-norm",
         _no_lead_over("sft-sample-rank"),
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "rso_beats_direct",
         "pairs of rejection samples win more than pairs of another policy (minus the lower end of the 95 % interval)",
         _is("rso-sample-rank", *JUDGES),
         _ahead_of("direct"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     *(
         Claim(
@@ -179,8 +174,7 @@ CLAIMS = (
             "same reason (upper end of the 95 % interval of its lead, minus 0.01)",
             _is(f"{name}, tournament", "proxy"),
             _no_lead_over(f"{name}-sample-rank"),
-            0.0,
-            NOT_REPRODUCED,
+            verdict=NOT_REPRODUCED,
         )
         for name in ("sft", "rso")
     ),

@@ -132,7 +132,6 @@ CLAIMS = (
         "what is accepted follows the optimal policy: chi-square's p is above 0.01 (0.01 - p)",
         _about("law"),
         lambda results, s: 0.01 - results.mean(s.key, "ours", "p"),
-        0.0,
     ),
     Claim(
         "losses",

@@ -132,24 +132,21 @@ CLAIMS = (
         "the easiest part attains more reward than all pairs (minus the lower end of the 95 % interval)",
         lambda s: s.labels["easiest"] in SHARES[:-1],
         _gain,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "learns",
         "all pairs attain more reward than the reference's 0",
         lambda s: s.labels["easiest"] == 1.0,
         lambda results, s: -results.mean(s.key, "ours", REWARD),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "same_pairs",
         "the difficulties of two sets of splits and batches have a rank correlation above 0.7 (0.7 minus it)",
         lambda s: s.metric == AGREEMENT,
         lambda results, s: 0.7 - results.mean(s.key, "ours", AGREEMENT),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

@@ -88,16 +88,14 @@ CLAIMS = (
         "interval of the lead over the better kind, minus 0.01)",
         lambda s: 0 < s.labels["on-policy"] < 1,
         _above_ends,
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
     Claim(
         "learns",
         "either kind alone wins more than 0.8 against the reference",
         lambda s: s.labels["on-policy"] in (0, 1),
         lambda results, s: 0.8 - results.mean(s.key, "win rate", METRIC),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 

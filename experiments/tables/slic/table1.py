@@ -148,27 +148,28 @@ CLAIMS = (
         "the SFT policy wins less than half against the reference targets",
         _is("SFT"),
         lambda results, s: results.mean(s.key, "win rate", METRIC) - 0.5,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
-        "positives", "imitating the positives wins more than SFT", _is("SFT, positives"), _ahead_of("SFT"), 0.0, ORDER
+        "positives",
+        "imitating the positives wins more than SFT",
+        _is("SFT, positives"),
+        _ahead_of("SFT"),
+        verdict=ORDER,
     ),
     Claim(
         "direct",
         "SLiC on human pairs wins more than imitating their positives",
         _is("SLiC, human pairs"),
         _ahead_of("SFT, positives"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "sample_rank",
         "SLiC on ranked samples wins more than on human pairs",
         _is("SLiC, sample-rank"),
         _ahead_of("SLiC, human pairs"),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "best_of_8",
@@ -177,8 +178,7 @@ CLAIMS = (
         "pair's, which says nothing of long texts (upper end of the 95 % interval of its lead, minus 0.1)",
         _is("SFT, best of 8"),
         lambda results, s: results.lead("SLiC, sample-rank", s.key, "win rate", METRIC)[1] - 0.1,
-        0.0,
-        NOT_REPRODUCED,
+        verdict=NOT_REPRODUCED,
     ),
 )
 

@@ -98,8 +98,7 @@ CLAIMS = (
         "of what it loses)",
         _about("min", 100, 400),
         _falls,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "sweet_spot",
@@ -107,16 +106,14 @@ CLAIMS = (
         "of the 95 % interval)",
         _about("mu - 2 sigma", 100, 400),
         _behind_sweet_spot,
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
     Claim(
         "learns",
         "every choice ends well above the reference: it wins more than 0.8",
         lambda s: True,
         lambda results, s: 0.8 - results.mean(s.key, "win rate", METRIC),
-        0.0,
-        ORDER,
+        verdict=ORDER,
     ),
 )
 
