@@ -93,14 +93,9 @@ def test_attention_measures_equal_work(tmp_path):
 
 
 def test_attention_refuses_to_time_a_wrong_implementation(monkeypatch):
-    right = attention.implementations
-
-    def wrong(*arrays):
-        functions = right(*arrays)
-        tiled = functions["live tiles"]
-        return functions | {"live tiles": lambda q, k, v: tiled(q, k, 1.01 * v)}
-
-    monkeypatch.setattr(attention, "implementations", wrong)
+    right = attention.tiled
+    wrong = lambda q, k, v, *mask: right(q, k, 1.01 * v, *mask)
+    monkeypatch.setitem(attention.IMPLEMENTATIONS, attention.TILES, wrong)
     with pytest.raises(AssertionError, match="not the same work"):
         attention.Attention([640]).measure(repeats=1)
 

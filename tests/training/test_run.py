@@ -133,8 +133,10 @@ def test_a_run_may_become_longer_but_not_shorter_than_it_is(whole, tmp_path, cap
     shorter = dataclasses.replace(DPO, train=LoopConfig(steps=10))
     with pytest.raises(ValueError, match="is at step 20, beyond train.steps=10"):
         run_stage(shorter, workdir, workdir / "data")
-    stage._say_continued(tmp_path, load_proof(workdir), 24)
-    assert "continuing from step 20; 24 steps, not 20: schedules of the learning rate" in capsys.readouterr().out
+    stage._say_continued(tmp_path, load_proof(workdir), DPO, 24)
+    said = capsys.readouterr().out
+    assert "continuing from step 20; 24 steps, not 20: schedules of the learning rate" in said
+    assert "begun before" not in said
 
 
 # Steps of three rows: four with padding where four devices share them.
